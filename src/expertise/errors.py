@@ -1,0 +1,84 @@
+"""Every mistake that a user can make ends in one of these; a command prints it as one line and exits with 2.
+
+    ExpertiseError
+    ├── RecipeError      a recipe or an option does not fit: unknown key, wrong value, fields that disagree
+    ├── DataError        a source of text is missing, empty, unreadable or too small
+    ├── RunError         a run's folder is missing, in use, damaged, or not what the recipe says
+    ├── MissingExtra     an optional part of the library is not installed
+    ├── DeviceError      a device is absent, or its memory is too small
+    ├── DiskError        a disk is full or may not be written
+    └── DivergedError    training met a loss or a gradient that is not finite
+
+Anything else that reaches the top is our fault: exit code 1, with a traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ExpertiseError(Exception):
+    """A mistake with a remedy.
+
+    Args:
+        message: one line that names what is wrong.
+        hints: at most three lines that say what to do.
+    """
+
+    def __init__(self, message: str, *hints: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hints = hints[:3]
+
+
+class RecipeError(ExpertiseError):
+    """A recipe, a configuration or an option does not fit."""
+
+
+class DataError(ExpertiseError):
+    """A source of data is missing, empty, unreadable or too small."""
+
+
+class RunError(ExpertiseError):
+    """A run's folder is missing, in use, damaged, or belongs to something else."""
+
+
+class MissingExtra(ExpertiseError):  # noqa: N818 - reads as what it is: `raise MissingExtra("data", …)`
+    """An optional part of the library is not installed.
+
+    Args:
+        extra: the extra's name in pyproject.toml.
+        what: what needed it, in words.
+    """
+
+    def __init__(self, extra: str, what: str) -> None:
+        super().__init__(f"{what} needs packages that are not installed", f"pip install 'expertise[{extra}]'")
+        self.extra = extra
+
+
+class DeviceError(ExpertiseError):
+    """A device is absent, or its memory is too small."""
+
+
+class DiskError(ExpertiseError):
+    """A disk is full, or may not be written."""
+
+
+class DivergedError(ExpertiseError):
+    """Training met a loss or a gradient that is not finite."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for a mistyped name: the nearest known one, else all of them.
+
+    Args:
+        name: what the user wrote.
+        known: every valid name.
+
+    Returns:
+        One line, without a full stop.
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(known) or 'none'}"

@@ -1,0 +1,113 @@
+"""Rotary positions, grouped-query attention, and the cache of keys and values."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from expertise.lm.config import ModelConfig
+from expertise.shapes import Float
+
+
+class Rotary(nn.Module):
+    """Rotary positions (arXiv 2104.09864), half-split: element i turns with element i + head_dim / 2.
+
+    Args:
+        head_dim: width of a head, even.
+        context: number of positions.
+        theta: base of the frequencies.
+    """
+
+    cosine: Tensor
+    sine: Tensor
+
+    def __init__(self, head_dim: int, context: int, theta: float) -> None:
+        super().__init__()
+        frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+        angles = torch.outer(torch.arange(context, dtype=torch.float64), frequencies)
+        # Derived from the configuration, so not part of a checkpoint.
+        self.register_buffer("cosine", angles.cos().float(), persistent=False)
+        self.register_buffer("sine", angles.sin().float(), persistent=False)
+
+    def forward(
+        self, heads: Float[Tensor, "batch heads time head_dim"], start: int
+    ) -> Float[Tensor, "batch heads time head_dim"]:
+        """Turn queries or keys that stand at positions start, start + 1, …"""
+        end = start + heads.shape[-2]
+        cosine, sine = self.cosine[start:end].to(heads.dtype), self.sine[start:end].to(heads.dtype)
+        first, second = heads.chunk(2, dim=-1)
+        return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
+
+
+class KeyValueCache:
+    """Keys and values of the tokens so far, for every layer.
+
+    Args:
+        config: the model's.
+        batch: number of sequences.
+        like: a tensor whose device and dtype the cache takes.
+    """
+
+    def __init__(self, config: ModelConfig, batch: int, like: Tensor) -> None:
+        shape = (config.num_layers, 2, batch, config.kv_heads, config.context, config.head_dim)
+        self._store = like.new_zeros(shape)
+        self.length = 0
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add a layer's new keys and values `[B, H, T, head_dim]`; all of them so far come back.
+
+        `length` is moved by `advance` once all layers have added theirs.
+        """
+        end = self.length + keys.shape[-2]
+        self._store[layer, 0, :, :, self.length : end] = keys
+        self._store[layer, 1, :, :, self.length : end] = values
+        return self._store[layer, 0, :, :, :end], self._store[layer, 1, :, :, :end]
+
+    def advance(self, tokens: int) -> None:
+        """All layers have added so many tokens."""
+        self.length += tokens
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped-query heads.
+
+    Args:
+        config: the model's.
+        layer: this layer's index, for the cache.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.num_heads, self.kv_heads, self.head_dim = config.num_heads, config.kv_heads, config.head_dim
+        width = (self.num_heads + 2 * self.kv_heads) * self.head_dim
+        self.qkv = nn.Linear(config.dim, width, bias=config.qkv_bias)
+        self.output = nn.Linear(self.num_heads * self.head_dim, config.dim, bias=False)
+        norm = nn.RMSNorm if config.qk_norm else None
+        self.query_norm = norm(self.head_dim, config.norm_epsilon) if norm else nn.Identity()
+        self.key_norm = norm(self.head_dim, config.norm_epsilon) if norm else nn.Identity()
+
+    def forward(
+        self, x: Float[Tensor, "batch time dim"], rotary: Rotary, cache: KeyValueCache | None = None
+    ) -> Float[Tensor, "batch time dim"]:
+        """Each position attends to itself and those before it, cached ones included."""
+        batch, time, _ = x.shape
+        heads = self.qkv(x).view(batch, time, -1, self.head_dim).transpose(1, 2)
+        queries = heads[:, : self.num_heads]
+        keys = heads[:, self.num_heads : self.num_heads + self.kv_heads]
+        values = heads[:, self.num_heads + self.kv_heads :]
+        start = cache.length if cache else 0
+        queries = rotary(self.query_norm(queries), start)
+        keys = rotary(self.key_norm(keys), start)
+        if cache is not None:
+            keys, values = cache.extend(self.layer, keys, values)
+        groups = self.num_heads // self.kv_heads
+        if groups > 1:
+            keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
+        mask = None
+        if start and time > 1:
+            # Query i stands at position start + i; torch's is_causal would align it with key i.
+            mask = torch.ones(time, start + time, dtype=torch.bool, device=x.device).tril(start)
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=start == 0)
+        return self.output(mixed.transpose(1, 2).reshape(batch, time, -1))  # type: ignore[no-any-return]

@@ -1,0 +1,116 @@
+"""What a recipe says about its text and its tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge
+
+from expertise.errors import RecipeError
+
+INSTALLED = "installed"
+"""The source that reads the text which comes with this package's environment."""
+
+SMALLEST_VOCABULARY = 260
+"""256 bytes, the end of text, and room for a few merges."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceTable:
+    """One place that text comes from.
+
+    Raises:
+        RecipeError: neither or both of `path` and `hub` are given, or the domain's name cannot be used.
+    """
+
+    path: str = ""
+    """A file or a folder of text, JSON Lines or Parquet."""
+
+    hub: str = ""
+    """A data set on the Hugging Face hub, as `owner/name` or `owner/name:configuration` (extra `data`)."""
+
+    domain: str
+    """The label under which this text is counted and evaluated."""
+
+    field: str = "text"
+    """The field that holds the text, in JSON Lines, Parquet and hub data sets."""
+
+    split: str = "train"
+    """The hub data set's split to read; it is split again here."""
+
+    pattern: str = "**/*"
+    """Which files of a folder are read."""
+
+    def __post_init__(self) -> None:
+        if bool(self.path) == bool(self.hub):
+            raise RecipeError(f"the source of domain {self.domain!r} needs a path or a hub, one of the two")
+        check_domain(self.domain)
+        if not self.pattern or self.pattern.startswith("/") or ".." in self.pattern.split("/"):
+            raise RecipeError(f"the pattern {self.pattern!r} must stay within the folder, such as '**/*'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The text a model is trained and evaluated on."""
+
+    source: str | list[SourceTable] = ""
+    """`"installed"`, a path to a file or folder, or a list of tables with `path` (or `hub`) and `domain`."""
+
+    cap_bytes: Annotated[int, Ge(0)] = 0
+    """How many bytes of each domain are kept at most; 0 keeps all."""
+
+    deduplicate: bool = True
+    """Whether a paragraph of 60 bytes or more is kept only the first time it is met, over all domains."""
+
+    def __post_init__(self) -> None:
+        if self.cap_bytes < 0:
+            raise RecipeError(f"data.cap_bytes is {self.cap_bytes}, but must be 0 (no cap) or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """Where the tokenizer comes from: trained on the text, or given."""
+
+    vocab_size: Annotated[int, Ge(SMALLEST_VOCABULARY)] = 4096
+    """How many tokens the trained tokenizer has at most; a short text gives fewer."""
+
+    path: str = ""
+    """A `tokenizer.json` to use instead of training one."""
+
+    train_bytes: Annotated[int, Ge(1)] = 6_000_000
+    """How much of the training text the tokenizer is trained on at most, an equal share of each domain."""
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < SMALLEST_VOCABULARY:
+            raise RecipeError(
+                f"tokenizer.vocab_size is {self.vocab_size}, but must be at least {SMALLEST_VOCABULARY}",
+                "256 of the tokens are the single bytes",
+            )
+        if self.train_bytes < 1:
+            raise RecipeError(f"tokenizer.train_bytes is {self.train_bytes}, but must be at least 1")
+
+
+def require_source(data: DataConfig) -> None:
+    """Refuse a recipe that names no data.
+
+    Raises:
+        RecipeError: `data.source` is empty.
+    """
+    if not data.source:
+        raise RecipeError(
+            "the recipe names no data: set data.source",
+            "for example --set data.source=installed, or a path to a file or a folder of text",
+        )
+
+
+def check_domain(domain: str) -> None:
+    """Refuse a domain's name that a report could not show.
+
+    Raises:
+        RecipeError: the name is empty, or `mean`, which stands for the mean over all domains.
+    """
+    if not domain.strip():
+        raise RecipeError("a source has an empty domain: give it a short name")
+    if domain == "mean":
+        raise RecipeError("a domain cannot be called 'mean', which stands for the mean over all domains")

@@ -1,0 +1,168 @@
+"""From a recipe's data and tokenizer to what training and evaluation read: one call, built once, cached."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from expertise.errors import DataError
+from expertise.lm.data.cache import Entry, entry, key_of
+from expertise.lm.data.config import DataConfig, TokenizerConfig
+from expertise.lm.data.corpus import build_text, stored_documents
+from expertise.lm.data.sources import digest_of, open_sources
+from expertise.lm.data.split import SPLITS
+from expertise.lm.data.streams import TokenStream, build_streams, open_stream
+from expertise.lm.data.tokenizer import end_of_text, load_tokenizer, train_tokenizer, vocab_size
+
+if TYPE_CHECKING:
+    import tokenizers
+
+
+def _silent(_line: str) -> None:
+    """Print nothing."""
+
+
+def prepare(data: DataConfig, tokenizer: TokenizerConfig, say: Callable[[str], None] = _silent) -> Prepared:
+    """Read, divide and encode the text that a recipe names, or find it in the cache.
+
+    Args:
+        data: which text.
+        tokenizer: trained on the training text, or given.
+        say: told what is being built, a line at a time; nothing is said when all is there.
+
+    Raises:
+        RecipeError: the recipe names no data.
+        DataError: a source is missing, empty, unreadable or too small; the tokenizer is none.
+        MissingExtra: a source needs a package that is not installed.
+        DiskError: the cache is full or cannot be written.
+    """
+    return Prepared(data, tokenizer, say)
+
+
+class Prepared:
+    """Text and tokens of one recipe, divided into `train`, `validation` and `test`.
+
+    The cache it reads may be deleted at any time: what is asked for next is then built again.
+
+    Args:
+        data: which text.
+        tokenizer: trained on the training text, or given.
+        say: told what is being built.
+    """
+
+    tokenizer: tokenizers.Tokenizer
+    """Encodes and decodes; a special token spelled out in a text is encoded as text."""
+
+    end_of_text: int
+    """The id of the token before each document."""
+
+    vocab_size: int
+    """One more than the largest id; may be smaller than asked for."""
+
+    domains: tuple[str, ...]
+    """The domains' names; a domain's id is its index."""
+
+    digest: str
+    """SHA-256 of the sources, as `source_digest` gives it."""
+
+    notes: tuple[str, ...]
+    """What was left out or skipped, a line each."""
+
+    bytes: dict[str, dict[str, int]]
+    """Side → domain → UTF-8 bytes of text."""
+
+    documents_count: dict[str, dict[str, int]]
+    """Side → domain → number of documents."""
+
+    tokens_count: dict[str, dict[str, int]]
+    """Side → domain → number of tokens, end-of-text tokens included."""
+
+    def __init__(self, data: DataConfig, tokenizer: TokenizerConfig, say: Callable[[str], None]) -> None:
+        self._data, self._config, self._say = data, tokenizer, say
+        self.digest = digest_of(open_sources(data))
+        text = self._text()
+        self.domains = tuple(text.facts["domains"])
+        self.notes = tuple(text.facts["notes"])
+        self.bytes = text.facts["bytes"]
+        self.documents_count = text.facts["documents"]
+        tokens = self._tokens()
+        self.tokens_count = tokens.facts["tokens"]
+        self.tokenizer = load_tokenizer(tokens.path / "tokenizer.json")
+        self.end_of_text = end_of_text(self.tokenizer)
+        self.vocab_size = vocab_size(self.tokenizer)
+
+    def stream(self, split: str) -> TokenStream:
+        """The tokens of `train`, `validation` or `test`, memory-mapped."""
+        found = self._tokens()
+        return open_stream(found.path, _side(split), found.facts["dtype"], self.domains)
+
+    def documents(self, split: str, domain: str) -> Iterator[str]:
+        """The texts of one side and domain, in stored order."""
+        if domain not in self.domains:
+            raise KeyError(f"no domain {domain!r}; there are {', '.join(self.domains)}")
+        stored = stored_documents(self._text().path, _side(split))
+        return (document.text for document in stored if document.domain == domain)
+
+    def _text(self) -> Entry:
+        data = self._data
+
+        def build(folder: Path) -> dict[str, Any]:
+            sources = open_sources(data)
+            if digest_of(sources) != self.digest:
+                raise DataError(
+                    "the text has changed since it was first read, and its cache is gone",
+                    "start again, or bring the old text back",
+                )
+            return build_text(sources, data.cap_bytes, data.deduplicate, folder, self._say)
+
+        return entry("text", self._text_key(), build)
+
+    def _tokens(self) -> Entry:
+        def build(folder: Path) -> dict[str, Any]:
+            text = self._text()
+            if given:
+                chosen = load_tokenizer(Path(self._config.path))
+                end_of_text(chosen)  # adds one where there is none
+            else:
+                self._say("training the tokenizer")
+                chosen = train_tokenizer(self._training_texts(text.path), self._config.vocab_size)
+            chosen.save(str(folder / "tokenizer.json"))
+            self._say("encoding the text")
+            return build_streams(text.path, chosen, self.domains, folder)
+
+        given = _file_digest(Path(self._config.path)) if self._config.path else ""
+        asked = [given] if given else [self._config.vocab_size, self._config.train_bytes]
+        return entry("tokens", key_of(self._text_key(), asked), build)
+
+    def _text_key(self) -> str:
+        return key_of(self.digest, self._data.cap_bytes, self._data.deduplicate)
+
+    def _training_texts(self, text: Path) -> Iterator[str]:
+        """The first documents of each domain's training text, an equal number of bytes for each."""
+        left = dict.fromkeys(self.domains, max(1, self._config.train_bytes // len(self.domains)))
+        for document in stored_documents(text, "train"):
+            room = left[document.domain]
+            if room > 0:
+                raw = document.text.encode()
+                left[document.domain] -= len(raw)
+                yield document.text if len(raw) <= room else raw[:room].decode(errors="ignore")
+            elif max(left.values()) <= 0:
+                return
+
+
+def _side(split: str) -> str:
+    if split not in SPLITS:
+        raise KeyError(f"no split {split!r}; there are {', '.join(SPLITS)}")
+    return split
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(
+            f"cannot read the tokenizer {path}: {error.strerror or error}",
+            "tokenizer.path names a tokenizer.json; leave it out to train one",
+        ) from None

@@ -1,0 +1,110 @@
+"""Token streams on disk: one array of ids per side, with the domain of each document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from expertise.lm.data.corpus import stored_documents
+from expertise.lm.data.split import SPLITS
+from expertise.lm.data.tokenizer import encode, end_of_text, vocab_size
+from expertise.shapes import Int
+
+if TYPE_CHECKING:
+    import tokenizers
+
+_CHARACTERS_AT_ONCE = 8_000_000
+
+
+@dataclass(frozen=True)
+class TokenStream:
+    """The documents of one side, one after the other, each preceded by the end-of-text token."""
+
+    tokens: Int[np.ndarray, " tokens"]
+    """Token ids, memory-mapped, read-only: uint16, or uint32 for more than 65,536 tokens."""
+
+    starts: Int[np.ndarray, " spans"]
+    """Where each document's end-of-text token stands, int64, ascending, the first is 0."""
+
+    domain_ids: Int[np.ndarray, " spans"]
+    """Each document's domain as an index into `domains`, int64."""
+
+    domains: tuple[str, ...]
+    """The domains' names."""
+
+    def domain_of(self, positions: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
+        """The domain id (int64) of each position; an end of text belongs to the document it precedes."""
+        return self.domain_ids[np.searchsorted(self.starts, positions, side="right") - 1]
+
+
+def build_streams(
+    text: Path, tokenizer: tokenizers.Tokenizer, domains: tuple[str, ...], folder: Path
+) -> dict[str, Any]:
+    """Encode stored text: `SIDE.tokens` (little-endian uint16 or uint32), `SIDE.starts` and `SIDE.domains`.
+
+    Args:
+        text: a folder written by `build_text`.
+        tokenizer: encodes it.
+        domains: names in the order of their ids.
+        folder: where the files go.
+
+    Returns:
+        dtype: the ids' type; tokens: side → domain → count, the end-of-text tokens included.
+    """
+    dtype = "<u2" if vocab_size(tokenizer) <= 2**16 else "<u4"
+    end = np.array([end_of_text(tokenizer)], dtype=dtype)
+    number = {domain: i for i, domain in enumerate(domains)}
+    counts = {side: dict.fromkeys(domains, 0) for side in SPLITS}
+    for side in SPLITS:
+        starts: list[int] = []
+        owners: list[int] = []
+        at = 0
+        with (folder / f"{side}.tokens").open("wb") as file:
+            for domain, ids in _encoded(text, side, tokenizer):
+                starts.append(at)
+                owners.append(number[domain])
+                end.tofile(file)
+                ids.astype(dtype).tofile(file)
+                at += len(ids) + 1
+                counts[side][domain] += len(ids) + 1
+        _write(folder / f"{side}.starts", starts)
+        _write(folder / f"{side}.domains", owners)
+    return {"dtype": dtype, "tokens": counts}
+
+
+def open_stream(folder: Path, side: str, dtype: str, domains: tuple[str, ...]) -> TokenStream:
+    """Memory-map what `build_streams` wrote."""
+    return TokenStream(
+        tokens=np.memmap(folder / f"{side}.tokens", dtype=dtype, mode="r"),
+        starts=np.fromfile(folder / f"{side}.starts", dtype="<i8").astype(np.int64),
+        domain_ids=np.fromfile(folder / f"{side}.domains", dtype="<i8").astype(np.int64),
+        domains=domains,
+    )
+
+
+def _encoded(
+    text: Path, side: str, tokenizer: tokenizers.Tokenizer
+) -> Iterator[tuple[str, Int[np.ndarray, " tokens"]]]:
+    documents = stored_documents(text, side)
+    while True:
+        names: list[str] = []
+        texts: list[str] = []
+        size = 0
+        for document in documents:
+            names.append(document.domain)
+            texts.append(document.text)
+            size += len(document.text)
+            if size >= _CHARACTERS_AT_ONCE:
+                break
+        if not texts:
+            return
+        yield from zip(names, encode(tokenizer, texts), strict=True)
+
+
+def _write(path: Path, values: list[int]) -> None:
+    with path.open("wb") as file:
+        np.array(values, dtype="<i8").tofile(file)

@@ -1,0 +1,131 @@
+"""Bits per byte per domain, and the use of every part on the same tokens."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from expertise.lm.data import IGNORED, EvaluationWindows, Prepared, evaluation_windows
+from expertise.lm.model import LanguageModel
+from expertise.mixture.measures import Usage
+from expertise.mixture.mixture import recording
+from expertise.mixture.routes import Routes
+
+
+@dataclasses.dataclass(frozen=True)
+class DomainText:
+    """Held-out text of one domain, cut into windows."""
+
+    domain: str
+    windows: EvaluationWindows
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What one pass over held-out text gave."""
+
+    bits_per_byte: dict[str, float]
+    """Per domain."""
+    num_bytes: dict[str, int]
+    """UTF-8 bytes that they are over."""
+    usage: dict[int, Usage]
+    """Mixture layer → what its parts did; the domains are in the order of `bits_per_byte`."""
+
+    @property
+    def mean_bits_per_byte(self) -> float:
+        """Mean over the domains, each counting once."""
+        return sum(self.bits_per_byte.values()) / len(self.bits_per_byte)
+
+    def mean_parts_per_token(self) -> float:
+        """Mean over tokens and mixture layers; 0 for a dense model."""
+        counts = [usage.parts_per_token() for usage in self.usage.values()]
+        return sum(counts) / len(counts) if counts else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers: `bits_per_byte`, `bytes`, `parts_per_token`, `loads` (relative, per layer)."""
+        result: dict[str, Any] = {
+            "bits_per_byte": {k: round(v, 5) for k, v in self.bits_per_byte.items()}
+            | {"mean": round(self.mean_bits_per_byte, 5)},
+            "bytes": self.num_bytes,
+        }
+        if self.usage:
+            layers = list(self.usage.values())
+            by_domain = [usage.parts_per_token_by_domain() for usage in layers]
+            result["parts_per_token"] = {
+                "mean": round(self.mean_parts_per_token(), 4),
+                "layers": [round(usage.parts_per_token(), 4) for usage in layers],
+                "domains": {
+                    domain: round(sum(row[i] for row in by_domain) / len(by_domain), 4)
+                    for i, domain in enumerate(self.bits_per_byte)
+                },
+            }
+            result["loads"] = [[round(float(x), 4) for x in usage.load()] for usage in layers]
+        return result
+
+
+def domain_texts(prepared: Prepared, split: str, max_bytes: int, context: int) -> list[DomainText]:
+    """Held-out windows of every domain.
+
+    Args:
+        prepared: text and tokenizer.
+        split: "validation" or "test".
+        max_bytes: at most so much of each domain; 0: all.
+        context: tokens per window.
+    """
+    return [
+        DomainText(domain, evaluation_windows(prepared, split, domain, max_bytes, context))
+        for domain in prepared.domains
+    ]
+
+
+def evaluate(
+    model: LanguageModel, texts: list[DomainText], batch_size: int, bfloat16: bool = False
+) -> Evaluation:
+    """One pass over held-out text.
+
+    Args:
+        model: in any mode; it is not changed.
+        texts: from `domain_texts`.
+        batch_size: windows at once.
+        bfloat16: compute products in bfloat16, as a run that trains so does.
+    """
+    bits: dict[str, float] = {}
+    usage: dict[int, Usage] = {}
+    for index, text in enumerate(texts):
+        nll = 0.0
+        for tokens, targets, losses, routes in passes(model, text, batch_size, bfloat16):
+            nll += float(losses.double().sum())
+            domains = torch.where(targets.flatten() == IGNORED, -1, index)
+            for layer, record in routes.items():
+                if layer not in usage:
+                    usage[layer] = Usage(record.num_parts, len(texts), record.num_slots)
+                usage[layer].add(record, domains)
+            del tokens
+        bits[text.domain] = nll / math.log(2) / max(1, text.windows.num_bytes)
+    return Evaluation(bits, {text.domain: text.windows.num_bytes for text in texts}, usage)
+
+
+@torch.inference_mode()
+def passes(
+    model: LanguageModel, text: DomainText, batch_size: int, bfloat16: bool = False
+) -> Iterator[tuple[Tensor, Tensor, Tensor, dict[int, Routes]]]:
+    """Batches of windows: tokens, targets, loss of each target (nats, 0 where ignored), routes by layer."""
+    windows, device = text.windows, model.device
+    autocast = torch.autocast(device.type, torch.bfloat16) if bfloat16 else contextlib.nullcontext()
+    for start in range(0, len(windows.tokens), batch_size):
+        tokens = windows.tokens[start : start + batch_size].to(device)
+        targets = windows.targets[start : start + batch_size].to(device)
+        with autocast, recording(model):
+            logits = model(tokens)
+        losses = F.cross_entropy(
+            logits.flatten(0, 1).float(), targets.flatten(), reduction="none", ignore_index=IGNORED
+        )
+        routes = {layer: mixture.last_routes for layer, mixture in model.mixtures().items()}
+        yield tokens, targets, losses, {k: v for k, v in routes.items() if v is not None}

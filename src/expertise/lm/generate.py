@@ -1,0 +1,144 @@
+"""Text from a model, token by token, with a key-value cache."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from expertise.errors import RecipeError
+from expertise.lm.attention import KeyValueCache
+from expertise.lm.model import LanguageModel
+from expertise.shapes import Float, Int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen."""
+
+    temperature: float = 1.0
+    """Divides the logits; 0: the most likely token."""
+    top_k: int | None = None
+    """Only so many most likely tokens."""
+    top_p: float | None = None
+    """Only the most likely tokens that together pass this probability."""
+    no_repeat: int | None = None
+    """Never repeat a run of so many tokens."""
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise RecipeError(f"temperature must be 0 or more, not {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise RecipeError(f"top_k must be at least 1, not {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise RecipeError(f"top_p must lie in (0, 1], not {self.top_p}")
+        if self.no_repeat is not None and self.no_repeat < 1:
+            raise RecipeError(f"no_repeat must be at least 1, not {self.no_repeat}")
+
+    def choose(
+        self,
+        logits: Float[Tensor, "batch vocab"],
+        before: Int[Tensor, "batch time"],
+        generator: torch.Generator,
+    ) -> Int[Tensor, " batch"]:
+        """The next token of each row.
+
+        Args:
+            logits: of the next token.
+            before: all tokens of the row so far, for `no_repeat`.
+            generator: source of randomness, on the CPU.
+        """
+        logits = logits.float().cpu()
+        if self.no_repeat is not None:
+            for row, banned in enumerate(_would_repeat(before.tolist(), self.no_repeat)):
+                # A row in which everything is banned would have nothing left to choose.
+                if len(banned) < logits.shape[1]:
+                    logits[row, list(banned)] = -torch.inf
+        if self.temperature == 0:
+            return logits.argmax(-1).to(before.device)
+        logits = logits / self.temperature
+        if self.top_k is not None and self.top_k < logits.shape[1]:
+            smallest = logits.topk(self.top_k, dim=-1).values[:, -1:]
+            logits = logits.masked_fill(logits < smallest, -torch.inf)
+        if self.top_p is not None and self.top_p < 1:
+            ordered, ids = logits.sort(dim=-1, descending=True, stable=True)
+            probabilities = ordered.softmax(-1)
+            before_it = probabilities.cumsum(-1) - probabilities
+            dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, ids, before_it > self.top_p)
+            logits = logits.masked_fill(dropped, -torch.inf)
+        return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0].to(before.device)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One more token of each row."""
+
+    tokens: Int[Tensor, " batch"]
+
+
+@torch.inference_mode()
+def stream(
+    model: LanguageModel,
+    tokens: Int[Tensor, "batch time"],
+    max_new_tokens: int,
+    sampling: Sampling,
+    seed: int | None = None,
+    stop: tuple[int, ...] = (),
+) -> Iterator[Step]:
+    """New tokens of each row, one step at a time; ends early when every row has met a stop token.
+
+    Args:
+        model: any language model.
+        tokens: prompts of equal length.
+        max_new_tokens: steps at most.
+        sampling: how to choose.
+        seed: of the sampling; None: a new one.
+        stop: ids that end a row.
+
+    Raises:
+        RecipeError: the prompt is empty or longer than the context, or holds an unknown token.
+    """
+    context = model.config.context
+    if tokens.shape[1] == 0:
+        raise RecipeError("an empty prompt: give at least one token")
+    if tokens.shape[1] > context:
+        raise RecipeError(
+            f"the prompt has {tokens.shape[1]} tokens, the model's context holds {context}",
+            "shorten the prompt",
+        )
+    if int(tokens.max()) >= model.config.vocab_size or int(tokens.min()) < 0:
+        raise RecipeError(f"token ids must lie in 0 … {model.config.vocab_size - 1}")
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    tokens = tokens.to(model.device)
+    finished = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
+    cache = KeyValueCache(model.config, tokens.shape[0], model.embedding.weight)
+    fresh = tokens
+    for _ in range(max_new_tokens):
+        if cache.length + fresh.shape[1] > context:
+            # Full: go on with the newer half, read again from its own start.
+            fresh = tokens[:, -max(1, context // 2) :]
+            cache = KeyValueCache(model.config, tokens.shape[0], model.embedding.weight)
+        logits = model(fresh, cache)[:, -1]
+        chosen = sampling.choose(logits, tokens, generator)
+        if stop:
+            chosen = torch.where(finished, stop[0], chosen)
+            finished |= torch.isin(chosen, torch.tensor(stop, device=chosen.device))
+        yield Step(chosen)
+        if stop and bool(finished.all()):
+            return
+        fresh = chosen[:, None]
+        tokens = torch.cat([tokens, fresh], dim=1)
+
+
+def _would_repeat(rows: list[list[int]], length: int) -> Iterator[set[int]]:
+    """For each row the tokens that would complete a run of `length` tokens seen before in it."""
+    for row in rows:
+        tail = row[len(row) - length + 1 :] if length > 1 else []
+        starts = range(len(row) - length + 1)
+        yield {row[i + length - 1] for i in starts if row[i : i + length - 1] == tail}

@@ -1,0 +1,174 @@
+"""The decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from expertise.errors import RecipeError
+from expertise.lm.attention import Attention, KeyValueCache, Rotary
+from expertise.lm.config import ModelConfig
+from expertise.mixture.mixture import Mixture
+from expertise.mixture.parts.swiglu import SwiGLU
+from expertise.shapes import Float, Int
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+class Block(nn.Module):
+    """One layer: attention, then a mixture of experts or a dense SwiGLU, each around a residual.
+
+    Args:
+        config: the model's.
+        index: the layer's index, from 0.
+    """
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.dim, config.norm_epsilon)
+        self.attention = Attention(config, index)
+        self.feed_forward_norm = nn.RMSNorm(config.dim, config.norm_epsilon)
+        layer = config.layer(index)
+        self.feed_forward: nn.Module
+        if layer is None:
+            self.feed_forward = SwiGLU(config.dim, config.dense_hidden)
+        else:
+            router = layer.router.build(config.dim, layer.parts.num_parts)
+            self.feed_forward = Mixture(router, layer.parts.build(config.dim), layer.always.build(config.dim))
+
+    def forward(
+        self, x: Float[Tensor, "batch time dim"], rotary: Rotary, cache: KeyValueCache | None = None
+    ) -> Float[Tensor, "batch time dim"]:
+        """The layer applied to the residual stream."""
+        x = x + self.attention(self.attention_norm(x), rotary, cache)
+        return x + self.feed_forward(self.feed_forward_norm(x))  # type: ignore[no-any-return]
+
+
+class LanguageModel(nn.Module):
+    """A decoder-only language model whose feed-forward layers may be mixtures of experts.
+
+    Args:
+        config: the architecture; its `vocab_size` must be set.
+
+    Attributes:
+        tokenizer: the tokenizer that it was trained with, where known.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        if not config.vocab_size:
+            raise RecipeError("a model needs model.vocab_size (a run takes its tokenizer's)")
+        self.config = config
+        self.tokenizer: Tokenizer | None = None
+        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.blocks = nn.ModuleList(Block(config, index) for index in range(config.num_layers))
+        self.norm = nn.RMSNorm(config.dim, config.norm_epsilon)
+        self.head = None if config.tied else nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.rotary = Rotary(config.head_dim, config.context, config.rope_theta)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all weights anew, as `config.init` says.
+
+        Every matrix here has its input as last dimension, so one rule serves them all: std 1 / sqrt(fan-in),
+        the products that write into the residual stream smaller by sqrt(2 L), the embedding 1 / sqrt(dim).
+        """
+        residual = (2 * self.config.num_layers) ** -0.5
+        for name, parameter in self.named_parameters():
+            if parameter.ndim < 2:
+                continue
+            if self.config.init == "width-scaled":
+                into_residual = name.endswith((".down", ".down.weight", ".output.weight"))
+                std = parameter.shape[-1] ** -0.5 * (residual if into_residual else 1.0)
+            else:
+                std = float(self.config.init)
+            if name.endswith("lora_B"):
+                std = 0.0
+            nn.init.normal_(parameter, std=std)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights live."""
+        return self.embedding.weight.device
+
+    @property
+    def head_weight(self) -> Float[Tensor, "vocab dim"]:
+        """The matrix that turns the last hidden state into logits."""
+        return self.embedding.weight if self.head is None else self.head.weight
+
+    def mixtures(self) -> dict[int, Mixture]:
+        """Layer index → its mixture; dense layers are left out."""
+        found = {index: block.feed_forward for index, block in enumerate(self.blocks)}
+        return {index: module for index, module in found.items() if isinstance(module, Mixture)}
+
+    def hidden(
+        self, tokens: Int[Tensor, "batch time"], cache: KeyValueCache | None = None
+    ) -> Float[Tensor, "batch time dim"]:
+        """Normed hidden states before the head.
+
+        Raises:
+            RecipeError: the sequence (with what is cached) is longer than the context.
+        """
+        start = cache.length if cache else 0
+        if start + tokens.shape[1] > self.config.context:
+            raise RecipeError(
+                f"{start + tokens.shape[1]} tokens do not fit the context of {self.config.context}"
+            )
+        x = self.embedding(tokens)
+        for block in self.blocks:
+            x = block(x, self.rotary, cache)
+        if cache is not None:
+            cache.advance(tokens.shape[1])
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def forward(
+        self, tokens: Int[Tensor, "batch time"], cache: KeyValueCache | None = None
+    ) -> Float[Tensor, "batch time vocab"]:
+        """Logits of the next token at every position.
+
+        Args:
+            tokens: ids (int64).
+            cache: keys and values of the tokens before; extended by these.
+        """
+        return F.linear(self.hidden(tokens, cache), self.head_weight)
+
+    def generate(
+        self,
+        tokens: Int[Tensor, "batch time"],
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: int | Sequence[int] | None = None,
+        no_repeat: int | None = None,
+    ) -> Int[Tensor, "batch longer"]:
+        """Continue each row of tokens.
+
+        Args:
+            tokens: prompts of equal length, at least one token each.
+            max_new_tokens: how many tokens to add at most.
+            temperature: divides the logits; 0 takes the most likely token (greedy).
+            top_k: sample from so many most likely tokens only.
+            top_p: sample from the most likely tokens that together pass this probability only.
+            seed: of the sampling; None: a new one each time.
+            stop: token id or ids that end a row; the rest of the row is filled with the first of them.
+            no_repeat: never repeat a run of so many tokens (keeps greedy text from going in circles).
+
+        Returns:
+            Prompts and what was added. What does not fit the context is forgotten from the front.
+
+        Raises:
+            RecipeError: an empty prompt, one longer than the context, or a setting out of range.
+        """
+        from expertise.lm.generate import Sampling, stream
+
+        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, no_repeat=no_repeat)
+        stops = (stop,) if isinstance(stop, int) else tuple(stop or ())
+        added = [step.tokens for step in stream(self, tokens, max_new_tokens, sampling, seed, stops)]
+        return torch.cat([tokens, *(column[:, None] for column in added)], dim=1)

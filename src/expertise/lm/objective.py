@@ -1,0 +1,103 @@
+"""What training descends: the language-model loss and, apart from it, the losses on the routes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from expertise.lm.model import LanguageModel
+from expertise.lm.recipe import BalanceConfig
+from expertise.mixture import balance, measures
+from expertise.mixture.mixture import recording
+from expertise.mixture.routes import Routes
+from expertise.runs.loop import Losses
+from expertise.shapes import Float, Int
+
+
+def next_token_loss(
+    model: LanguageModel, tokens: Int[Tensor, "batch time"], targets: Int[Tensor, "batch time"]
+) -> Float[Tensor, ""]:
+    """Mean negative log-likelihood of the targets, in nats per token; targets of -100 do not count."""
+    logits = model(tokens)
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+
+def route_losses(
+    layers: list[Routes], config: BalanceConfig, num_sequences: int
+) -> tuple[Float[Tensor, ""] | None, dict[str, Float[Tensor, ""]]]:
+    """The losses on the routes of all mixture layers.
+
+    With `per = "batch"` the balance losses take their statistics over the tokens given here, one
+    micro-batch; per sequence, entropy and z-loss are means of independent terms, so cutting a step into
+    micro-batches changes them to rounding only.
+
+    Args:
+        layers: routes of each mixture layer; none for a dense model.
+        config: the coefficients.
+        num_sequences: sequences in the micro-batch.
+
+    Returns:
+        The weighted sum over losses and layers (None when every coefficient is 0), and each unweighted loss
+        averaged over the layers, for the metrics.
+    """
+    if not layers:
+        return None, {}
+    sequences = num_sequences if config.per == "sequence" else 1
+    values = {
+        "expert": torch.stack([balance.expert_balance(routes, sequences) for routes in layers]),
+        "entropy": torch.stack([balance.entropy(routes) for routes in layers]),
+    }
+    coefficients = {"expert": config.expert, "entropy": config.entropy}
+    if config.device:
+        losses = [balance.device_balance(r, equal_groups(r.num_parts, config.device_groups)) for r in layers]
+        values["device"], coefficients["device"] = torch.stack(losses), config.device
+    if config.z:
+        values["z"], coefficients["z"] = torch.stack([balance.z_loss(r) for r in layers]), config.z
+    used = [coefficients[name] * losses.sum() for name, losses in values.items() if coefficients[name]]
+    total = torch.stack(used).sum() if used else None
+    return total, {name: losses.mean() for name, losses in values.items()}
+
+
+def equal_groups(num_parts: int, num_groups: int) -> list[list[int]]:
+    """Consecutive parts in groups as equal as they can be, one per device."""
+    return [[int(part) for part in group] for group in torch.arange(num_parts).tensor_split(num_groups)]
+
+
+def losses(
+    model: LanguageModel,
+    tokens: Int[Tensor, "batch time"],
+    targets: Int[Tensor, "batch time"],
+    config: BalanceConfig,
+    detail: bool = False,
+) -> Losses:
+    """All losses of one micro-batch.
+
+    Args:
+        model: the model.
+        tokens: what goes in.
+        targets: the token that follows each.
+        config: coefficients of the losses on the routes.
+        detail: also measure the loads of every part.
+
+    Returns:
+        `reported["loss"]` is the language-model loss alone; the others stand under `balance_*`.
+    """
+    with recording(model) as mixtures:
+        loss = next_token_loss(model, tokens, targets)
+    layers = [mixture.last_routes for mixture in mixtures if mixture.last_routes is not None]
+    for mixture in mixtures:
+        mixture.last_routes = None
+    extra, reported = route_losses(layers, config, tokens.shape[0])
+    tables: dict[str, Tensor] = {}
+    if detail and layers:
+        with torch.no_grad():
+            counts = [routes.parts_per_token().double().mean() for routes in layers]
+            tables["parts_per_token"] = torch.stack(counts)
+            # Layers may differ in their number of parts: one table each.
+            tables |= {f"load_{i}": measures.load(routes) for i, routes in enumerate(layers)}
+    return Losses(
+        total=loss if extra is None else loss + extra,
+        reported={"loss": loss, **{f"balance_{name}": value for name, value in reported.items()}},
+        tables=tables,
+    )

@@ -1,0 +1,77 @@
+"""Everything that a recipe says about training a language model."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal
+
+from annotated_types import Ge
+
+from expertise.lm.config import ModelConfig
+from expertise.lm.data import DataConfig, TokenizerConfig
+from expertise.runs.loop import TrainConfig
+from expertise.runs.optim import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BalanceConfig:
+    """Coefficients of the losses on the routes; each loss is summed over the mixture layers."""
+
+    expert: Annotated[float, Ge(0)] = 0.0
+    """Of the expert-level balance loss (alpha; DeepSeekMoE Eq. 12)."""
+    per: Literal["batch", "sequence"] = "batch"
+    """Where its loads are counted: over a micro-batch, or over each sequence."""
+    device: Annotated[float, Ge(0)] = 0.0
+    """Of the device-level balance loss (DeepSeekMoE Eq. 15)."""
+    device_groups: Annotated[int, Ge(1)] = 1
+    """Into how many groups of consecutive parts it divides each layer."""
+    entropy: Annotated[float, Ge(0)] = 0.0
+    """Of the entropy of the affinities, the dynamic loss (Dynamic MoE §2.3)."""
+    z: Annotated[float, Ge(0)] = 0.0
+    """Of the router z-loss (arXiv 2202.08906)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """On how much held-out text a run looks while it trains."""
+
+    bytes_per_domain: Annotated[int, Ge(1)] = 65_536
+    """Validation text of each domain per evaluation, in bytes."""
+    batch_size: Annotated[int, Ge(1)] = 16
+    """Sequences at once."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A language model from text to checkpoint."""
+
+    data: DataConfig
+    """The text."""
+    model: ModelConfig
+    """The architecture."""
+    optimizer: OptimizerConfig
+    """AdamW and its schedule."""
+    train: TrainConfig
+    """How long and how much at once."""
+    tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
+    """Trained on the text, or given."""
+    balance: BalanceConfig = dataclasses.field(default_factory=BalanceConfig)
+    """Losses on the routes."""
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    """Looks at held-out text."""
+
+
+def may_change(key: str) -> bool:
+    """Whether a run may go on with another value of this key: how long, how often to look and to save."""
+    return key in {
+        "train.steps",
+        "train.evaluate_every",
+        "train.save_every",
+        "train.log_every",
+        "train.keep",
+        "train.keep_every",
+        "train.device",
+        "train.threads",
+        "train.tensorboard",
+        "evaluation.batch_size",
+    }

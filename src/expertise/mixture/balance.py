@@ -1,0 +1,101 @@
+"""Losses that keep parts in use, as functions of `Routes`; unweighted, the coefficient is the caller's.
+
+The load of a part is counted per token: a token that takes n parts gives 1/n to each of them, so every token
+counts once, however many parts it takes. For a fixed n = K' this is exactly the papers' count over K' T.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from expertise.errors import RecipeError
+from expertise.mixture.routes import Routes
+from expertise.shapes import Float
+
+
+def relative_load(routes: Routes, num_sequences: int = 1) -> Float[Tensor, "sequences parts"]:
+    """f_i: the load of each part, relative to the mean (DeepSeekMoE Eq. 13); 1 everywhere is balance.
+
+    `f_i = N' / T * sum over tokens of [token takes i] / (number of parts that the token takes)`, which for a
+    fixed number K' of parts is `N' / (K' T) * count_i`. Not differentiable.
+
+    Args:
+        routes: of T tokens.
+        num_sequences: count in so many equal runs of consecutive tokens, each by itself.
+
+    Raises:
+        RecipeError: T is not a multiple of num_sequences.
+    """
+    shares = routes.chosen() / routes.parts_per_token()[:, None]
+    return routes.num_parts * _by_sequence(shares.to(routes.affinities.dtype), num_sequences).mean(1)
+
+
+def expert_balance(routes: Routes, num_sequences: int = 1) -> Float[Tensor, ""]:
+    """Expert-level balance loss `sum_i f_i P_i` (DeepSeekMoE Eqs. 12-14; L_b of Dynamic MoE).
+
+    P_i is the mean affinity to part i; the gradient flows through it alone. 1 at perfect balance.
+
+    Args:
+        routes: of T tokens.
+        num_sequences: 1 takes the statistics over all tokens at once. B takes them over each of B sequences
+            and averages the B losses (the released code's `seq_aux`). Only the second is the same whether a
+            batch is computed at once or in micro-batches; the first sees one micro-batch at a time.
+    """
+    load = relative_load(routes, num_sequences)
+    mean_affinity = _by_sequence(routes.affinities, num_sequences).mean(1)
+    return (load * mean_affinity).sum(-1).mean()
+
+
+def device_balance(routes: Routes, groups: Sequence[Sequence[int]]) -> Float[Tensor, ""]:
+    """Device-level balance loss `sum_d f'_d P'_d` (DeepSeekMoE Eqs. 15-17); 1 at perfect balance.
+
+    f'_d is the MEAN of f over a group's parts, P'_d the SUM of P over them.
+
+    Args:
+        routes: of T tokens.
+        groups: part ids of each device; together every part once.
+
+    Raises:
+        RecipeError: the groups do not hold every part exactly once.
+    """
+    if sorted(part for group in groups for part in group) != list(range(routes.num_parts)):
+        raise RecipeError(f"device groups must hold each of the {routes.num_parts} parts exactly once")
+    load = relative_load(routes)[0]
+    mean_affinity = routes.affinities.mean(0)
+    terms = [load[list(group)].mean() * mean_affinity[list(group)].sum() for group in groups]
+    return torch.stack(terms).sum()
+
+
+def entropy(routes: Routes) -> Float[Tensor, ""]:
+    """Dynamic loss: mean over tokens of `- sum_i P_i log P_i`, in nats (L_d, Dynamic MoE §2.3).
+
+    Small when affinities are peaked, so that few parts reach p. Between 0 and log E.
+    """
+    return token_entropy(routes).mean()
+
+
+def token_entropy(routes: Routes) -> Float[Tensor, " tokens"]:
+    """Entropy of each token's affinities, in nats; they must be probabilities."""
+    result: Tensor = torch.special.entr(routes.affinities).sum(-1)
+    return result
+
+
+def z_loss(routes: Routes) -> Float[Tensor, ""]:
+    """Router z-loss: mean over tokens of `(log sum_i exp logit_i)^2` (ST-MoE, arXiv 2202.08906, Eq. 5).
+
+    Raises:
+        RecipeError: the router keeps no logits.
+    """
+    if routes.logits is None:
+        raise RecipeError("the z-loss needs a router that scores by logits")
+    return torch.logsumexp(routes.logits, dim=-1).square().mean()
+
+
+def _by_sequence(table: Tensor, num_sequences: int) -> Tensor:
+    tokens = table.shape[0]
+    if num_sequences < 1 or tokens % num_sequences:
+        raise RecipeError(f"{tokens} tokens cannot be cut into {num_sequences} equal sequences")
+    return table.view(num_sequences, tokens // num_sequences, table.shape[1])

@@ -1,0 +1,103 @@
+"""Low-rank parts: LoRA skills, or the smallest possible experts."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from expertise.errors import RecipeError
+from expertise.mixture.grouped_linear import grouped_linear
+from expertise.mixture.parts.base import Parts
+from expertise.shapes import Float, Int
+
+
+class LowRankExperts(Parts):
+    """K low-rank maps `scaling_i * B_i A_i` (LoRA, arXiv 2106.09685; PSEC, arXiv 2502.05932).
+
+    Parameters `lora_A [K, r, in]` and `lora_B [K, out, r]`; buffer `scaling [K]`. A new part does nothing:
+    B starts at zero.
+
+    Args:
+        num_parts: K.
+        in_features: width in.
+        out_features: width out.
+        rank: r.
+    """
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config:
+        """What a recipe says of low-rank parts."""
+
+        name: Literal["low_rank"] = "low_rank"
+        """Which kind of part."""
+        num_parts: Annotated[int, Ge(1)]
+        """Number of parts."""
+        rank: Annotated[int, Ge(1)]
+        """Rank r of each."""
+
+        def __post_init__(self) -> None:
+            if self.num_parts < 1 or self.rank < 1:
+                raise RecipeError(
+                    f"low-rank parts need num_parts and rank above 0, not {self.num_parts} and {self.rank}"
+                )
+
+        def build(self, dim: int) -> LowRankExperts:
+            """The parts for tokens of width `dim`."""
+            return LowRankExperts(self.num_parts, dim, dim, self.rank)
+
+        def num_params_each(self, dim: int) -> int:
+            """Learned numbers of one part."""
+            return 2 * dim * self.rank
+
+    scaling: Tensor
+
+    def __init__(self, num_parts: int, in_features: int, out_features: int, rank: int) -> None:
+        super().__init__()
+        LowRankExperts.Config(num_parts=num_parts, rank=rank)
+        self.num_parts = num_parts
+        self.in_features = in_features
+        self.out_features = out_features
+        self.rank = rank
+        self.lora_A = nn.Parameter(torch.empty(num_parts, rank, in_features))
+        self.lora_B = nn.Parameter(torch.empty(num_parts, out_features, rank))
+        self.register_buffer("scaling", torch.ones(num_parts))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """A normal with std 1 / sqrt(in), B zero."""
+        nn.init.normal_(self.lora_A, std=self.in_features**-0.5)
+        nn.init.zeros_(self.lora_B)
+
+    def one(self, part: int, x: Float[Tensor, "tokens in_features"]) -> Float[Tensor, "tokens out_features"]:
+        """Part `part` applied to tokens."""
+        low = F.linear(x, self.lora_A[part])
+        return F.linear(low * self.scaling[part].to(low.dtype), self.lora_B[part])
+
+    def grouped(
+        self, rows: Float[Tensor, "rows in_features"], offsets: Int[Tensor, " parts"]
+    ) -> Float[Tensor, "rows out_features"]:
+        """Two grouped products, the scaling between them, where rows are narrowest."""
+        low = grouped_linear(rows, self.lora_A, offsets)
+        sizes = offsets.diff(prepend=offsets.new_zeros(1))
+        scaling = self.scaling.to(low.dtype).repeat_interleave(sizes, output_size=low.shape[0])
+        return grouped_linear(low * scaling[:, None], self.lora_B, offsets)
+
+    def dense(
+        self, x: Float[Tensor, "tokens in_features"], gates: Float[Tensor, "tokens parts"]
+    ) -> Float[Tensor, "tokens out_features"]:
+        """A concatenated, scaled, B concatenated: one product of rank K * r for the whole sum."""
+        low = F.linear(x, self.lora_A.flatten(0, 1)).view(-1, self.num_parts, self.rank)
+        low = low * (gates * self.scaling).to(low.dtype).unsqueeze(-1)
+        return F.linear(low.flatten(1), self.lora_B.transpose(0, 1).flatten(1))
+
+    def extra_repr(self) -> str:
+        """What printing the module shows of it."""
+        return (
+            f"num_parts={self.num_parts}, in_features={self.in_features}, "
+            f"out_features={self.out_features}, rank={self.rank}"
+        )

@@ -1,0 +1,135 @@
+"""Feed-forward experts: SwiGLU, single (always on) and stacked (routed)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from expertise.errors import RecipeError
+from expertise.mixture.grouped_linear import grouped_linear
+from expertise.mixture.parts.base import Parts
+from expertise.shapes import Float, Int
+
+
+def gated_silu(gate_up: Float[Tensor, "*leading both"]) -> Float[Tensor, "*leading hidden"]:
+    """`silu(gate) * up` of a tensor that holds both side by side, gate first."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+class SwiGLU(nn.Module):
+    """`down(silu(gate(x)) * up(x))` without biases (arXiv 2002.05202).
+
+    K_s shared experts of width F are one SwiGLU of width K_s * F: a gated network is a sum over its hidden
+    units, so the merged one equals their sum (as in DeepSeekMoE's released code).
+
+    Args:
+        dim: width in and out.
+        hidden: hidden width.
+    """
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config:
+        """What a recipe says of an always-on feed-forward network."""
+
+        hidden: Annotated[int, Ge(0)]
+        """Hidden width (all shared experts together); 0: nothing is always on."""
+
+        def __post_init__(self) -> None:
+            if self.hidden < 0:
+                raise RecipeError(f"a hidden width cannot be negative: {self.hidden}")
+
+        def build(self, dim: int) -> SwiGLU | None:
+            """The network for tokens of width `dim`, or None."""
+            return SwiGLU(dim, self.hidden) if self.hidden else None
+
+        def num_params(self, dim: int) -> int:
+            """Learned numbers."""
+            return 3 * dim * self.hidden
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(dim, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Float[Tensor, "*leading dim"]) -> Float[Tensor, "*leading dim"]:
+        """The network applied to the last dimension."""
+        return self.down(gated_silu(self.gate_up(x)))  # type: ignore[no-any-return]
+
+
+class SwiGLUExperts(Parts):
+    """E SwiGLU experts in two stacks: `gate_up [E, 2 * hidden, dim]` (gate first), `down [E, dim, hidden]`.
+
+    Args:
+        num_parts: E.
+        dim: width in and out.
+        hidden: hidden width of each expert.
+    """
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config:
+        """What a recipe says of routed feed-forward experts."""
+
+        name: Literal["swiglu"] = "swiglu"
+        """Which kind of part."""
+        num_parts: Annotated[int, Ge(1)]
+        """Routed experts; shared ones belong to `always`."""
+        hidden: Annotated[int, Ge(1)]
+        """Hidden width of each."""
+
+        def __post_init__(self) -> None:
+            if self.num_parts < 1 or self.hidden < 1:
+                raise RecipeError(
+                    f"experts need num_parts and hidden above 0, not {self.num_parts} and {self.hidden}"
+                )
+
+        def build(self, dim: int) -> SwiGLUExperts:
+            """The experts for tokens of width `dim`."""
+            return SwiGLUExperts(self.num_parts, dim, self.hidden)
+
+        def num_params_each(self, dim: int) -> int:
+            """Learned numbers of one expert."""
+            return 3 * dim * self.hidden
+
+    def __init__(self, num_parts: int, dim: int, hidden: int) -> None:
+        super().__init__()
+        SwiGLUExperts.Config(num_parts=num_parts, hidden=hidden)
+        self.num_parts = num_parts
+        self.in_features = self.out_features = dim
+        self.hidden = hidden
+        self.gate_up = nn.Parameter(torch.empty(num_parts, 2 * hidden, dim))
+        self.down = nn.Parameter(torch.empty(num_parts, dim, hidden))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal weights of std 1 / sqrt(fan-in)."""
+        for weight in (self.gate_up, self.down):
+            nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
+
+    def one(self, part: int, x: Float[Tensor, "tokens in_features"]) -> Float[Tensor, "tokens out_features"]:
+        """Expert `part` applied to tokens."""
+        return F.linear(gated_silu(F.linear(x, self.gate_up[part])), self.down[part])
+
+    def grouped(
+        self, rows: Float[Tensor, "rows in_features"], offsets: Int[Tensor, " parts"]
+    ) -> Float[Tensor, "rows out_features"]:
+        """Two grouped products."""
+        return grouped_linear(gated_silu(grouped_linear(rows, self.gate_up, offsets)), self.down, offsets)
+
+    def dense(
+        self, x: Float[Tensor, "tokens in_features"], gates: Float[Tensor, "tokens parts"]
+    ) -> Float[Tensor, "tokens out_features"]:
+        """All experts as one wide SwiGLU whose hidden units are weighted by their expert's gate."""
+        gate_up = F.linear(x, self.gate_up.flatten(0, 1)).view(-1, self.num_parts, 2 * self.hidden)
+        hidden = gated_silu(gate_up)
+        hidden = hidden * gates.to(hidden.dtype).unsqueeze(-1)
+        return F.linear(hidden.flatten(1), self.down.transpose(0, 1).flatten(1))
+
+    def extra_repr(self) -> str:
+        """What printing the module shows of it."""
+        return f"num_parts={self.num_parts}, dim={self.in_features}, hidden={self.hidden}"

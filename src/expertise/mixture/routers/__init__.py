@@ -1,0 +1,11 @@
+"""Routers: who chooses. To add one, write its module and add a line here."""
+
+from expertise.registry import Registry
+
+ROUTERS = Registry(
+    "router",
+    {
+        "top_k": "expertise.mixture.routers.top_k:TopK",
+        "top_p": "expertise.mixture.routers.top_p:TopP",
+    },
+)

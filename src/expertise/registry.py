@@ -1,0 +1,49 @@
+"""One table of names per family (routers, parts, dispatches, domains, commands): name → where it lives."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from expertise.errors import RecipeError, nearest
+
+
+class Registry(Mapping[str, Any]):
+    """Names to import paths; an entry is imported when it is first asked for.
+
+    Args:
+        family: what the entries are, in the singular; used in messages.
+        table: name → "package.module:attribute".
+    """
+
+    def __init__(self, family: str, table: Mapping[str, str]) -> None:
+        self.family = family
+        self._table = dict(table)
+        self._loaded: dict[str, Any] = {}
+
+    # A registry is itself, not its content: annotations that hold one must be hashable.
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+    def __getitem__(self, name: str) -> Any:
+        """The registered object.
+
+        Raises:
+            RecipeError: no entry has this name; the nearest one is named.
+        """
+        if name not in self._table:
+            raise RecipeError(f"unknown {self.family} {name!r}", nearest(name, self._table))
+        if name not in self._loaded:
+            module, _, attribute = self._table[name].partition(":")
+            self._loaded[name] = getattr(importlib.import_module(module), attribute)
+        return self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._table

@@ -1,0 +1,186 @@
+"""The page as text: what it says, what it leaves out, that nothing gets out of it, that it is one file."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from records import ODD, record
+
+import expertise.report
+from expertise.report.language_model import render
+
+_VOID = {"meta", "link", "br", "input", "img", "hr"}
+
+
+class _Reader(HTMLParser):
+    """Elements, ids and text of a page; every element must be closed in order."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.elements: Counter[str] = Counter()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.handlers: list[str] = []
+        self.headings: list[int] = []
+        self.words: list[str] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs, closed=True)
+
+    def handle_starttag(self, tag, attrs, closed=False):
+        self.elements[tag] += 1
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            if name in {"href", "src", "xlink:href", "action", "srcset"}:
+                self.links.append(value)
+            if name.startswith("on"):
+                self.handlers.append(name)
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append(int(tag[1]))
+        if tag not in _VOID and not closed:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if self.open[-1:] != [tag]:
+            raise AssertionError(f"</{tag}> closes {self.open[-3:]} at {self.getpos()}")
+        self.open.pop()
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] not in {"script", "style"}:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", "".join(self.words))
+
+
+@pytest.fixture(scope="module")
+def demo() -> str:
+    return render(record())
+
+
+@pytest.mark.parametrize("case", ["demo", *ODD])
+def test_every_record_gives_one_sound_file(case: str) -> None:
+    page = render(record() if case == "demo" else ODD[case]())
+    read = _Reader(page)
+    assert read.elements["h1"] == 1
+    assert all(after <= before + 1 for before, after in zip(read.headings, read.headings[1:], strict=False))
+    assert [name for name, count in Counter(read.ids).items() if count > 1] == []
+    assert read.handlers == []
+    assert all(link == "data:," or link.startswith("#") for link in read.links)
+    assert {link[1:] for link in read.links if link.startswith("#")} <= set(read.ids)
+    assert not re.search(r"@import|url\((?!#)", page)
+    addresses = set(re.findall(r"https?://[^\s\"'<)]+", page))
+    assert addresses <= {"http://www.w3.org/2000/svg"}
+    assert "var(--" in page
+    assert not re.search("#0a0b[0-9]{2}", page)
+    page.encode("utf-8")
+
+
+@pytest.mark.parametrize("case", ["demo", "hostile", "top k"])
+def test_the_same_record_gives_the_same_bytes_in_any_process(case: str, tmp_path: Path) -> None:
+    made = record() if case == "demo" else ODD[case]()
+    here = Path(__file__).parent
+    source = "record()" if case == "demo" else f"ODD[{case!r}]()"
+    script = f"import sys; sys.path.insert(0, {str(here)!r}); from records import ODD, record\n"
+    script += "from expertise.report.language_model import render\n"
+    script += f"open(sys.argv[1], 'w', encoding='utf-8').write(render({source}))"
+    target = tmp_path / "page.html"
+    subprocess.run([sys.executable, "-c", script, target], check=True, env={"PYTHONHASHSEED": "7"})
+    before = copy.deepcopy(made)
+    assert target.read_bytes() == render(made).encode()
+    assert made == before
+
+
+def test_a_record_that_went_through_json_gives_the_same_page(demo: str) -> None:
+    assert render(json.loads(json.dumps(record()))) == demo
+
+
+def test_size_and_time_of_the_demo(demo: str) -> None:
+    start = time.perf_counter()
+    render(record())
+    assert time.perf_counter() - start < 4
+    assert len(demo.encode()) < 1_500_000
+
+
+def test_what_the_demo_says(demo: str) -> None:
+    text = _Reader(demo).text
+    assert "After 1.02\u00a0M tokens the model needs 2.2 bits per byte where lzma needs 2.5" in text.replace(
+        "  ", " "
+    )
+    for words in (
+        "of 32 experts on average",
+        "4 mixture layers",
+        "always on",
+        "No expert is unused",
+        "2 min",
+    ):
+        assert words.replace(" ", "") in re.sub(r"\s", "", text)
+    for heading in ("How it learnt", "How the load is shared", "What each expert learnt", "What it writes"):
+        assert heading in text
+    assert "max_parts" not in text
+
+
+def test_hostile_text_stays_text() -> None:
+    page = render(ODD["hostile"]())
+    read = _Reader(page)
+    assert read.elements["script"] == 2
+    assert read.elements["img"] == 0
+    assert "<script>alert" not in page
+    assert "</script><script>alert(1)</script>" in "".join(read.words)
+    for mark in ("↵", "⇥", "\\xc3", "␀", "∅", "\\u202e"):
+        assert mark in page
+    assert "\x00" not in page
+    assert "\u202e" not in page
+
+
+def test_a_dense_model_has_no_figures_of_experts() -> None:
+    text = _Reader(render(ODD["dense"]())).text
+    assert "This model is dense" in text
+    assert "How the load is shared" not in text
+    assert "In the text" not in text
+
+
+def test_top_k_is_said_and_not_drawn() -> None:
+    page = render(ODD["top k"]())
+    assert "Every token takes exactly 4 experts in each layer" in page
+    assert "exactly 4 of 32 experts" in page
+    assert 'class="stack"' not in page
+    assert "sum of the gates" in page
+
+
+def test_unused_experts_are_counted() -> None:
+    made = record(num_layers=2, evaluations=2, steps=10)
+    made["layers"][1]["load"][3] = 0.0
+    assert "1 of 64 experts is unused" in render(made)
+
+
+def test_a_model_worse_than_the_compressors_is_told_plainly() -> None:
+    made = record(evaluations=3, steps=10)
+    made["summary"]["bits_per_byte"] = dict.fromkeys(made["summary"]["bits_per_byte"], 3.3)
+    page = render(made)
+    assert "needs 3.3 bits per byte where lzma needs 2.5" in page
+    assert "in 0 of 6 domains" in page
+
+
+def test_importing_the_package_is_cheap() -> None:
+    script = "import expertise.report.language_model, sys; print(*sorted(sys.modules))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert not {"torch", "matplotlib", "jinja2", "numpy"} & set(loaded)
+    assert expertise.report.__doc__
