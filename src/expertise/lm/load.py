@@ -7,6 +7,7 @@ from pathlib import Path
 
 from expertise.errors import RunError
 from expertise.lm.config import ModelConfig
+from expertise.lm.data.tokenizer import load_tokenizer
 from expertise.lm.model import LanguageModel
 from expertise.runs import checkpoint, folder
 from expertise.runs import recipe as recipes
@@ -45,7 +46,5 @@ def load(path: str | Path, device: str = "cpu") -> LanguageModel:
     except RuntimeError as error:
         raise RunError(f"the weights in {found.path} do not fit its {CONFIG}: {error}") from None
     if (found.path / TOKENIZER).is_file():
-        from tokenizers import Tokenizer
-
-        model.tokenizer = Tokenizer.from_file(str(found.path / TOKENIZER))
+        model.tokenizer = load_tokenizer(found.path / TOKENIZER)
     return model.to(resolve(device)).eval()

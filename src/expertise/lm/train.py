@@ -19,7 +19,7 @@ from expertise.lm.evaluate import DomainText, domain_texts, evaluate
 from expertise.lm.load import CONFIG, TOKENIZER
 from expertise.lm.model import LanguageModel
 from expertise.lm.recipe import Recipe, may_change
-from expertise.runs import folder, loop
+from expertise.runs import checkpoint, folder, loop, metrics
 from expertise.runs.device import limit_threads, resolve
 from expertise.runs.files import write_atomic
 from expertise.runs.loop import Losses
@@ -128,6 +128,22 @@ def train(recipe: Recipe, run: Path, say: Callable[[str], None]) -> None:
     Raises:
         ExpertiseError: any mistake of the user's; see `expertise.errors`.
     """
+    task, prepared = _ready(recipe, run, say)
+    with folder.held(run):
+        folder.adopt_recipe(run, recipe, may_change)
+        _adopt_data(run, prepared)
+        if not (run / TOKENIZER).is_file():
+            write_atomic(run / TOKENIZER, prepared.tokenizer.to_str())
+        loop.train(run, task, recipe.train, recipe.optimizer)
+
+
+def check(recipe: Recipe, run: Path, say: Callable[[str], None]) -> None:
+    """Do all that `train` does before it writes to the run: validate recipe, folder, text and sizes."""
+    _ready(recipe, run, say)
+    say("the recipe is valid")
+
+
+def _ready(recipe: Recipe, run: Path, say: Callable[[str], None]) -> tuple[LanguageModelTask, Prepared]:
     folder.require_free_or_run(run)
     require_source(recipe.data)
     resolve(recipe.train.device)
@@ -136,13 +152,8 @@ def train(recipe: Recipe, run: Path, say: Callable[[str], None]) -> None:
     for note in prepared.notes:
         say(note)
     task = LanguageModelTask(recipe, prepared)
-    with folder.held(run):
-        folder.adopt_recipe(run, recipe, may_change)
-        _adopt_data(run, prepared)
-        if not (run / TOKENIZER).is_file():
-            write_atomic(run / TOKENIZER, prepared.tokenizer.to_str())
-        say(describe(task.model_config, prepared))
-        loop.train(run, task, recipe.train, recipe.optimizer)
+    say(describe(task.model_config, prepared))
+    return task, prepared
 
 
 def describe(config: ModelConfig, prepared: Prepared) -> str:
@@ -164,18 +175,48 @@ def data_of(run: Path) -> dict[str, Any]:
     return result
 
 
+def refuse_other_text(run: Path, before: str, now: str) -> None:
+    """Refuse to use a run with text other than its own.
+
+    Raises:
+        RunError: the digests differ; both are shown.
+    """
+    if before != now:
+        raise RunError(
+            f"the text has changed: {run} was trained on {before[:16]}…, the sources now give {now[:16]}…",
+            "bring the old text back (for installed text: the same Python and packages)",
+            "or start afresh with another --out",
+        )
+
+
+def is_finished(run: Path, recipe: Recipe) -> bool:
+    """Whether a run has all the steps of its recipe."""
+    if not folder.is_run(run):
+        return False
+    saved = checkpoint.latest(run)
+    return saved is not None and saved.step >= recipe.train.steps
+
+
+def result(run: Path) -> dict[str, Any]:
+    """A run's last evaluation: `run`, `step`, `bits_per_byte`, `parts_per_token`."""
+    evaluations = [r for r in metrics.read_lines(run / "metrics.jsonl") if r["kind"] == "evaluation"]
+    if not evaluations:
+        raise RunError(f"{run} has not been evaluated yet")
+    last = evaluations[-1]
+    parts = last.get("parts_per_token", {"mean": 0.0, "layers": [], "domains": {}})
+    return {
+        "run": str(run),
+        "step": last["step"],
+        "bits_per_byte": last["bits_per_byte"],
+        "parts_per_token": parts,
+    }
+
+
 def _adopt_data(run: Path, prepared: Prepared) -> None:
     """Note what the run is trained on; refuse to go on with other text."""
     path = run / DATA
     if path.is_file():
-        before = data_of(run)["digest"]
-        if before != prepared.digest:
-            raise RunError(
-                f"the text has changed: {run} was trained on {before[:16]}…, the sources now give "
-                f"{prepared.digest[:16]}…",
-                "bring the old text back (for installed text: the same Python and packages)",
-                "or start afresh with another --out",
-            )
+        refuse_other_text(run, data_of(run)["digest"], prepared.digest)
         return
     facts = {"digest": prepared.digest, "domains": list(prepared.domains), "bytes": prepared.bytes}
     write_atomic(path, json.dumps(facts, indent=1) + "\n")

@@ -78,14 +78,23 @@ class _WholeGradient(torch.autograd.Function):
         return grads[0].contiguous()
 
 
-@torch.library.custom_op("expertise::grouped_linear", mutates_args=())
+# Schemas are spelled out: torch cannot read them from postponed annotations under a shape-checking hook.
+@torch.library.custom_op(
+    "expertise::grouped_linear",
+    mutates_args=(),
+    schema="(Tensor rows, Tensor weight, Tensor offsets) -> Tensor",
+)
 def _opaque(rows: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
     if _fits_grouped_mm(rows, weight):
         return F.grouped_mm(rows.contiguous(), weight.transpose(-2, -1), offs=offsets)
     return _loop(rows, weight, offsets)
 
 
-@torch.library.custom_op("expertise::grouped_linear_backward", mutates_args=())
+@torch.library.custom_op(
+    "expertise::grouped_linear_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor rows, Tensor weight, Tensor offsets) -> (Tensor, Tensor)",
+)
 def _opaque_backward(grad: Tensor, rows: Tensor, weight: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     grad = grad.contiguous()
     if _fits_grouped_mm(rows, weight):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from expertise.report.colours import NUM_STEPS, Scale, count_scale, value_scale
+from expertise.report.colours import Scale, count_scale, value_scale
 from expertise.report.figures import Line, line_chart
 from expertise.report.learning import pick, token_axis
 from expertise.report.record import domains, layer_names, look, rows
@@ -44,7 +44,7 @@ def largest_count(record: Mapping[str, Any]) -> int:
     for passage in rows(record, "passages"):
         for token in rows(passage, "tokens"):
             seen += [len(parts) for parts in rows(token, "parts")]
-    return max([1, int(look(record, "max_parts", default=0)), *seen, *_limit(record)])
+    return max([1, *seen, *_limit(record)])
 
 
 def _limit(record: Mapping[str, Any]) -> list[int]:
@@ -177,5 +177,4 @@ def counts(record: Mapping[str, Any]) -> dict[str, Any]:
         "legend": list(zip(scale.steps, scale.labels, strict=True)),
         "table": _table(record),
         "any": bool(found),
-        "num_steps": NUM_STEPS,
     }

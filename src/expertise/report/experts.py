@@ -25,8 +25,10 @@ def ratio_legend() -> list[tuple[int, str]]:
     return list(enumerate(words))
 
 
-def _height(num_rows: int) -> int:
-    return round(num_rows * min(16.0, max(3.0, 260 / max(num_rows, 1))))
+def _height(num_rows: int, num_maps: int) -> int:
+    """Pixels of a map with so many rows; one of many maps is smaller."""
+    wanted, least = (260, 3.0) if num_maps <= 8 else (130, 2.0)
+    return round(num_rows * min(16.0, max(least, wanted / max(num_rows, 1))))
 
 
 def _sample(points: Sequence[Any]) -> list[Any]:
@@ -52,7 +54,7 @@ def load(record: Mapping[str, Any]) -> dict[str, Any]:
         history = _sample(history)
         unused += sum(value == 0 for value in final)
         busiest = max(busiest, (max(final), final.index(max(final)), name))
-        height = _height(len(final))
+        height = _height(len(final), len(layers))
         steps = [f"step {whole(look(point, 'step', default=0))}" for point, _ in history]
         heat = HeatMap(
             columns=[values for _, values in history],

@@ -44,8 +44,8 @@ def _headline(record: Mapping[str, Any]) -> str:
     tokens, bits = look(record, "tokens"), look(record, "summary", "bits_per_byte", "mean")
     taken = _experts_per_token(record)
     if bits is None:
-        seen = f" after {compact(tokens)} tokens" if tokens else ""
-        return f"The model has not been evaluated yet{seen}."
+        seen = f"After {compact(tokens)} tokens the" if tokens else "The"
+        return f"{seen} model has not been evaluated yet."
     sentence = f"After {compact(tokens)} tokens the model" if tokens else "The model"
     sentence += f" needs {number(bits, 1)} bits per byte"
     best = best_compressor(record)

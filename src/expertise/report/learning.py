@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,8 @@ _UNITS = (
     (1e6, "million tokens"),
     (1e3, "thousand tokens"),
 )
-_MAX_PANELS = 12
+_MAX_PANELS = 9
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def token_axis(points: Sequence[Mapping[str, Any]]) -> tuple[list[float], str]:
@@ -157,6 +159,11 @@ def optimizer(record: Mapping[str, Any]) -> list[dict[str, Any]]:
             continue
         x, x_label = token_axis(points)
         x, values = thin(x, values, 240)
+        power = math.floor(math.log10(max(map(abs, values)) or 1.0))
+        if power <= -2:
+            # Else the ticks are long rows of noughts.
+            values = [value / 10.0**power for value in values]
+            title += f" × 10{str(power).translate(_SUPERSCRIPT)}"
         alt = f"{title}: from {values[0]:.3g} to {values[-1]:.3g}, at most {max(values):.3g}."
         line = Line(x=x, y=values, width=1.4, show_value=False)
         chart = line_chart(f"optimizer-{i}", alt, [line], x_label=x_label, size=(310, 175))

@@ -111,7 +111,7 @@ def test_real_texts(name: str, field: str) -> None:
     if not path.exists():
         pytest.skip(f"no {name} beside the repository")
     table = SourceTable(path=str(path), domain="real", field=field)
-    prepared = prepare(DataConfig(source=[table], cap_bytes=1_000_000), SMALL)
+    prepared = prepare(DataConfig(source=[table], cap_bytes=400_000), SMALL)
     total = sum(prepared.bytes[side]["real"] for side in SPLITS)
     for side, share in zip(SPLITS, (0.9, 0.05, 0.05), strict=True):
         assert prepared.bytes[side]["real"] / total == pytest.approx(share, abs=0.02)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-import subprocess
+import importlib.metadata
+import itertools
 import sys
 import sysconfig
 from pathlib import Path
@@ -15,14 +16,16 @@ from expertise.lm.data.split import SPLITS
 INSTALLED = DataConfig(source="installed", cap_bytes=150_000)
 
 
-def first(domain: str, count: int) -> list[tuple[str, str]]:
-    (source,) = [source for source in installed_sources() if source.domain == domain]
-    found = []
-    for document in source.documents():
-        found.append((document.id, document.text))
-        if len(found) == count:
-            break
-    return found
+@pytest.fixture(scope="module")
+def first() -> dict[str, list[tuple[str, str]]]:
+    """The first documents of each domain."""
+    return {
+        source.domain: [
+            (document.id, document.text)
+            for document in itertools.islice(source.documents(), 20 if source.domain == "docstrings" else 120)
+        ]
+        for source in installed_sources()
+    }
 
 
 def test_docstrings_are_dedented_prose_in_reading_order() -> None:
@@ -44,21 +47,21 @@ x = "no"
         docstrings("print 'two'")
 
 
-def test_ids_are_the_same_on_every_machine() -> None:
-    for domain in ("code", "headers", "docstrings"):
-        for name, _ in first(domain, 60):
+def test_ids_are_the_same_on_every_machine(first) -> None:
+    for documents in first.values():
+        for name, _ in documents:
             assert not name.startswith(("/", "."))
             assert "site-packages" not in name
             assert sys.prefix not in name
 
 
-def test_a_file_serves_one_domain() -> None:
-    names = [{name for name, _ in first(domain, 300)} for domain in ("code", "docstrings", "tests")]
+def test_a_file_serves_one_domain(first) -> None:
+    names = [{name for name, _ in first[domain]} for domain in ("code", "docstrings", "tests")]
     assert sum(map(len, names)) == len(names[0] | names[1] | names[2])
 
 
-def test_it_is_spread_over_packages() -> None:
-    packages = {name.split("/")[0] for name, _ in first("code", 150)}
+def test_it_is_spread_over_packages(first) -> None:
+    packages = {name.split("/")[0] for name, _ in first["code"]}
     assert {"torch", "sympy", "stdlib"} <= packages
     assert len(packages) > 6
 
@@ -77,19 +80,15 @@ def test_what_it_is_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any("#include" in text for text in prepared.documents("train", "headers"))
 
 
-def test_other_packages_change_nothing(tmp_path: Path) -> None:
+def test_other_packages_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = source_digest(INSTALLED)
     other = tmp_path / "site/other-1.0.dist-info"
     other.mkdir(parents=True)
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
     (other / "RECORD").write_text("other/a.py,,10\n")
-    code = (
-        f"import sys; sys.path.append({str(tmp_path / 'site')!r})\n"
-        "import importlib.metadata; importlib.metadata.version('other')\n"
-        "from expertise.lm.data import *; print(source_digest(DataConfig(source='installed')))"
-    )
-    after = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert after.stdout.strip() == before
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    assert importlib.metadata.version("other") == "1.0"
+    assert source_digest(INSTALLED) == before
 
 
 def test_another_version_of_a_listed_package_changes_the_digest(monkeypatch: pytest.MonkeyPatch) -> None:

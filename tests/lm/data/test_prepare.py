@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import json
+import errno
 import os
 import shutil
 import subprocess
@@ -140,18 +140,17 @@ def test_a_cache_that_cannot_be_written(corpus: Path, write, monkeypatch: pytest
     assert "EXPERTISE_CACHE" in caught.value.hints[0]
 
 
-def test_a_full_disk_is_one_line_and_leaves_no_entry(
-    corpus: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_args: object) -> None:
-        raise OSError(28, os.strerror(28))
+def test_a_full_disk_is_one_line_and_leaves_no_entry(cache: Path) -> None:
+    def inner(folder: Path) -> dict[str, int]:
+        (folder / "half").write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(json, "dumps", full)
-    # Keys need json too: the failure must come from inside a build, as a full disk's would.
-    monkeypatch.setattr("expertise.lm.data.prepare.key_of", lambda *parts: "k")
-    monkeypatch.setattr("expertise.lm.data.prepare.digest_of", lambda sources: "d")
-    with pytest.raises(DiskError, match="No space left on device"):
-        prepare(DataConfig(source=str(corpus)), SMALL)
+    def outer(folder: Path) -> dict[str, int]:
+        return entry("text", "inner", inner).facts
+
+    with pytest.raises(DiskError, match="No space left on device") as caught:
+        entry("tokens", "outer", outer)
+    assert caught.value.message == f"cannot write the cache {cache}: No space left on device"
     assert files_of(cache) == {}
 
 

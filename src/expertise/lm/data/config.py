@@ -55,7 +55,7 @@ class DataConfig:
     """The text a model is trained and evaluated on."""
 
     source: str | list[SourceTable] = ""
-    """`"installed"`, a path to a file or folder, or a list of tables with `path` (or `hub`) and `domain`."""
+    """`"installed"`, a path to a file or folder, or tables with `path` or `hub`, and `domain`."""
 
     cap_bytes: Annotated[int, Ge(0)] = 0
     """How many bytes of each domain are kept at most; 0 keeps all."""

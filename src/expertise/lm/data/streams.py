@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from expertise.lm.data.corpus import stored_documents
 from expertise.lm.data.split import SPLITS
@@ -24,8 +25,8 @@ _CHARACTERS_AT_ONCE = 8_000_000
 class TokenStream:
     """The documents of one side, one after the other, each preceded by the end-of-text token."""
 
-    tokens: Int[np.ndarray, " tokens"]
-    """Token ids, memory-mapped, read-only: uint16, or uint32 for more than 65,536 tokens."""
+    tokens: npt.NDArray[np.unsignedinteger[Any]]
+    """Token ids [tokens], memory-mapped, read-only: uint16, or uint32 for more than 65,536 tokens."""
 
     starts: Int[np.ndarray, " spans"]
     """Where each document's end-of-text token stands, int64, ascending, the first is 0."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -43,6 +43,7 @@ class Parts(nn.Module, abc.ABC):
         """Draw the weights anew, each product keeping the variance of its input."""
 
 
+@runtime_checkable
 class PartsConfig(Protocol):
     """What the `Config` of every kind of part answers."""
 

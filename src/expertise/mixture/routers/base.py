@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ class Router(nn.Module, abc.ABC):
         """Routes for the tokens of x, flattened in order; `context` is what a router needs beside x."""
 
 
+@runtime_checkable
 class RouterConfig(Protocol):
     """What every router's `Config` answers; it holds what a recipe says, not the model's widths."""
 

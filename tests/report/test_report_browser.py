@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from records import ODD, record
-
-from expertise.report.language_model import render
+from report_records import record
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed: the page is not opened"
@@ -22,6 +20,16 @@ pytestmark = pytest.mark.skipif(
 
 _QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 _QUIET += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+_ODD_PAGES = (
+    "hostile",
+    "many layers",
+    "many experts",
+    "long names",
+    "many domains",
+    "top k",
+    "dense",
+    "empty",
+)
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 
@@ -34,20 +42,10 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, page_of: Callable[[str], str]) -> Path:
     made = tmp_path_factory.mktemp("pages")
-    (made / "demo.html").write_text(render(record()), encoding="utf-8")
-    for name in (
-        "hostile",
-        "many layers",
-        "many experts",
-        "long names",
-        "many domains",
-        "top k",
-        "dense",
-        "empty",
-    ):
-        (made / f"{name}.html").write_text(render(ODD[name]()), encoding="utf-8")
+    for name in ("demo", *_ODD_PAGES):
+        (made / f"{name}.html").write_text(page_of(name), encoding="utf-8")
     return made
 
 
@@ -99,10 +97,10 @@ def test_every_figure_is_drawn_and_nothing_sticks_out(visit: Any, size: dict[str
     assert _overflow(page) <= 0
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (background == "rgb(253, 252, 250)") == (mode == "light")
-    smallest = page.evaluate(
-        "Math.min(...[...document.querySelectorAll('.chart text')].map((e) => e.getBoundingClientRect().height))"
+    heights = page.locator(".chart text").evaluate_all(
+        "(all) => all.map((e) => e.getBoundingClientRect().height)"
     )
-    assert smallest >= 9
+    assert min(heights) >= 9
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def record(  # noqa: C901 - one long list of made-up numbers
 
     by_layer = {
         domain: [
-            float(top_k) if top_k else sum(draw(layer, d) for _ in range(300)) / 300
+            float(top_k) if top_k else sum(draw(layer, d) for _ in range(200)) / 200
             for layer in range(num_layers)
         ]
         for d, domain in enumerate(domains)
@@ -145,7 +145,7 @@ def record(  # noqa: C901 - one long list of made-up numbers
     for layer in range(num_layers):
         bins = [0] * limit
         for d in range(len(domains)):
-            for _ in range(2000):
+            for _ in range(400):
                 bins[draw(layer, d) - 1] += 1
         histogram.append(bins)
     layer_means = [sum((i + 1) * n for i, n in enumerate(bins)) / sum(bins) for bins in histogram]
@@ -253,11 +253,16 @@ def record(  # noqa: C901 - one long list of made-up numbers
     }
 
 
+def small(**options: Any) -> dict[str, Any]:
+    """A record with short passages."""
+    return record(num_tokens=40, **options)
+
+
 def hostile() -> dict[str, Any]:
     """A small record whose every text tries to get out."""
     attack = "</script><script>alert(1)</script>"
     image = "<img src=x onerror=alert(2)>"
-    made = record(
+    made = small(
         domains=(attack, image, "n\u00e4me\udce9"), num_layers=2, num_parts=4, evaluations=3, steps=30
     )
     made["title"] = image
@@ -310,20 +315,20 @@ ODD: dict[str, Callable[[], dict[str, Any]]] = {
     "empty": empty,
     "nulls": _nulls,
     "just begun": just_begun,
-    "one evaluation": lambda: record(evaluations=1, steps=20),
-    "two evaluations": lambda: record(evaluations=2, steps=50),
-    "one domain": lambda: record(domains=("code",), evaluations=4, steps=40),
-    "dense": lambda: record(num_layers=0, evaluations=4, steps=40),
-    "one layer": lambda: record(num_layers=1, evaluations=4, steps=40),
-    "many experts": lambda: record(num_parts=128, num_layers=2, max_parts=None, evaluations=4, steps=40),
-    "many layers": lambda: record(num_layers=28, num_parts=64, evaluations=60, steps=60, num_tokens=120),
-    "top k": lambda: record(top_k=4, max_parts=None, evaluations=4, steps=40),
-    "long names": lambda: record(
+    "one evaluation": lambda: small(evaluations=1, steps=20),
+    "two evaluations": lambda: small(evaluations=2, steps=50),
+    "one domain": lambda: small(domains=("code",), evaluations=4, steps=40),
+    "dense": lambda: small(num_layers=0, evaluations=4, steps=40),
+    "one layer": lambda: small(num_layers=1, evaluations=4, steps=40),
+    "many experts": lambda: small(num_parts=128, num_layers=2, max_parts=None, evaluations=4, steps=40),
+    "many layers": lambda: small(num_layers=28, num_parts=64, evaluations=44, steps=44),
+    "top k": lambda: small(top_k=4, max_parts=None, evaluations=4, steps=40),
+    "long names": lambda: small(
         domains=("a-domain-whose-name-goes-on-" * 4, "an other one with spaces " * 3, "x"),
         evaluations=3,
         steps=40,
     ),
-    "many domains": lambda: record(domains=tuple(f"domain {i}" for i in range(20)), evaluations=3, steps=40),
+    "many domains": lambda: small(domains=tuple(f"domain {i}" for i in range(20)), evaluations=3, steps=40),
     "hostile": hostile,
 }
 """Name of a case → its record."""

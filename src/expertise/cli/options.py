@@ -1,0 +1,34 @@
+"""Options that several commands share, and how results are printed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe, such as train.steps=50."),
+]
+Out = Annotated[Path | None, typer.Option("--out", help="The run's folder; default runs/<recipe's name>.")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=0, help="CPU threads; 0: one per core.")]
+Run = Annotated[Path, typer.Argument(help="A run's folder (such as runs/demo) or a checkpoint's.")]
+
+
+def print_json(result: dict[str, Any] | list[Any]) -> None:
+    """A result for machines."""
+    print(json.dumps(result, indent=1, ensure_ascii=False))
+
+
+def settings(values: list[str] | None, device: str | None = None, threads: int | None = None) -> list[str]:
+    """`--set` together with the options that stand for a key."""
+    result = list(values or [])
+    if device is not None:
+        result.append(f"train.device={device}")
+    if threads is not None:
+        result.append(f"train.threads={threads}")
+    return result

@@ -1,0 +1,54 @@
+"""`expertise train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from expertise.cli.options import Device, Json, Out, Set, Threads, print_json, settings
+
+if TYPE_CHECKING:
+    from expertise.lm.recipe import Recipe
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name or the path of a .toml file.")],
+    out: Out = None,
+    set_: Set = None,
+    device: Device = None,
+    threads: Threads = None,
+    check: Annotated[bool, typer.Option("--check", help="Validate recipe and data, train nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a language model, or go on with a run.
+
+    Example: expertise train demo --set train.steps=100 --out runs/short
+    """
+    from expertise.lm import train as training
+    from expertise.runs.progress import say
+
+    name, wanted = read_recipe(recipe, settings(set_, device, threads))
+    run = out or Path("runs") / name
+    if check:
+        training.check(wanted, run, say)
+        if as_json:
+            print_json({"recipe": name, "run": str(run), "valid": True})
+        return
+    training.train(wanted, run, say)
+    result = training.result(run)
+    if as_json:
+        print_json(result)
+    else:
+        print(f"{run}: step {result['step']}, {result['bits_per_byte']['mean']:.3f} bits per byte")
+        print(f"see what each expert learnt: expertise inspect {run}")
+
+
+def read_recipe(name: str, changes: list[str]) -> tuple[str, Recipe]:
+    """A language model's recipe by name or path, with settings applied."""
+    from expertise.lm.recipe import Recipe
+    from expertise.runs import recipe as recipes
+
+    stem, text = recipes.find(name)
+    return stem, recipes.build(recipes.override(recipes.parse(text, name), changes), Recipe)

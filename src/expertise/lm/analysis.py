@@ -1,0 +1,120 @@
+"""What each expert learnt: the tokens and domains that a part serves, and a passage seen token by token."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from expertise.lm.data import IGNORED
+from expertise.lm.evaluate.perplexity import DomainText, passes
+from expertise.lm.model import LanguageModel
+from expertise.mixture.measures import Usage, mutual_information
+from expertise.mixture.mixture import recording
+from expertise.mixture.routes import Routes
+from expertise.shapes import Float, Int
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerAnalysis:
+    """One mixture layer over all held-out text."""
+
+    usage: Usage
+    token_counts: Int[Tensor, "parts vocab"]
+    """How often each part took each token (the token that goes in)."""
+
+    def domain_share(self) -> Float[Tensor, "parts domains"]:
+        """Of the tokens that a part takes, the share that comes from each domain."""
+        return _shares(self.usage.by_domain)
+
+    def domain_prior(self) -> Float[Tensor, " domains"]:
+        """Share of each domain in all (token, part) pairs."""
+        return _shares(self.usage.by_domain.sum(0))
+
+    def mutual_information(self) -> float:
+        """Of part and domain, in bits."""
+        return mutual_information(self.usage.by_domain)
+
+    def favourite_tokens(self, part: int, number: int, least: int = 3) -> list[int]:
+        """Token ids that a part takes far more often than the layer as a whole does.
+
+        Ranked by `count * log(share in the part / share in the layer)`, the token's term of the divergence
+        between the two: frequent and over-represented ones come first. Rarer ones than `least` are left out.
+        """
+        counts = self.token_counts[part].double()
+        lift = _shares(counts) / _shares(self.token_counts.sum(0)).clamp(min=1e-12)
+        score = torch.where(counts >= least, counts * lift.clamp(min=1e-12).log(), 0.0)
+        best = torch.sort(score, descending=True, stable=True)
+        return [
+            int(i) for value, i in zip(best.values[:number], best.indices[:number], strict=True) if value > 0
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Passage:
+    """Consecutive tokens of one domain's held-out text."""
+
+    domain: str
+    token_ids: list[int]
+    routes: dict[int, Routes]
+    """Mixture layer → routes of exactly these tokens."""
+
+
+def analyse_layers(
+    model: LanguageModel, texts: list[DomainText], batch_size: int, bfloat16: bool = False
+) -> tuple[dict[int, LayerAnalysis], dict[str, float]]:
+    """Count, for every mixture layer and part, domains and tokens over held-out text.
+
+    Args:
+        model: the model.
+        texts: held-out windows.
+        batch_size: windows at once.
+        bfloat16: compute products in bfloat16.
+
+    Returns:
+        Layer → analysis (empty for a dense model), and the loss of each domain, in nats summed over targets.
+    """
+    layers: dict[int, LayerAnalysis] = {}
+    losses: dict[str, float] = {}
+    vocab = model.config.vocab_size
+    for index, text in enumerate(texts):
+        losses[text.domain] = 0.0
+        for tokens, targets, nll, routes in passes(model, text, batch_size, bfloat16):
+            losses[text.domain] += float(nll.double().sum())
+            counted = targets.flatten() != IGNORED
+            domains = torch.where(counted, index, -1)
+            for layer, record in routes.items():
+                if layer not in layers:
+                    usage = Usage(record.num_parts, len(texts), record.num_slots)
+                    table = torch.zeros(record.num_parts, vocab, dtype=torch.int64)
+                    layers[layer] = LayerAnalysis(usage, table)
+                layers[layer].usage.add(record, domains)
+                _count_tokens(layers[layer].token_counts, record, tokens.flatten(), counted)
+    return layers, losses
+
+
+def passage(model: LanguageModel, text: DomainText, num_tokens: int) -> Passage:
+    """The first tokens of a domain's held-out text, with the parts that each took in every layer."""
+    ids = text.windows.ids[: min(num_tokens, model.config.context)]
+    with torch.inference_mode(), recording(model):
+        model(ids[None].to(model.device))
+    routes = {
+        layer: mixture.last_routes.detached()
+        for layer, mixture in model.mixtures().items()
+        if mixture.last_routes is not None
+    }
+    return Passage(text.domain, ids.tolist(), routes)
+
+
+def _count_tokens(table: Tensor, routes: Routes, tokens: Tensor, counted: Tensor) -> None:
+    used = routes.used() & counted[:, None]
+    token, slot = used.nonzero(as_tuple=True)
+    part = slot if routes.part_ids is None else routes.part_ids[token, slot]
+    flat = part * table.shape[1] + tokens[token]
+    table += torch.bincount(flat, minlength=table.numel()).view_as(table).cpu()
+
+
+def _shares(counts: Tensor) -> Tensor:
+    counts = counts.double()
+    return counts / counts.sum(-1, keepdim=True).clamp(min=1)

@@ -1,0 +1,240 @@
+"""From a run's folder to its page: `report.html`, and all its numbers in `report.json`."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import platform
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from expertise import __version__
+from expertise.report.language_model import render
+from expertise.runs import checkpoint, folder
+from expertise.runs.files import write_atomic
+from expertise.runs.metrics import read_lines
+
+PAGE, RECORD = "report.html", "report.json"
+
+ANALYSED_BYTES = 65_536
+"""Held-out text of each domain that the page's tables are counted on, in bytes, at least."""
+PASSAGE_TOKENS = 256
+FAVOURITES = 6
+
+
+def write_report(
+    run: Path,
+    say: Callable[[str], None],
+    *,
+    samples: list[dict[str, Any]] | None = None,
+    device: str = "auto",
+) -> Path:
+    """Draw a run's page from what it has so far.
+
+    Args:
+        run: the run's folder; it may still be training.
+        say: told what happens.
+        samples: texts that the model wrote (`prompt`, `text`); None keeps those of the last page.
+        device: where the newest checkpoint is looked at.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        RunError: there is no run, no whole checkpoint, or its text has changed.
+        DiskError: the page cannot be written.
+    """
+    folder.require_run(run)
+    if samples is None and (run / RECORD).is_file():
+        samples = json.loads((run / RECORD).read_text("utf-8")).get("samples")
+    record = run_record(run, say, device) | {"samples": samples or []}
+    write_atomic(run / RECORD, json.dumps(record, ensure_ascii=False) + "\n")
+    write_atomic(run / PAGE, render(record))
+    return run / PAGE
+
+
+def run_record(run: Path, say: Callable[[str], None], device: str) -> dict[str, Any]:
+    """All that the page shows, as plain values."""
+    import torch
+
+    from expertise.lm.evaluate.run import text_of
+    from expertise.lm.recipe import Recipe
+    from expertise.lm.train import with_vocabulary
+
+    recipe = folder.read_recipe(run, Recipe)
+    lines = read_lines(run / "metrics.jsonl")
+    prepared = text_of(run, recipe, say)
+    config = with_vocabulary(recipe.model, prepared.vocab_size)
+    by_kind = config.num_params_by_kind()
+    last = lines[-1] if lines else {"step": 0, "tokens": 0}
+    saved = checkpoint.latest(run)
+    finished = saved is not None and saved.step >= recipe.train.steps
+    record = {
+        "title": run.resolve().name,
+        "state": "finished" if finished else "training",
+        "step": last["step"],
+        "steps": recipe.train.steps,
+        "tokens": last["tokens"],
+        "seed": recipe.train.seed,
+        "domains": list(prepared.domains),
+        "curves": _curves(lines),
+        "sizes": {
+            "parameters_total": config.num_params(),
+            "parameters_activated": config.num_active_params(),
+            "flops_per_sequence": config.flops_per_sequence(),
+            **by_kind,
+            "embedding": by_kind["embedding"] + by_kind["head"],
+        },
+        "timing": _timing(read_lines(run / "timing.jsonl")),
+        "versions": {
+            "expertise": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "recipe": (run / folder.RECIPE).read_text("utf-8"),
+        "notes": list(prepared.notes),
+        "layers": [],
+        "passages": [],
+    }
+    return record | (_looked_at(run, recipe, prepared, device) if saved else {})
+
+
+def _curves(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    train = []
+    for line in lines:
+        if line["kind"] == "train":
+            balance = {k.removeprefix("balance_"): v for k, v in line.items() if k.startswith("balance_")}
+            kept = {k: line[k] for k in ("step", "tokens", "loss", "learning_rate", "gradient_norm")}
+            train.append(kept | {"balance": balance})
+    return {"train": train, "evaluations": [line for line in lines if line["kind"] == "evaluation"]}
+
+
+def _timing(lines: list[dict[str, Any]]) -> dict[str, float]:
+    training = [line for line in lines if "tokens_per_second" in line]
+    seconds = sum(line["seconds"] for line in training)
+    tokens = sum(line["seconds"] * line["tokens_per_second"] for line in training)
+    waited = sum(line.get("evaluation_seconds", 0.0) for line in lines)
+    return {"seconds": seconds + waited, "tokens_per_second": tokens / seconds if seconds else 0.0}
+
+
+def _looked_at(run: Path, recipe: Any, prepared: Any, device: str) -> dict[str, Any]:
+    """What the newest checkpoint does on validation text."""
+    from expertise.lm import load
+    from expertise.lm.analysis import analyse_layers, passage
+    from expertise.lm.evaluate import domain_texts
+
+    model = load(run, device)
+    max_bytes = max(ANALYSED_BYTES, recipe.evaluation.bytes_per_domain)
+    texts = domain_texts(prepared, "validation", max_bytes, model.config.context)
+    layers, losses = analyse_layers(model, texts, recipe.evaluation.batch_size, recipe.train.bfloat16)
+    bits = {t.domain: losses[t.domain] / 0.6931471805599453 / max(1, t.windows.num_bytes) for t in texts}
+    bits["mean"] = sum(bits.values()) / len(bits)
+    passages = [passage(model, text, PASSAGE_TOKENS) for text in texts]
+    words = _vocabulary(model)
+    return {
+        "summary": {"bits_per_byte": bits, **_summary(layers, prepared.domains)},
+        "compressors": _compressors(prepared.tokenizer, texts),
+        "layers": [_layer(model, index, found, prepared.domains, words) for index, found in layers.items()],
+        "passages": [_passage(found, words) for found in passages],
+    }
+
+
+def _summary(layers: Mapping[int, Any], domains: tuple[str, ...]) -> dict[str, Any]:
+    if not layers:
+        return {}
+    usages = [layer.usage for layer in layers.values()]
+    histogram = sum(usage.histogram.sum(0) for usage in usages).double()
+    numbers = _range_like(histogram)
+    share = histogram / histogram.sum()
+    mean = float((share * numbers).sum())
+    by_domain = [usage.parts_per_token_by_domain() for usage in usages]
+    # A top-k run has one number of parts only: there is no cap to be at.
+    varies = int((histogram > 0).sum()) > 1
+    largest = max(usage.max_parts for usage in usages)
+    return {
+        "parts_per_token": {
+            "mean": mean,
+            "std": float((share * (numbers - mean) ** 2).sum().sqrt()),
+            "layers": [usage.parts_per_token() for usage in usages],
+            "domains": {d: sum(row[i] for row in by_domain) / len(by_domain) for i, d in enumerate(domains)},
+            "domains_by_layer": {d: [row[i] for row in by_domain] for i, d in enumerate(domains)},
+            "histogram": [usage.histogram.sum(0)[1:].tolist() for usage in usages],
+        },
+        "share_at_max_parts": float(share[largest]) if varies else None,
+        "max_parts": largest if varies else None,
+        "tokens_counted": usages[0].num_tokens,
+    }
+
+
+def _range_like(histogram: Any) -> Any:
+    return histogram.new_tensor(range(len(histogram)))
+
+
+def _layer(model: Any, index: int, found: Any, domains: tuple[str, ...], words: list[str]) -> dict[str, Any]:
+    config = model.config.layer(index)
+    share, prior, load = found.domain_share(), found.domain_prior(), found.usage.load()
+    lift = share / prior.clamp(min=1e-12)
+    return {
+        "layer": index,
+        "num_parts": config.parts.num_parts,
+        "always_hidden": config.always.hidden,
+        "part_hidden": getattr(config.parts, "hidden", getattr(config.parts, "rank", 0)),
+        "load": load.tolist(),
+        "domain_share": share.tolist(),
+        "domain_prior": prior.tolist(),
+        "mutual_information": found.mutual_information(),
+        "parts": [
+            {
+                "id": part,
+                "load": float(load[part]),
+                "domain": domains[int(lift[part].argmax())],
+                "lift": float(lift[part].max()),
+                "tokens": [words[token] for token in found.favourite_tokens(part, FAVOURITES)],
+            }
+            for part in range(config.parts.num_parts)
+        ],
+    }
+
+
+def _passage(found: Any, words: list[str]) -> dict[str, Any]:
+    layers = list(found.routes.values())
+    tables = [(r.part_ids, r.gates, r.parts_per_token().tolist()) for r in layers]
+    tokens = []
+    for position, token in enumerate(found.token_ids):
+        parts, gates = [], []
+        for part_ids, values, counts in tables:
+            number = counts[position]
+            ids = list(range(number)) if part_ids is None else part_ids[position, :number].tolist()
+            parts.append(ids)
+            gates.append([round(float(gate), 4) for gate in values[position, :number]])
+        tokens.append({"text": words[token], "parts": parts, "gates": gates})
+    return {"domain": found.domain, "tokens": tokens}
+
+
+def _vocabulary(model: Any) -> list[str]:
+    """The text of each token id by itself; a token that is part of a character shows the replacement sign."""
+    size = model.config.vocab_size
+    if model.tokenizer is None:
+        return [f"<{i}>" for i in range(size)]
+    known = model.tokenizer.get_vocab_size()
+    texts = model.tokenizer.decode_batch([[i] for i in range(min(size, known))], skip_special_tokens=False)
+    return [*texts, *(f"<{i}>" for i in range(known, size))]
+
+
+def _compressors(tokenizer: Any, texts: list[Any]) -> dict[str, dict[str, float]]:
+    """Bits per byte of general-purpose compressors on the very bytes that the model is measured on."""
+    programs: dict[str, Callable[[bytes], bytes]] = {
+        "zlib": lambda raw: zlib.compress(raw, 9),
+        "lzma": lambda raw: lzma.compress(raw, preset=9 | lzma.PRESET_EXTREME),
+    }
+    result: dict[str, dict[str, float]] = {}
+    for name, compress in programs.items():
+        bits = {}
+        for text in texts:
+            raw = tokenizer.decode(text.windows.ids.tolist(), skip_special_tokens=True).encode()
+            bits[text.domain] = 8 * len(compress(raw)) / max(1, len(raw))
+        bits["mean"] = sum(bits.values()) / len(bits)
+        result[name] = bits
+    return result
