@@ -26,8 +26,11 @@ COMMANDS = Registry(
 )
 """To add a command write its module, which must import nothing heavy at its top, and add a line here."""
 
+# Some versions of typer stand on the package click, others bring their own copy of it: ask typer.
+_USAGE_ERRORS: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
-def _version(wanted: bool) -> None:
+
+def _version(wanted: bool | None) -> None:
     if wanted:
         print(__version__)
         raise typer.Exit
@@ -35,8 +38,8 @@ def _version(wanted: bool) -> None:
 
 def _callback(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
+        bool | None, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = None,
 ) -> None:
     """Models made of experts: train them, see what each expert learnt, continue text with them."""
 
@@ -63,14 +66,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str] | None = None) -> int:
     """Run a command; its exit code."""
-    import click
-
     try:
         result: Any = build_app()(args=arguments, standalone_mode=False)
-    except click.ClickException as error:
+    except _USAGE_ERRORS as error:
         error.show()
         return 2
-    except (click.exceptions.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         print("interrupted; what was saved before is whole", file=sys.stderr)
         return 130
     except ExpertiseError as error:

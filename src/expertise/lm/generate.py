@@ -78,7 +78,6 @@ class Step:
     tokens: Int[Tensor, " batch"]
 
 
-@torch.inference_mode()
 def stream(
     model: LanguageModel,
     tokens: Int[Tensor, "batch time"],
@@ -124,8 +123,9 @@ def stream(
             # Full: go on with the newer half, read again from its own start.
             fresh = tokens[:, -max(1, context // 2) :]
             cache = KeyValueCache(model.config, tokens.shape[0], model.embedding.weight)
-        logits = model(fresh, cache)[:, -1]
-        chosen = sampling.choose(logits, tokens, generator)
+        # Entered anew for each step: a generator must not leave its caller in inference mode.
+        with torch.inference_mode():
+            chosen = sampling.choose(model(fresh, cache)[:, -1], tokens, generator)
         if stop:
             chosen = torch.where(finished, stop[0], chosen)
             finished |= torch.isin(chosen, torch.tensor(stop, device=chosen.device))

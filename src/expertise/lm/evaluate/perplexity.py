@@ -112,7 +112,6 @@ def evaluate(
     return Evaluation(bits, {text.domain: text.windows.num_bytes for text in texts}, usage)
 
 
-@torch.inference_mode()
 def passes(
     model: LanguageModel, text: DomainText, batch_size: int, bfloat16: bool = False
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, dict[int, Routes]]]:
@@ -122,10 +121,11 @@ def passes(
     for start in range(0, len(windows.tokens), batch_size):
         tokens = windows.tokens[start : start + batch_size].to(device)
         targets = windows.targets[start : start + batch_size].to(device)
-        with autocast, recording(model):
-            logits = model(tokens)
-        losses = F.cross_entropy(
-            logits.flatten(0, 1).float(), targets.flatten(), reduction="none", ignore_index=IGNORED
-        )
+        with torch.inference_mode(), recording(model):
+            with autocast:
+                logits = model(tokens)
+            losses = F.cross_entropy(
+                logits.flatten(0, 1).float(), targets.flatten(), reduction="none", ignore_index=IGNORED
+            )
         routes = {layer: mixture.last_routes for layer, mixture in model.mixtures().items()}
         yield tokens, targets, losses, {k: v for k, v in routes.items() if v is not None}

@@ -1,0 +1,141 @@
+"""Every mistake is one clear line and exit code 2, and leaves nothing half-written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+SETTINGS = [
+    ("train.batchsize=3", "train.batchsize", "batch_size"),
+    ("modle.dim=3", "modle", "model"),
+    ("model.router.pp=0.3", "model.router.pp", "p"),
+    ("model.router.name=top_q", "top_q", "top_p"),
+    ("model.router.p=1.5", "model.router.p", ""),
+    ("model.router.p=0", "model.router.p", ""),
+    ("model.router.max_parts=9", "max_parts", ""),
+    ("model.dim=thirty", "model.dim", ""),
+    ("model.dim=33", "model.dim", ""),
+    ("model.parts.num_parts=0", "model.parts.num_parts", ""),
+    ("train.steps=-1", "train.steps", ""),
+    ("train.device=tpu", "train.device", ""),
+    ("train.batch_size=100000", "training text", "train.batch_size"),
+    ("data.source=", "data", "data.source"),
+    ("data.source=nowhere", "nowhere", ""),
+    ("balance.per=token", "balance.per", ""),
+    ("steps", "steps", "key=value"),
+    ("tokenizer.vocab_size=10", "tokenizer.vocab_size", ""),
+]
+
+
+@pytest.mark.parametrize(("setting", "named", "hint"), SETTINGS)
+def test_a_mistake_in_a_recipe(home: Path, expertise, setting: str, named: str, hint: str) -> None:
+    done = expertise("train", "small.toml", "--out", "refused", "--set", setting)
+    refused(done, named, hint)
+    assert not (home / "refused").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [("", "empty"), ("[model\n", "TOML"), ("[model]\ndim = 32\n", "data"), ("x = 1\n", "x")],
+)
+def test_a_recipe_that_is_none(home: Path, expertise, content: str, named: str) -> None:
+    (home / "bad.toml").write_text(content)
+    refused(expertise("train", "bad.toml", "--out", "refused"), named)
+    assert not (home / "refused").exists()
+
+
+def test_a_recipe_that_is_not_there(expertise) -> None:
+    refused(expertise("train", "dmeo"), "dmeo", "demo")
+    refused(expertise("train", "missing.toml"), "missing.toml")
+    refused(expertise("recipes", "dmeo"), "dmeo", "demo")
+
+
+def test_a_source_that_cannot_be_read(home: Path, expertise) -> None:
+    (home / "latin.txt").write_bytes("caf\xe9 ".encode("latin-1") * 100)
+    refused(
+        expertise("train", "small.toml", "--out", "refused", "--set", "data.source=latin.txt"), "latin.txt"
+    )
+    (home / "nothing").mkdir(exist_ok=True)
+    refused(expertise("train", "small.toml", "--out", "refused", "--set", "data.source=nothing"), "nothing")
+    (home / "tiny.txt").write_text("too little\n")
+    refused(expertise("train", "small.toml", "--out", "refused", "--set", "data.source=tiny.txt"), "tokens")
+    assert not (home / "refused").exists()
+
+
+def test_a_folder_that_is_no_run(home: Path, expertise, run_folder: Path) -> None:
+    (home / "mine").mkdir()
+    (home / "mine" / "thesis.tex").write_text("years of work")
+    refused(expertise("train", "small.toml", "--out", "mine"), "mine", "--out")
+    for command in (["evaluate"], ["inspect"], ["generate", "x"]):
+        refused(expertise(command[0], "mine", *command[1:]), "mine")
+        refused(expertise(command[0], "absent", *command[1:]), "absent")
+    assert [path.name for path in (home / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_a_changed_recipe_is_refused_by_name(home: Path, expertise, run_folder: Path) -> None:
+    done = expertise("train", "small.toml", "--out", "run", "--set", "optimizer.learning_rate=0.5")
+    refused(done, "optimizer.learning_rate")
+    assert "0.01" in done.stderr
+    assert "0.5" in done.stderr
+
+
+def test_changed_text_is_refused(home: Path, expertise, run_folder: Path) -> None:
+    shutil.copytree(home / "text", home / "other")
+    shutil.copytree(run_folder, home / "stale")
+    recipe = (home / "stale" / "recipe.toml").read_text().replace(str(home / "text"), str(home / "other"))
+    (home / "stale" / "recipe.toml").write_text(recipe)
+    (home / "other" / "prose" / "0.txt").write_text("Something else stands here now.\n" * 30)
+    refused(expertise("evaluate", "stale"), "the text has changed")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "run", ""],
+        ["generate", "run", "red " * 200],
+        ["generate", "run", "red", "--top-p", "2"],
+        ["generate", "run", "red", "--show", "part"],
+        ["generate", "run", "red", "--stop", "several tokens here"],
+        ["evaluate", "run", "--split", "train"],
+        ["evaluate", "run", "--device", "cuda:x"],
+        ["inspect"],
+        ["trian", "demo"],
+        ["train"],
+    ],
+)
+def test_wrong_arguments(run_folder: Path, expertise, arguments: list[str]) -> None:
+    done = expertise(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_disk_that_may_not_be_written(home: Path, expertise) -> None:
+    place = home / "readonly"
+    place.mkdir()
+    place.chmod(0o555)
+    try:
+        if os.access(place, os.W_OK):
+            pytest.skip("root may write everywhere")
+        refused(expertise("train", "small.toml", "--out", "readonly/run"), "readonly")
+    finally:
+        place.chmod(0o755)
+
+
+def test_an_output_path_through_a_file(home: Path, expertise) -> None:
+    (home / "file").write_text("")
+    refused(expertise("train", "small.toml", "--out", "file/run"), "file")
+    refused(expertise("train", "small.toml", "--out", "file"), "file")
+
+
+def refused(done, named: str, hint: str = "") -> None:
+    """Exit code 2; one line that names the mistake and at most three of hint; no traceback."""
+    assert done.returncode == 2, (done.returncode, done.stderr)
+    lines = done.stderr.splitlines()
+    first = next(index for index, line in enumerate(lines) if line.startswith("error: "))
+    assert named in lines[first], done.stderr
+    assert len(lines[first:]) <= 4, done.stderr
+    assert hint in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
