@@ -28,8 +28,8 @@ def write_text(folder: Path, seed: int = 0) -> Path:
     """Two domains of 24 short files, the same for the same seed."""
     dice = random.Random(seed)
     words = {
-        "prose": "the red stone walks slowly über a green river and then sings".split(),
-        "code": "def return self.x x += 1 for in range( ): None not".split(),
+        "prose": ["the", "red", "stone", "walks", "slowly", "über", "a", "green", "river", "then", "sings"],
+        "code": ["def", "return", "self.x", "x", "+=", "1", "for", "in", "range(", "):", "None", "not"],
     }
     for domain, stock in words.items():
         (folder / domain).mkdir(parents=True)

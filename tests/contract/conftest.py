@@ -1,7 +1,7 @@
 """How to make one of each registered thing, and what it computes, written from the papers token by token.
 
-Whoever registers a new router or kind of part adds one line to `FIELDS` (if its `Config` needs a value that is
-not there) and one definition to `ROUTERS_BY_HAND` or `PARTS_BY_HAND`. Nothing here calls the library's own
+Whoever registers a new router or kind of part adds one line to `FIELDS` (if its `Config` needs a value that
+is not there) and one definition to `ROUTERS_BY_HAND` or `PARTS_BY_HAND`. Nothing here calls the library's own
 dispatches, `Parts.one` or router code: only raw weights are read.
 """
 
@@ -145,9 +145,7 @@ def make_mixture() -> Callable[..., Mixture]:
     ) -> Mixture:
         built_parts = _config_of(PARTS[parts], **options).build(dim)
         built_router = router and _config_of(ROUTERS[router], **options).build(dim, built_parts.num_parts)
-        mixture = Mixture(
-            built_router, built_parts, SwiGLU(dim, 12) if always else None, dispatch=dispatch
-        )
+        mixture = Mixture(built_router, built_parts, SwiGLU(dim, 12) if always else None, dispatch=dispatch)
         generator = torch.Generator().manual_seed(7)
         with torch.no_grad():
             for name, tensor in mixture.state_dict().items():
@@ -170,7 +168,9 @@ def routes_of() -> Callable[..., Routes]:
         return Routes(
             gates=torch.stack(gates) if gates else torch.zeros(0, slots),
             affinities=torch.full((len(weights), num_parts), 1 / num_parts),
-            part_ids=torch.tensor([[i for i, _ in token] for token in padded], dtype=torch.int64).view(-1, slots),
+            part_ids=torch.tensor([[i for i, _ in token] for token in padded], dtype=torch.int64).view(
+                -1, slots
+            ),
             counts=torch.tensor([len(token) for token in weights], dtype=torch.int64),
         )
 

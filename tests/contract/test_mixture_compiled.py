@@ -1,4 +1,4 @@
-"""`torch.compile(fullgraph=True)` reads a mixture whole, in float32 too, which `grouped_mm`'s tracing refuses."""
+"""`torch.compile(fullgraph=True)` reads a mixture whole, float32 included, which `grouped_mm` does not trace."""
 
 import dataclasses
 import json
@@ -32,9 +32,7 @@ def _compare(cases: dict[str, Case]) -> dict[str, float | str]:
 
 @pytest.fixture
 def case(config_of: Callable[..., Any]) -> Callable[..., Case]:
-    def make(
-        router: str, kind: str, dispatch: str, width: int, backend: str, autocast: bool = False
-    ) -> Case:
+    def make(router: str, kind: str, dispatch: str, width: int, backend: str, autocast: bool = False) -> Case:
         return {
             "router": dataclasses.asdict(config_of(ROUTERS[router])),
             "parts": dataclasses.asdict(config_of(PARTS[kind], num_parts=4, hidden=width, rank=width)),
@@ -47,7 +45,7 @@ def case(config_of: Callable[..., Any]) -> Callable[..., Case]:
 
 
 def test_one_graph_for_every_router_kind_and_dispatch(case: Callable[..., Case]) -> None:
-    """Traced, with its gradient, but not generated: needs no compiler. One process, for its start takes long."""
+    """Traced with its gradient, no code generated. All in one process, whose start takes longest."""
     cases = {
         f"{router}/{kind}/{dispatch}/{width}": case(router, kind, dispatch, width, "aot_eager")
         for router in ROUTERS

@@ -76,19 +76,22 @@ class LanguageModel(nn.Module):
         """Draw all weights anew, as `config.init` says.
 
         Every matrix here has its input as last dimension, so one rule serves them all: std 1 / sqrt(fan-in),
-        the products that write into the residual stream smaller by sqrt(2 L), the embedding 1 / sqrt(dim).
+        the products that write into the residual stream smaller by sqrt(2 L). An untied embedding starts with
+        std 1: smaller, and what the first layers write drowns the token itself (docs/decisions.md).
         """
         residual = (2 * self.config.num_layers) ** -0.5
         for name, parameter in self.named_parameters():
             if parameter.ndim < 2:
                 continue
-            if self.config.init == "width-scaled":
-                into_residual = name.endswith((".down", ".down.weight", ".output.weight"))
-                std = parameter.shape[-1] ** -0.5 * (residual if into_residual else 1.0)
-            else:
-                std = float(self.config.init)
             if name.endswith("lora_B"):
                 std = 0.0
+            elif self.config.init != "width-scaled":
+                std = float(self.config.init)
+            elif name == "embedding.weight" and not self.config.tied:
+                std = 1.0
+            else:
+                into_residual = name.endswith((".down", ".down.weight", ".output.weight"))
+                std = parameter.shape[-1] ** -0.5 * (residual if into_residual else 1.0)
             nn.init.normal_(parameter, std=std)
 
     @property

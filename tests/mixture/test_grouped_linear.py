@@ -1,0 +1,147 @@
+"""`grouped_linear` equals one product per row, by kernel, fallback and opaque operator."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from expertise.mixture import grouped_linear as module
+from expertise.mixture.grouped_linear import grouped_linear
+
+SIZES = {
+    "ordinary": [3, 5, 2, 1],
+    "empty ends": [0, 4, 4, 0],
+    "empty middle": [2, 0, 0, 3],
+    "one part": [7],
+    "all on the last": [0, 0, 9],
+    "one row": [0, 1, 0],
+    "no row": [0, 0, 0],
+}
+WIDTHS = [(8, 16), (16, 8), (53, 10), (8, 5), (3, 8), (1, 1)]
+"""Multiples of 16 bytes, and not: input, output, both."""
+
+sizes_cases = pytest.mark.parametrize("sizes", list(SIZES.values()), ids=list(SIZES))
+width_cases = pytest.mark.parametrize("widths", WIDTHS, ids=str)
+
+
+def _inputs(
+    sizes: list[int], widths: tuple[int, int], dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(len(sizes) + sum(widths))
+    rows = torch.randn(sum(sizes), widths[0], generator=generator).to(dtype).requires_grad_()
+    weight = torch.randn(len(sizes), widths[1], widths[0], generator=generator).to(dtype).requires_grad_()
+    return rows, weight, torch.tensor(sizes).cumsum(0).to(torch.int32)
+
+
+def _by_row(rows: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+    parts = [sum(i >= end for end in offsets.tolist()) for i in range(rows.shape[0])]
+    products = [weight[part] @ row for part, row in zip(parts, rows, strict=True)]
+    return torch.stack(products) if products else rows.new_zeros(0, weight.shape[1]) + 0 * rows.sum()
+
+
+def _assert_same(ours: Tensor, theirs: Tensor, inputs: list[Tensor], upstream: Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    gradients = [
+        torch.autograd.grad(y, inputs, upstream, allow_unused=True, materialize_grads=True)
+        for y in (ours, theirs)
+    ]
+    for actual, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+
+
+@sizes_cases
+@width_cases
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equals_a_loop_over_rows(sizes: list[int], widths: tuple[int, int], dtype: torch.dtype) -> None:
+    rows, weight, offsets = _inputs(sizes, widths, dtype)
+    ours = grouped_linear(rows, weight, offsets)
+    assert ours.dtype == dtype
+    upstream = torch.randn(ours.shape).to(dtype)
+    _assert_same(ours, _by_row(rows, weight, offsets), [rows, weight], upstream)
+
+
+@sizes_cases
+@width_cases
+def test_opaque_operator_equals_a_loop_over_rows(sizes: list[int], widths: tuple[int, int]) -> None:
+    """What torch.compile calls in float32, called here without it; its gradient is written by hand."""
+    rows, weight, offsets = _inputs(sizes, widths)
+    ours = module._opaque(rows, weight, offsets)
+    _assert_same(ours, _by_row(rows, weight, offsets), [rows, weight], torch.randn(ours.shape))
+
+
+@sizes_cases
+@width_cases
+def test_opaque_operators_keep_the_promises_of_their_fakes(sizes: list[int], widths: tuple[int, int]) -> None:
+    """Shapes, strides, dtypes and registrations, by torch's own check."""
+    rows, weight, offsets = _inputs(sizes, widths)
+    checks = ("test_schema", "test_faketensor", "test_autograd_registration")
+    torch.library.opcheck(module._opaque, (rows, weight, offsets), test_utils=checks)
+    grad = torch.randn(sum(sizes), widths[1])
+    plain = (grad, rows.detach(), weight.detach(), offsets)
+    torch.library.opcheck(module._opaque_backward, plain, test_utils=checks[:2])
+
+
+@width_cases
+def test_bfloat16(widths: tuple[int, int]) -> None:
+    rows, weight, offsets = _inputs([3, 0, 5], widths, torch.bfloat16)
+    ours = grouped_linear(rows, weight, offsets)
+    assert ours.dtype == torch.bfloat16
+    expected = _by_row(rows.double(), weight.double(), offsets)
+    torch.testing.assert_close(ours.double(), expected, rtol=0.02, atol=0.02)
+
+
+@width_cases
+def test_autocast_computes_in_its_dtype(widths: tuple[int, int]) -> None:
+    rows, weight, offsets = _inputs([3, 0, 5], widths)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = grouped_linear(rows, weight, offsets)
+    assert ours.dtype == torch.bfloat16
+    torch.testing.assert_close(ours.float(), _by_row(rows, weight, offsets), rtol=0.05, atol=0.05)
+    gradients = torch.autograd.grad(ours.sum(), [rows, weight])
+    assert [gradient.dtype for gradient in gradients] == [torch.float32, torch.float32]
+
+
+def test_autocast_leaves_float64_as_linear_does() -> None:
+    rows, weight, offsets = _inputs([3, 0, 5], (8, 16), torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = grouped_linear(rows, weight, offsets)
+        assert torch.nn.functional.linear(rows, weight[0]).dtype == torch.float64
+    assert ours.dtype == torch.float64
+
+
+@width_cases
+@pytest.mark.parametrize("which", ["rows", "weight", "both"])
+def test_non_contiguous(widths: tuple[int, int], which: str) -> None:
+    rows, weight, offsets = _inputs([2, 0, 6], widths)
+    strided_rows = rows.detach().repeat_interleave(2, dim=1)[:, ::2].requires_grad_()
+    transposed = weight.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
+    inputs = [
+        strided_rows if which in ("rows", "both") else rows,
+        transposed if which in ("weight", "both") else weight,
+    ]
+    ours = grouped_linear(inputs[0], inputs[1], offsets)
+    expected = _by_row(inputs[0], inputs[1], offsets)
+    _assert_same(ours, expected, inputs, torch.randn(ours.shape))
+
+
+@width_cases
+@pytest.mark.parametrize("layout", ["expanded", "transposed"])
+def test_upstream_gradients_of_any_layout(widths: tuple[int, int], layout: str) -> None:
+    rows, weight, offsets = _inputs([4, 0, 3], widths)
+    shape = (7, widths[1])
+    upstream = torch.ones(()).expand(shape) if layout == "expanded" else torch.randn(shape[::-1]).T
+    ours = grouped_linear(rows, weight, offsets)
+    _assert_same(ours, _by_row(rows, weight, offsets), [rows, weight], upstream)
+
+
+@sizes_cases
+def test_gradcheck(sizes: list[int]) -> None:
+    rows, weight, offsets = _inputs(sizes, (3, 2), torch.float64)
+    assert torch.autograd.gradcheck(lambda r, w: grouped_linear(r, w, offsets), (rows, weight))
+
+
+def test_a_frozen_weight_needs_no_gradient() -> None:
+    rows, weight, offsets = _inputs([3, 5], (8, 8))
+    frozen = weight.detach()
+    (gradient,) = torch.autograd.grad(grouped_linear(rows, frozen, offsets).sum(), rows)
+    (expected,) = torch.autograd.grad(_by_row(rows, frozen, offsets).sum(), rows)
+    torch.testing.assert_close(gradient, expected)
