@@ -1,4 +1,4 @@
-"""`torch.compile(fullgraph=True)` reads a mixture whole, float32 included, which `grouped_mm` does not trace."""
+"""`torch.compile(fullgraph=True)` reads a mixture whole, float32 included, which `grouped_mm` refuses."""
 
 import dataclasses
 import json

@@ -278,7 +278,7 @@ def test_the_width_scaled_initial_weights() -> None:
     model = LanguageModel(ModelConfig(**WIDE))
     residual = (2 * 3) ** -0.5
     expected = {
-        "embedding.weight": 128**-0.5,
+        "embedding.weight": 1.0,
         "head.weight": 128**-0.5,
         "blocks.1.attention.qkv.weight": 128**-0.5,
         "blocks.1.attention.output.weight": 128**-0.5 * residual,
@@ -293,6 +293,8 @@ def test_the_width_scaled_initial_weights() -> None:
     weights = dict(model.named_parameters())
     for name, std in expected.items():
         assert float(weights[name].detach().std()) == pytest.approx(std, rel=0.12), name
+    tied = LanguageModel(ModelConfig(**WIDE, tied=True)).embedding.weight.detach()
+    assert float(tied.std()) == pytest.approx(128**-0.5, rel=0.12), "it is a head as well"
 
 
 @pytest.mark.parametrize("init", ["width-scaled", 0.006])

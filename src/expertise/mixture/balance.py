@@ -30,7 +30,7 @@ def relative_load(routes: Routes, num_sequences: int = 1) -> Float[Tensor, "sequ
         RecipeError: T is not a multiple of num_sequences.
     """
     shares = routes.chosen() / routes.parts_per_token()[:, None]
-    return routes.num_parts * _by_sequence(shares.to(routes.affinities.dtype), num_sequences).mean(1)
+    return routes.num_parts * _by_sequence(shares.to(_exact(routes.affinities).dtype), num_sequences).mean(1)
 
 
 def expert_balance(routes: Routes, num_sequences: int = 1) -> Float[Tensor, ""]:
@@ -45,7 +45,7 @@ def expert_balance(routes: Routes, num_sequences: int = 1) -> Float[Tensor, ""]:
             batch is computed at once or in micro-batches; the first sees one micro-batch at a time.
     """
     load = relative_load(routes, num_sequences)
-    mean_affinity = _by_sequence(routes.affinities, num_sequences).mean(1)
+    mean_affinity = _by_sequence(_exact(routes.affinities), num_sequences).mean(1)
     return (load * mean_affinity).sum(-1).mean()
 
 
@@ -61,10 +61,12 @@ def device_balance(routes: Routes, groups: Sequence[Sequence[int]]) -> Float[Ten
     Raises:
         RecipeError: the groups do not hold every part exactly once.
     """
+    if not all(groups):
+        raise RecipeError("a device group must not be empty")
     if sorted(part for group in groups for part in group) != list(range(routes.num_parts)):
         raise RecipeError(f"device groups must hold each of the {routes.num_parts} parts exactly once")
     load = relative_load(routes)[0]
-    mean_affinity = routes.affinities.mean(0)
+    mean_affinity = _exact(routes.affinities).mean(0)
     terms = [load[list(group)].mean() * mean_affinity[list(group)].sum() for group in groups]
     return torch.stack(terms).sum()
 
@@ -79,7 +81,7 @@ def entropy(routes: Routes) -> Float[Tensor, ""]:
 
 def token_entropy(routes: Routes) -> Float[Tensor, " tokens"]:
     """Entropy of each token's affinities, in nats; they must be probabilities."""
-    result: Tensor = torch.special.entr(routes.affinities).sum(-1)
+    result: Tensor = torch.special.entr(_exact(routes.affinities)).sum(-1)
     return result
 
 
@@ -91,7 +93,12 @@ def z_loss(routes: Routes) -> Float[Tensor, ""]:
     """
     if routes.logits is None:
         raise RecipeError("the z-loss needs a router that scores by logits")
-    return torch.logsumexp(routes.logits, dim=-1).square().mean()
+    return torch.logsumexp(_exact(routes.logits), dim=-1).square().mean()
+
+
+def _exact(values: Tensor) -> Tensor:
+    """At least float32: a balance signal is smaller than one step of bfloat16."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _by_sequence(table: Tensor, num_sequences: int) -> Tensor:

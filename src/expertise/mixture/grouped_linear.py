@@ -33,7 +33,7 @@ def grouped_linear(
         One output row per input row, in the same order.
     """
     device = rows.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.is_autocast_enabled(device) and rows.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
         rows, weight = rows.to(dtype), weight.to(dtype)
     if torch.compiler.is_compiling() and rows.dtype == torch.float32:

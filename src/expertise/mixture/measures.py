@@ -7,6 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from expertise.errors import RecipeError
 from expertise.mixture.balance import token_entropy
 from expertise.mixture.routes import Routes
 from expertise.shapes import Float, Int
@@ -92,6 +93,8 @@ class Usage:
         keep = domains >= 0
         counts = routes.parts_per_token()[keep].cpu()
         known = domains[keep].cpu()
+        if routes.num_slots > self.max_parts and counts.numel() and int(counts.max()) > self.max_parts:
+            raise RecipeError(f"a token took {int(counts.max())} parts, max_parts is {self.max_parts}")
         self.by_domain += parts_by_domain(
             _select(routes, keep), known.to(keep.device), self.num_domains
         ).cpu()

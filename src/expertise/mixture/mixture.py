@@ -80,6 +80,11 @@ class Mixture(nn.Module):
         if self._recording:
             self.last_routes = routes
         tokens = x.reshape(-1, x.shape[-1])
+        if routes.num_tokens != tokens.shape[0] or routes.num_parts != self.parts.num_parts:
+            raise RecipeError(
+                f"the routes are for {routes.num_tokens} tokens over {routes.num_parts} parts; "
+                f"here are {tokens.shape[0]} tokens and {self.parts.num_parts} parts"
+            )
         if self.dispatch == "auto":
             y = dense(tokens, routes, self.parts) if routes.is_dense else grouped(tokens, routes, self.parts)
         else:
@@ -102,7 +107,7 @@ class Mixture(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # Recorded routes belong to one call: a copy of the module starts without them (and could not
         # copy tensors that are inside a graph).
-        return {**self.__dict__, "last_routes": None}
+        return {**self.__dict__, "last_routes": None, "_recording": False}
 
     def extra_repr(self) -> str:
         """What printing the module shows of it."""

@@ -28,7 +28,7 @@ class Routes:
     affinities: Float[Tensor, "tokens parts"]
     """Affinity of each token to every part before the choice: s_{i,t} of DeepSeekMoE, P of Dynamic MoE."""
     part_ids: Int[Tensor, "tokens slots"] | None = None
-    """Chosen parts (int64), -1 in unused slots; None: every part, in order (dense)."""
+    """Chosen parts (int64), -1 in unused slots and nowhere else; None: every part, in order (dense)."""
     counts: Int[Tensor, " tokens"] | None = None
     """Parts per token (int64); None: every slot of every token is used."""
     logits: Float[Tensor, "tokens parts"] | None = None

@@ -76,7 +76,7 @@ class TopK(Router):
 
         def num_active_parts(self, num_parts: int) -> float:
             """Parts that a token takes, for counting activated parameters."""
-            return min(self.k, num_parts)
+            return float(min(self.k, num_parts))
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Annotated, Any, Literal
 
 import torch
@@ -90,7 +91,7 @@ class TopP(Router):
 
         def num_active_parts(self, num_parts: int) -> float:
             """Parts that a token is assumed to take, for counting activated parameters."""
-            return min(self.assumed_parts, self.max_parts or num_parts)
+            return float(min(self.assumed_parts, self.max_parts or num_parts))
 
     def __init__(
         self,
@@ -127,7 +128,8 @@ class TopP(Router):
         part_ids = greatest(affinities, self.max_parts or self.num_parts)
         sorted_affinities = affinities.gather(-1, part_ids)
         # Easy to miss: a part stays when the mass BEFORE it has not passed p, so the one that crosses stays.
-        passed = sorted_affinities.detach().cumsum(-1) > self.p
+        # Probabilities never exceed 1; only the rounding of their sum may.
+        passed = sorted_affinities.detach().cumsum(-1) > (self.p if self.p < 1 else math.inf)
         counts = 1 + (~passed[:, :-1]).sum(-1)
         used = torch.arange(part_ids.shape[-1], device=x.device) < counts[:, None]
         return Routes(
