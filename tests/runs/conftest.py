@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from expertise.runs import checkpoint
+from expertise.runs import checkpoint, loop
 from expertise.runs.loop import Losses
+
+# Under pytest's `importlib` mode a folder of tests is on no path: this makes its plain modules importable.
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 class Toy:
@@ -26,6 +30,8 @@ class Toy:
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1))
         self.before_losses: Callable[[int, int], None] = lambda step, micro: None
+        self.before_batch: Callable[[int], None] = lambda batch: None
+        self.batches = 3
         self.factor = 1.0
 
     def losses(self, step: int, micro: int, detail: bool) -> Losses:
@@ -34,7 +40,10 @@ class Toy:
         loss = (self.model(x) - x.sum(-1, keepdim=True)).square().mean() * self.factor
         return Losses(loss, {"loss": loss}, {"table": torch.tensor([1.0, float(step)])} if detail else {})
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self, between: Callable[[], None]) -> dict[str, Any]:
+        for batch in range(self.batches):
+            self.before_batch(batch)
+            between()
         return {"score": float(self.model(torch.ones(1, 3)).detach())}
 
     def headline(self, evaluation: Mapping[str, Any]) -> str:
@@ -47,6 +56,17 @@ class Toy:
 @pytest.fixture
 def toy() -> type[Toy]:
     return Toy
+
+
+@pytest.fixture
+def undisturbed(tmp_path: Path, toy: type[Toy]) -> dict[str, bytes]:
+    """What a toy's run comes to when nothing happens to it."""
+    from toy_runs import CONFIG, OPTIMIZER, content, steps
+
+    run = tmp_path / "undisturbed"
+    loop.train(run, toy(), CONFIG, OPTIMIZER)
+    assert steps(run) == ["step-6", "step-8"]
+    return content(run)
 
 
 @pytest.fixture(autouse=True)

@@ -66,14 +66,20 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str] | None = None) -> int:
     """Run a command; its exit code."""
+    from expertise.runs.signals import Terminated, terminating
+
     try:
-        result: Any = build_app()(args=arguments, standalone_mode=False)
+        with terminating():
+            result: Any = build_app()(args=arguments, standalone_mode=False)
     except _USAGE_ERRORS as error:
         error.show()
         return 2
     except (typer.Abort, KeyboardInterrupt):
         print("interrupted; what was saved before is whole", file=sys.stderr)
         return 130
+    except Terminated:
+        print("terminated; what was saved before is whole", file=sys.stderr)
+        return 143
     except ExpertiseError as error:
         print("\n".join([f"error: {error.message}", *(f"  {hint}" for hint in error.hints)]), file=sys.stderr)
         return 128 + getattr(error, "signal_number", 2 - 128)

@@ -63,13 +63,14 @@ class LanguageModelTask:
                 self.model, batch.tokens.to(device), batch.targets.to(device), self.recipe.balance, detail
             )
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self, between: Callable[[], None]) -> dict[str, Any]:
         """Bits per byte on validation text, and the use of every part there."""
         config = self.recipe.evaluation
         if self._texts is None:
             context = self.recipe.model.context
             self._texts = domain_texts(self._prepared, "validation", config.bytes_per_domain, context)
-        return evaluate(self.model, self._texts, config.batch_size, self.recipe.train.bfloat16).to_json()
+        bfloat16 = self.recipe.train.bfloat16
+        return evaluate(self.model, self._texts, config.batch_size, bfloat16, between).to_json()
 
     def headline(self, evaluation: Mapping[str, Any]) -> str:
         """The mean, each domain, and the parts per token."""
@@ -125,6 +126,7 @@ def train(recipe: Recipe, run: Path, say: Callable[[str], None]) -> None:
     Raises:
         ExpertiseError: any mistake of the user's; see `expertise.errors`.
     """
+    folder.refuse_if_held(run)
     task, prepared = _ready(recipe, run, say)
     with folder.held(run):
         folder.adopt_recipe(run, recipe, may_change)
@@ -192,11 +194,11 @@ def refuse_other_text(run: Path, before: str, now: str) -> None:
 
 
 def is_finished(run: Path, recipe: Recipe) -> bool:
-    """Whether a run has all the steps of its recipe."""
+    """Whether a run has all the steps of its recipe, and was evaluated after the last."""
     if not folder.is_run(run):
         return False
     saved = checkpoint.latest(run)
-    return saved is not None and saved.step >= recipe.train.steps
+    return saved is not None and saved.step >= recipe.train.steps and loop.is_evaluated(run, saved.step)
 
 
 def result(run: Path) -> dict[str, Any]:

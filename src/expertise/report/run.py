@@ -94,7 +94,7 @@ def run_record(run: Path, say: Callable[[str], None], device: str) -> dict[str, 
             "python": platform.python_version(),
         },
         "recipe": (run / folder.RECIPE).read_text("utf-8"),
-        "notes": list(prepared.notes),
+        "notes": [*prepared.notes, *_skipped(lines)],
         "layers": [],
         "passages": [],
     }
@@ -109,6 +109,16 @@ def _curves(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
             kept = {k: line[k] for k in ("step", "tokens", "loss", "learning_rate", "gradient_norm")}
             train.append(kept | {"balance": balance})
     return {"train": train, "evaluations": [line for line in lines if line["kind"] == "evaluation"]}
+
+
+def _skipped(lines: list[dict[str, Any]]) -> list[str]:
+    skipped = [line for line in lines if line["kind"] == "skipped"]
+    if not skipped:
+        return []
+    first, last, what = skipped[0]["step"], skipped[-1]["step"], skipped[-1]["reason"]
+    return [
+        f"{len(skipped)} steps were skipped, from {first} to {last}: the last because {what} was not finite"
+    ]
 
 
 def _timing(lines: list[dict[str, Any]]) -> dict[str, float]:
