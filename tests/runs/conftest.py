@@ -88,6 +88,55 @@ def save_small(tmp_path: Path) -> Callable[..., Path]:
     return save
 
 
+@pytest.fixture(scope="session")
+def start() -> Iterator[Callable[..., Any]]:
+    """`start(target, …)`: a function of `faulty` in a process of its own."""
+    from faulty import forked
+
+    yield from forked()
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path, small_recipe: Callable[..., Any]) -> Callable[..., Path]:
+    """Write the small recipe, with settings applied, to a file."""
+    from expertise.runs import recipe as recipes
+
+    def write(*settings: str) -> Path:
+        path = tmp_path / "small.toml"
+        path.write_text(recipes.to_toml(small_recipe(*settings)), "utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[Path, str, str], None]:
+    """Damage one file of a finished run's last checkpoint in one way, go on, and expect the same end."""
+    from faulty import DAMAGE, content
+
+    from expertise.lm.recipe import Recipe
+    from expertise.lm.train import train
+    from expertise.runs import folder
+
+    def check(finished: Path, name: str, damage: str) -> None:
+        run = Path(shutil.copytree(finished, tmp_path / "run"))
+        last = checkpoint.latest(run)
+        assert last is not None
+        DAMAGE[damage](last.path / name)
+        train(folder.read_recipe(run, Recipe), run, lambda _: None)
+        said = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
+        assert len(said) == 1
+        assert said[0].startswith(f"damaged checkpoint {last.path}: {name} ")
+        assert said[0].endswith("; trying the one before")
+        assert content(run) == content(finished)
+        aside = {path.name for path in (run / "checkpoints").iterdir()}
+        assert aside == {path.name for path in (finished / "checkpoints").iterdir()} | {
+            f"{last.path.name}.damaged"
+        }
+
+    return check
+
+
 @pytest.fixture
 def small_tmpfs(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MB, where this user may mount one."""

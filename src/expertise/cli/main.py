@@ -75,11 +75,9 @@ def run(arguments: list[str] | None = None) -> int:
         error.show()
         return 2
     except (typer.Abort, KeyboardInterrupt):
-        print("interrupted; what was saved before is whole", file=sys.stderr)
-        return 130
+        result = 130
     except Terminated:
-        print("terminated; what was saved before is whole", file=sys.stderr)
-        return 143
+        result = 143
     except ExpertiseError as error:
         print("\n".join([f"error: {error.message}", *(f"  {hint}" for hint in error.hints)]), file=sys.stderr)
         return 128 + getattr(error, "signal_number", 2 - 128)
@@ -93,4 +91,8 @@ def run(arguments: list[str] | None = None) -> int:
             f"error: this is a fault of expertise {__version__}, not yours; please report it", file=sys.stderr
         )
         return 1
+    # Some versions of typer turn Ctrl-C into this number, others into Abort.
+    if result in (130, 143):
+        how = "interrupted" if result == 130 else "terminated"
+        print(f"{how}; what was saved before is whole", file=sys.stderr)
     return result if isinstance(result, int) else 0
