@@ -28,7 +28,7 @@ test: $(STAMP)  ## all tests
 	$(BIN)/python -m pytest
 
 test-faults: $(STAMP)  ## the full lists of kills and damage, about three minutes
-	$(BIN)/python -m pytest -m faults -v tests/runs/test_faults.py
+	$(BIN)/python -m pytest -m faults -v
 
 lint: $(STAMP)  ## style
 	$(BIN)/ruff check .

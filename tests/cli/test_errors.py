@@ -4,9 +4,78 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+# Kind of mistake → setting (or a whole recipe), the line that names it, what its hints must hold.
+MISTAKES: dict[str, tuple[str, str, str]] = {
+    "unknown key": ("train.batchsize=3", "unknown key train.batchsize", "did you mean 'batch_size'?"),
+    "unknown table": ("modle.dim=3", "unknown key modle", "did you mean 'model'?"),
+    "unknown router": ("model.router.name=top_q", "model.router.name: unknown 'top_q'", "did you mean 'top_"),
+    "broken TOML": ("\n[model\ndim = 3", "bad.toml is not valid TOML: ", ""),
+    "empty": ("\n", "bad.toml is empty", "`expertise recipes demo` prints one to start from"),
+    "missing source": ("data.source=nowhere/at-all", "the source nowhere/at-all does not exist", "starts at"),
+    "wrong type": ("model.dim=thirty", "model.dim: input should be a valid integer, not 'thirty'", ""),
+    "out of range": ("train.steps=0", "train.steps: input should be greater than or equal to 1, not 0", ""),
+    "k over the parts": (
+        "model.router={name='top_k', k=5}",
+        "k (5)",
+        "",
+    ),
+    "p is 0": ("model.router.p=0", "model.router.p: input should be greater than 0, not 0", ""),
+    "p over 1": ("model.router.p=1.01", "model.router.p: ", ""),
+    "heads": ("model.num_heads=3", "model.dim (32) is not a multiple of model.num_heads (3)", ""),
+}
+
+
+def arguments_of(mistake: str, folder: Path) -> list[str]:
+    """A `train` command with this mistake, whose recipe stands in the folder where one has to be written."""
+    text, _, _ = MISTAKES[mistake]
+    if not text.startswith("\n"):
+        return ["train", "small.toml", "--out", "runs/refused", "--set", text]
+    (folder / "bad.toml").write_text(text)
+    return ["train", str(folder / "bad.toml"), "--out", "runs/refused"]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_every_kind_of_mistake_is_named(home: Path, expertise, tmp_path: Path, mistake: str) -> None:
+    before = sorted(home.rglob("*"))
+    done = expertise(*arguments_of(mistake, tmp_path))
+    refused(done, *MISTAKES[mistake][1:])
+    assert done.stdout == ""
+    assert sorted(home.rglob("*")) == before, "nothing is written, not even a folder"
+
+
+@pytest.mark.parametrize(
+    "mistakes",
+    [
+        ["unknown key", "broken TOML", "missing source", "p over 1"],
+        pytest.param(list(MISTAKES), marks=[pytest.mark.faults, pytest.mark.slow]),
+    ],
+    ids=["some", "all"],
+)
+def test_mistakes_as_processes_of_their_own(home: Path, tmp_path: Path, mistakes: list[str]) -> None:
+    """All at once: most of the time goes into starting Python and importing torch."""
+    variables = {**os.environ, "EXPERTISE_CACHE": str(home / "cache"), "PYTHONWARNINGS": "error"}
+    before = sorted(home.rglob("*"))
+
+    def begin(mistake: str) -> subprocess.Popen[str]:
+        (folder := tmp_path / mistake).mkdir()
+        command = [sys.executable, "-m", "expertise", *arguments_of(mistake, folder)]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, cwd=home, env=variables, stdout=pipe, stderr=pipe, text=True)
+
+    started = {mistake: begin(mistake) for mistake in mistakes}
+    ended = {mistake: (*process.communicate(), process.returncode) for mistake, process in started.items()}
+    for mistake, (out, err, code) in ended.items():
+        refused(subprocess.CompletedProcess([], code, out, err), *MISTAKES[mistake][1:])
+        assert err.startswith("error: "), "nothing else is said"
+        assert out == ""
+    assert sorted(home.rglob("*")) == before
+
 
 SETTINGS = [
     ("train.batchsize=3", "train.batchsize", "batch_size"),
