@@ -98,8 +98,11 @@ class Attention(nn.Module):
         keys = heads[:, self.num_heads : self.num_heads + self.kv_heads]
         values = heads[:, self.num_heads + self.kv_heads :]
         start = cache.length if cache else 0
-        queries = rotary(self.query_norm(queries), start)
-        keys = rotary(self.key_norm(keys), start)
+        if isinstance(self.query_norm, nn.RMSNorm):
+            # In the norms' own dtype: under autocast a mixed one warns and is slow.
+            dtype = self.query_norm.weight.dtype
+            queries, keys = self.query_norm(queries.to(dtype)), self.key_norm(keys.to(dtype))
+        queries, keys = rotary(queries, start), rotary(keys, start)
         if cache is not None:
             keys, values = cache.extend(self.layer, keys, values)
         groups = self.num_heads // self.kv_heads

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt
@@ -111,7 +113,9 @@ class ModelConfig:
             if layer is None and not self.dense_hidden:
                 raise RecipeError(f"layer {index} is dense: set model.dense_hidden to its width")
             if layer is not None:
-                layer.router.check(layer.parts.num_parts)
+                overridden = any(index in change.layers for change in self.override)
+                with _naming("model.override" if overridden else "model.router"):
+                    layer.router.check(layer.parts.num_parts)
         for change in self.override:
             for index in change.layers:
                 if not 0 <= index < self.num_layers or self.layer(index) is None:
@@ -203,7 +207,17 @@ class ModelConfig:
         return self.vocab_size
 
 
-def _replace(config: Any, key: str, value: float) -> Any:
+def _replace(config: Any, key: str, value: int | float) -> Any:
     if not hasattr(config, key):
         raise RecipeError(f"model.override sets {key}, which {config.name!r} does not have")
-    return dataclasses.replace(config, **{key: value})
+    with _naming("model.override"):
+        return dataclasses.replace(config, **{key: value})
+
+
+@contextlib.contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """Put the recipe's key before the message of a configuration that does not know where it stands."""
+    try:
+        yield
+    except RecipeError as error:
+        raise RecipeError(f"{key}: {error.message}", *error.hints) from None

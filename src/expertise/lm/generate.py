@@ -58,10 +58,12 @@ class Sampling:
                     logits[row, list(banned)] = -torch.inf
         if self.temperature == 0:
             return logits.argmax(-1).to(before.device)
-        logits = logits / self.temperature
+        # From the greatest one down, so that no temperature, however low, makes them overflow.
+        logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature
         if self.top_k is not None and self.top_k < logits.shape[1]:
-            smallest = logits.topk(self.top_k, dim=-1).values[:, -1:]
-            logits = logits.masked_fill(logits < smallest, -torch.inf)
+            # By rank and not by value: equal logits must not widen the choice.
+            ids = logits.sort(dim=-1, descending=True, stable=True).indices[:, self.top_k :]
+            logits = logits.scatter(-1, ids, -torch.inf)
         if self.top_p is not None and self.top_p < 1:
             ordered, ids = logits.sort(dim=-1, descending=True, stable=True)
             probabilities = ordered.softmax(-1)
@@ -100,7 +102,7 @@ def stream(
         RecipeError: the prompt is empty or longer than the context, or holds an unknown token.
     """
     context = model.config.context
-    if tokens.shape[1] == 0:
+    if tokens.numel() == 0:
         raise RecipeError("an empty prompt: give at least one token")
     if tokens.shape[1] > context:
         raise RecipeError(
@@ -109,6 +111,8 @@ def stream(
         )
     if int(tokens.max()) >= model.config.vocab_size or int(tokens.min()) < 0:
         raise RecipeError(f"token ids must lie in 0 … {model.config.vocab_size - 1}")
+    if seed is not None and not -(2**63) <= seed < 2**64:
+        raise RecipeError(f"a seed must fit 64 bits, {seed} does not")
     generator = torch.Generator()
     if seed is None:
         generator.seed()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
+
 from expertise.errors import RunError
 from expertise.lm.config import ModelConfig
 from expertise.lm.data.tokenizer import load_tokenizer
@@ -40,11 +42,13 @@ def load(path: str | Path, device: str = "cpu") -> LanguageModel:
             raise RunError(f"{path} has no checkpoint yet", "train.save_every sets how often one is written")
         found = saved
     config = recipes.build(json.loads(found.text(CONFIG)), ModelConfig)
-    model = LanguageModel(config)
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are thrown away
+        model = LanguageModel(config)
     try:
         model.load_state_dict(found.tensors("model"))
     except RuntimeError as error:
-        raise RunError(f"the weights in {found.path} do not fit its {CONFIG}: {error}") from None
+        first = str(error).splitlines()[1 if "\n" in str(error) else 0].strip()
+        raise RunError(f"the weights in {found.path} do not fit its {CONFIG}: {first}") from None
     if (found.path / TOKENIZER).is_file():
         model.tokenizer = load_tokenizer(found.path / TOKENIZER)
     return model.to(resolve(device)).eval()

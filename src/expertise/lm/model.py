@@ -82,6 +82,8 @@ class LanguageModel(nn.Module):
     def reset_parameters(self) -> None:
         """Draw all weights anew, as `config.init` says.
 
+        Norms start at 1, biases at 0.
+
         Every matrix here has its input as last dimension, so one rule serves them all: std 1 / sqrt(fan-in),
         the products that write into the residual stream smaller by sqrt(2 L). An untied embedding starts with
         std 1: smaller, and what the first layers write drowns the token itself (docs/decisions.md).
@@ -89,6 +91,7 @@ class LanguageModel(nn.Module):
         residual = (2 * self.config.num_layers) ** -0.5
         for name, parameter in self.named_parameters():
             if parameter.ndim < 2:
+                nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
                 continue
             if name.endswith("lora_B"):
                 std = 0.0

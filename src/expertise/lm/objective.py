@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from expertise.errors import RecipeError
 from expertise.lm.model import LanguageModel
 from expertise.lm.recipe import BalanceConfig
 from expertise.mixture import balance, measures
@@ -61,6 +62,8 @@ def route_losses(
 
 def equal_groups(num_parts: int, num_groups: int) -> list[list[int]]:
     """Consecutive parts in groups as equal as they can be, one per device."""
+    if num_groups > num_parts:
+        raise RecipeError(f"balance.device_groups ({num_groups}) is more than a layer's parts ({num_parts})")
     return [[int(part) for part in group] for group in torch.arange(num_parts).tensor_split(num_groups)]
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
+from expertise.errors import RecipeError
 from expertise.lm.config import ModelConfig
 from expertise.lm.data import DataConfig, TokenizerConfig
 from expertise.runs.loop import TrainConfig
@@ -59,6 +60,14 @@ class Recipe:
     """Losses on the routes."""
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     """Looks at held-out text."""
+
+    def __post_init__(self) -> None:
+        layers = [layer for layer in map(self.model.layer, range(self.model.num_layers)) if layer is not None]
+        fewest = min((layer.parts.num_parts for layer in layers), default=0)
+        if self.balance.device and layers and self.balance.device_groups > fewest:
+            raise RecipeError(
+                f"balance.device_groups ({self.balance.device_groups}) exceeds a layer's parts ({fewest})"
+            )
 
 
 def may_change(key: str) -> bool:

@@ -82,6 +82,8 @@ def continue_text(
                     yield Piece(text, parts, generated)
             chosen = int(step.tokens[0])
             waiting = [] if chosen in stops else [(chosen, True)]
+            if chosen in stops and (rest := decoder.rest()):
+                yield Piece(rest, [], True)
     for token, generated in waiting:
         if generated or with_prompt:
             yield Piece(decoder.add(token) + decoder.rest(), [], generated)
@@ -93,23 +95,24 @@ class _Decoder:
     def __init__(self, tokenizer: object) -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
-        self._given = 0
+        self._before = ""
+        self._fresh = 0
 
     def add(self, token: int) -> str:
         """The text that this token completes."""
         self._ids.append(token)
         text = self._text()
-        if text.endswith("�"):
+        if text.endswith("\ufffd"):
             return ""
-        new = text[self._given :]
-        self._given = len(text)
-        # Whole so far: what comes can be decoded by itself.
-        self._ids, self._given = [], 0
+        new = text[len(self._before) :]
+        # The tokens just given stay in front of the next ones: some decoders drop a text's first space.
+        self._ids = self._ids[self._fresh :]
+        self._before, self._fresh = self._text(), len(self._ids)
         return new
 
     def rest(self) -> str:
         """What is left: bytes that never became a character."""
-        return self._text()[self._given :]
+        return self._text()[len(self._before) :]
 
     def _text(self) -> str:
         return self._tokenizer.decode(self._ids, skip_special_tokens=False)  # type: ignore[attr-defined, no-any-return]

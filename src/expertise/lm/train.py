@@ -43,12 +43,9 @@ class LanguageModelTask:
         self.recipe = recipe
         self.model_config = with_vocabulary(recipe.model, prepared.vocab_size)
         self.units_per_step = train.batch_size * recipe.model.context
-        self._micro = Batches(
-            prepared.stream("train"),
-            recipe.model.context,
-            train.batch_size // train.accumulation,
-            train.seed,
-        )
+        stream, context = prepared.stream("train"), recipe.model.context
+        Batches(stream, context, train.batch_size, train.seed)  # refuses too little text, by the recipe's key
+        self._micro = Batches(stream, context, train.batch_size // train.accumulation, train.seed)
         self._prepared = prepared
         self._texts: list[DomainText] | None = None
         device = resolve(train.device)
@@ -145,12 +142,17 @@ def check(recipe: Recipe, run: Path, say: Callable[[str], None]) -> None:
 
 def _ready(recipe: Recipe, run: Path, say: Callable[[str], None]) -> tuple[LanguageModelTask, Prepared]:
     folder.require_free_or_run(run)
+    if folder.is_run(run):
+        folder.refuse_changes(run, recipe, may_change)
+    if recipe.train.tensorboard:
+        metrics.require_tensorboard()
     require_source(recipe.data)
     resolve(recipe.train.device)
     limit_threads(recipe.train.threads)
     prepared = prepare(recipe.data, recipe.tokenizer, say)
     for note in prepared.notes:
         say(note)
+    _refuse_other_data(run, prepared)
     task = LanguageModelTask(recipe, prepared)
     say(describe(task.model_config, prepared))
     return task, prepared
@@ -212,11 +214,22 @@ def result(run: Path) -> dict[str, Any]:
     }
 
 
-def _adopt_data(run: Path, prepared: Prepared) -> None:
-    """Note what the run is trained on; refuse to go on with other text."""
-    path = run / DATA
-    if path.is_file():
+def _refuse_other_data(run: Path, prepared: Prepared) -> None:
+    if (run / DATA).is_file():
         refuse_other_text(run, data_of(run)["digest"], prepared.digest)
+    path = run / TOKENIZER
+    if path.is_file() and path.read_text("utf-8") != prepared.tokenizer.to_str():
+        raise RunError(
+            f"the tokenizer is not the one that {run} was trained with",
+            f"bring the old one back (it is {path}), or start afresh with another --out",
+        )
+
+
+def _adopt_data(run: Path, prepared: Prepared) -> None:
+    """Note what the run is trained on; refuse to go on with other text or another tokenizer."""
+    path = run / DATA
+    _refuse_other_data(run, prepared)
+    if path.is_file():
         return
     facts = {"digest": prepared.digest, "domains": list(prepared.domains), "bytes": prepared.bytes}
     write_atomic(path, json.dumps(facts, indent=1) + "\n")

@@ -41,12 +41,14 @@ def evaluate_run(
     run = path.parent.parent if checkpoint.is_checkpoint(path) else path
     recipe = folder.read_recipe(run, Recipe)
     model = load(path, device)
+    saved = checkpoint.open_checkpoint(path) if checkpoint.is_checkpoint(path) else checkpoint.latest(run)
     prepared = text_of(run, recipe, say)
     texts = domain_texts(prepared, split, max_bytes, model.config.context)
     result = evaluate(model, texts, recipe.evaluation.batch_size, recipe.train.bfloat16).to_json()
     parts = result.pop("parts_per_token", {"mean": 0.0, "layers": [], "domains": {}})
     return {"bits_per_byte": result.pop("bits_per_byte"), "parts_per_token": parts, "tasks": {}, **result} | {
-        "split": split
+        "split": split,
+        "step": saved.step if saved else 0,
     }
 
 

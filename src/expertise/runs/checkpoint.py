@@ -1,0 +1,248 @@
+"""Checkpoints: a folder that appears whole or not at all, whose every byte is checked before it is used."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from expertise import __version__
+from expertise.errors import DiskError, RunError
+from expertise.runs.files import atomic_folder, sha256_of
+from expertise.runs.progress import say
+
+SCHEMA = 1
+"""Version of the layout; a checkpoint of another one is refused with the version that wrote it."""
+
+_MANIFEST = "manifest.json"
+
+
+class OtherSchemaError(RunError):
+    """A whole checkpoint that another version of this library wrote."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose files were found whole."""
+
+    path: Path
+    step: int
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of `<name>.safetensors`, on the CPU."""
+        from safetensors.torch import load_file
+
+        return load_file(self.path / f"{name}.safetensors")
+
+    def text(self, name: str) -> str:
+        """A text file of the checkpoint."""
+        return (self.path / name).read_text("utf-8")
+
+
+def save(
+    run: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    texts: Mapping[str, str],
+    *,
+    keep: int,
+    keep_every: int = 0,
+) -> Path:
+    """Write `checkpoints/step-N` and drop old ones.
+
+    Args:
+        run: the run's folder.
+        step: steps done so far.
+        tensors: file name (without ending) → named tensors.
+        texts: file name → content.
+        keep: how many of the latest checkpoints stay.
+        keep_every: those of every so many steps stay too; 0: none.
+
+    Raises:
+        DiskError: no room, or no right to write; earlier checkpoints stay as they are.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    folder = run / "checkpoints" / f"step-{step}"
+    needed = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
+    try:
+        with atomic_folder(folder) as aside:
+            for name, group in tensors.items():
+                plain = {key: t.detach().cpu().contiguous() for key, t in group.items()}
+                save_file(plain, aside / f"{name}.safetensors")
+            for name, text in texts.items():
+                (aside / name).write_text(text, "utf-8")
+            (aside / _MANIFEST).write_text(_manifest(aside, step), "utf-8")
+    except (DiskError, SafetensorError) as error:
+        # safetensors reports a full disk in its own error, without a number.
+        if not any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT)):
+            raise
+        free = shutil.disk_usage(run).free
+        raise DiskError(
+            f"cannot save {folder}: it needs {needed / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free",
+            "free some space and run the same command again: it goes on from the last checkpoint",
+        ) from error
+    for left_over in folder.parent.glob(".step-*"):  # of a process that was killed; the run is held by us
+        shutil.rmtree(left_over, ignore_errors=True)
+    kept = sorted(_steps(run))
+    for old in kept[:-keep] if keep else []:
+        if not (keep_every and old % keep_every == 0):
+            shutil.rmtree(run / "checkpoints" / f"step-{old}", ignore_errors=True)
+    return folder
+
+
+def latest(run: Path, *, set_aside: bool = False) -> Checkpoint | None:
+    """The newest whole checkpoint of a run, or None when there never was one.
+
+    A damaged one is named and passed over.
+
+    Args:
+        run: the run's folder.
+        set_aside: also rename damaged ones to `step-N.damaged`, for whoever goes on writing here.
+
+    Raises:
+        RunError: there are checkpoints and none is whole, or the newest whole one has another schema.
+    """
+    steps = sorted(_steps(run), reverse=True)
+    for step in steps:
+        path = run / "checkpoints" / f"step-{step}"
+        try:
+            return open_checkpoint(path)
+        except OtherSchemaError:
+            raise
+        except RunError as error:
+            say(f"{error.message}; trying the one before")
+            if set_aside:
+                path.rename(path.with_name(_free_name(path)))
+    if steps or any((run / "checkpoints").glob("step-*.damaged*")):
+        raise RunError(
+            f"no checkpoint of {run} is whole",
+            "start afresh in another folder with --out, or delete this one",
+        )
+    return None
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint by its folder, every file held against the manifest.
+
+    Raises:
+        RunError: it is damaged, or of another schema; the message names the file.
+    """
+    manifest = _read_manifest(path)
+    if manifest.get("schema") != SCHEMA:
+        raise OtherSchemaError(
+            f"{path} has schema {manifest.get('schema')}, this version reads {SCHEMA}; "
+            f"it was written by expertise {manifest.get('versions', {}).get('expertise', '?')}"
+        )
+    for name, entry in manifest["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise RunError(f"damaged checkpoint {path}: {name} is missing")
+        if file.stat().st_size != entry["size"] or sha256_of(file) != entry["sha256"]:
+            raise RunError(f"damaged checkpoint {path}: {name} is not what was written")
+    return Checkpoint(path, manifest["step"])
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder looks like one."""
+    return (path / _MANIFEST).is_file()
+
+
+def random_states() -> dict[str, Tensor]:
+    """The state of every random generator that training may use, as tensors."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states |= {f"cuda:{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    return states
+
+
+def restore_random_states(states: Mapping[str, Tensor]) -> None:
+    """Put back what `random_states` gave; devices that are not here are left out."""
+    torch.set_rng_state(states["cpu"])
+    for name, state in states.items():
+        if name.startswith("cuda:") and int(name[5:]) < torch.cuda.device_count():
+            torch.cuda.set_rng_state(state, int(name[5:]))
+
+
+def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimizer's state as named tensors: `<parameter>::<quantity>`."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[parameter]}::{key}": value
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def restore_optimizer(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
+    """Put back what `optimizer_tensors` gave; the groups themselves come from the recipe."""
+    parameters = dict(model.named_parameters())
+    for key, value in tensors.items():
+        name, _, quantity = key.rpartition("::")
+        parameter = parameters[name]
+        # A step count stays where the optimizer made it; moments live beside their parameter.
+        moment = value.to(parameter.device) if value.ndim else value
+        fused = optimizer.defaults.get("fused")
+        optimizer.state[parameter][quantity] = moment.to(parameter.device) if fused else moment
+
+
+def _manifest(folder: Path, step: int) -> str:
+    content: dict[str, Any] = {
+        "schema": SCHEMA,
+        "step": step,
+        "versions": {
+            "expertise": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "files": {
+            file.name: {"size": file.stat().st_size, "sha256": sha256_of(file)}
+            for file in sorted(folder.iterdir())
+        },
+    }
+    return json.dumps({**content, "sha256": _digest(content)}, indent=1) + "\n"
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / _MANIFEST).read_text("utf-8"))
+        content = {key: value for key, value in manifest.items() if key != "sha256"}
+        whole = manifest["sha256"] == _digest(content) and isinstance(manifest["files"], dict)
+    except FileNotFoundError:
+        raise RunError(f"damaged checkpoint {path}: {_MANIFEST} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        whole, manifest = False, {}
+    if not whole:
+        raise RunError(f"damaged checkpoint {path}: {_MANIFEST} is not what was written")
+    return manifest  # type: ignore[no-any-return]
+
+
+def _steps(run: Path) -> Iterator[int]:
+    for path in (run / "checkpoints").glob("step-*"):
+        number = path.name.removeprefix("step-")
+        if number.isdecimal() and path.is_dir():
+            yield int(number)
+
+
+def _free_name(path: Path) -> str:
+    number = 0
+    while (path.parent / (name := f"{path.name}.damaged{number or ''}")).exists():
+        number += 1
+    return name

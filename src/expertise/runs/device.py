@@ -1,0 +1,45 @@
+"""Where tensors live, and what to say when a device is absent or too small."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Literal, get_args
+
+import torch
+
+from expertise.errors import DeviceError, nearest
+
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+
+
+def resolve(name: str) -> torch.device:
+    """The device of a name; "auto" is CUDA where present, else the CPU.
+
+    Raises:
+        DeviceError: the name is none of these, or the device is not on this machine.
+    """
+    if name not in get_args(DeviceName):
+        raise DeviceError(f"no device {name!r}", nearest(name, get_args(DeviceName)))
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("no CUDA device on this machine", "set train.device to 'auto' or 'cpu'")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("no Metal device (mps) on this machine", "set train.device to 'auto' or 'cpu'")
+    return torch.device(name)
+
+
+def limit_threads(threads: int) -> None:
+    """Use so many CPU threads; 0 leaves the library's choice."""
+    if threads > 0:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def memory_errors(*keys: str) -> Iterator[None]:
+    """Turn running out of device memory into one line that says which keys to lower."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceError("the device ran out of memory", f"lower one of {', '.join(keys)}") from error

@@ -1,0 +1,122 @@
+"""A run's folder: made, found again, held by one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from expertise.errors import RunError
+from expertise.runs import recipe as recipes
+from expertise.runs.files import disk_errors, write_atomic
+
+T = TypeVar("T")
+
+RECIPE = "recipe.toml"
+_LOCK, _OWNER = ".lock", ".owner"
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder holds a run."""
+    return (path / RECIPE).is_file()
+
+
+def require_run(path: Path) -> Path:
+    """The folder, when it is a run.
+
+    Raises:
+        RunError: it does not exist or is something else.
+    """
+    if not path.exists():
+        raise RunError(f"no run at {path}", "`expertise train demo` makes one in runs/demo")
+    if not is_run(path):
+        raise RunError(f"{path} is not a run: it has no {RECIPE}")
+    return path
+
+
+def require_free_or_run(path: Path) -> None:
+    """Refuse an output folder that holds something other than a run.
+
+    Raises:
+        RunError: the path is a file, or a folder with other things in it.
+    """
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path} is a file, not a folder", "choose another --out")
+    if path.is_dir() and not is_run(path) and any(p.name not in (_LOCK, _OWNER) for p in path.iterdir()):
+        raise RunError(f"{path} is not a run and is not empty", "choose another --out")
+
+
+def read_recipe(run: Path, cls: type[T]) -> T:
+    """The recipe that a run was made with.
+
+    Raises:
+        RunError, RecipeError: there is no run, or its recipe was damaged.
+    """
+    require_run(run)
+    text = (run / RECIPE).read_text("utf-8")
+    return recipes.build(recipes.parse(text, str(run / RECIPE)), cls)
+
+
+def adopt_recipe(run: Path, recipe: Any, may_change: Callable[[str], bool]) -> None:
+    """Write a run's recipe, or take the changes that a run may go on with.
+
+    Args:
+        run: the run's folder.
+        recipe: the wanted recipe.
+        may_change: whether a dotted key may differ from the run's own.
+
+    Raises:
+        RunError: another key differs; the first one is named with old and new value.
+    """
+    if not is_run(run) or refuse_changes(run, recipe, may_change):
+        write_atomic(run / RECIPE, recipes.to_toml(recipe))
+
+
+def refuse_changes(run: Path, recipe: Any, may_change: Callable[[str], bool]) -> bool:
+    """Whether a run's recipe differs from the wanted one, in keys that may change.
+
+    Raises:
+        RunError: another key differs; the first one is named with old and new value.
+    """
+    changed = recipes.differences(read_recipe(run, type(recipe)), recipe)
+    for key, (old, new) in changed.items():
+        if not may_change(key):
+            raise RunError(
+                f"{run} was made with {key} = {old!r}; the recipe now says {new!r}",
+                "use another --out for the changed recipe, or take the change back",
+            )
+    return bool(changed)
+
+
+@contextlib.contextmanager
+def held(run: Path) -> Iterator[None]:
+    """Hold a run's folder against other processes.
+
+    Raises:
+        RunError: another process holds it; it is named.
+    """
+    from filelock import FileLock, Timeout
+
+    with disk_errors(run):
+        run.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(run / _LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            owner = run / _OWNER
+            name = owner.read_text("utf-8").strip() if owner.is_file() else "another process"
+            raise RunError(f"{run} is in use by {name}", "wait for it, or stop it first") from None
+    try:
+        with disk_errors(run):
+            (run / _OWNER).write_text(f"process {os.getpid()}\n", "utf-8")
+        yield
+    finally:
+        (run / _OWNER).unlink(missing_ok=True)
+        lock.release()
+        if not is_run(run):
+            # Nothing was made: leave nothing behind.
+            (run / _LOCK).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                run.rmdir()

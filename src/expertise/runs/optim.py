@@ -1,0 +1,78 @@
+"""AdamW as the papers use it, and learning-rate schedules."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Gt, Le, Lt
+from torch import nn
+
+from expertise.errors import RecipeError
+
+Schedule = Literal["steps", "cosine", "constant"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW, clipping, and how the learning rate goes. The defaults are DeepSeekMoE's (§4.1.2)."""
+
+    learning_rate: Annotated[float, Gt(0)]
+    """Peak learning rate."""
+    schedule: Schedule = "steps"
+    """After the warm-up: "steps" (x 0.316 at 80 % and again at 90 % of the steps), "cosine" or "constant"."""
+    warmup: Annotated[int, Ge(0)] = 0
+    """Steps of linear warm-up."""
+    final_ratio: Annotated[float, Ge(0), Le(1)] = 0.1
+    """Where "cosine" ends, as a share of the peak."""
+    weight_decay: Annotated[float, Ge(0)] = 0.1
+    """Decay of matrices; norms and biases are not decayed."""
+    beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
+    """AdamW's first moment."""
+    beta2: Annotated[float, Ge(0), Lt(1)] = 0.95
+    """AdamW's second moment."""
+    epsilon: Annotated[float, Gt(0)] = 1e-8
+    """AdamW's epsilon."""
+    clip: Annotated[float, Ge(0)] = 1.0
+    """Largest norm of the whole gradient; 0: no clipping."""
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0 or not math.isfinite(self.learning_rate):
+            raise RecipeError(f"optimizer.learning_rate must be positive, not {self.learning_rate}")
+
+    def rate(self, step: int, steps: int) -> float:
+        """Learning rate of a step.
+
+        Args:
+            step: 0 to steps - 1.
+            steps: length of the run.
+        """
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        if self.schedule == "steps":
+            drops = (step >= 0.8 * steps) + (step >= 0.9 * steps)
+            return float(self.learning_rate * 0.316**drops)
+        if self.schedule == "cosine":
+            progress = (step - self.warmup) / max(1, steps - self.warmup)
+            cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+            return self.learning_rate * (self.final_ratio + (1 - self.final_ratio) * cosine)
+        return self.learning_rate
+
+    def build(self, model: nn.Module) -> torch.optim.AdamW:
+        """The optimizer over a model's trainable parameters: matrices decayed, vectors not."""
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        fused = all(p.device.type in ("cpu", "cuda") for p in trainable)
+        return torch.optim.AdamW(
+            groups,
+            lr=self.learning_rate,
+            betas=(self.beta1, self.beta2),
+            eps=self.epsilon,
+            fused=fused,
+        )

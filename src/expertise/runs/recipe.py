@@ -1,0 +1,277 @@
+"""Recipes: TOML in and out of plain dataclasses, every mistake one line that names the key."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import tomllib
+import typing
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from expertise.errors import RecipeError, nearest
+from expertise.registry import Registry
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Marks a field as "the `Config` of one entry of a registry", chosen by the key `name`.
+
+    Write `router: Annotated[RouterConfig, Choice(ROUTERS)]`. pydantic asks this object for the rule when a
+    recipe is read, so that a new entry needs its registry line only.
+    """
+
+    registry: Registry
+    default: str = ""
+    """The entry that is meant where `name` is left out; empty: `name` is needed."""
+
+    def __get_pydantic_core_schema__(self, _source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        choices = {name: handler.generate_schema(cls.Config) for name, cls in self.registry.items()}
+        default = self.default or None
+
+        def tag(values: Any) -> str | None:
+            return values.get("name", default) if isinstance(values, dict) else default
+
+        return core_schema.tagged_union_schema(choices, discriminator=tag)
+
+
+def shipped() -> dict[str, str]:
+    """Name → text of the recipes that come with the package."""
+    folder = resources.files("expertise") / "recipes"
+    entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
+    return {e.name.removesuffix(".toml"): e.read_text("utf-8") for e in entries if e.name.endswith(".toml")}
+
+
+def find(name: str) -> tuple[str, str]:
+    """A recipe by path or by name.
+
+    Args:
+        name: a path to a TOML file, or the name of a shipped recipe.
+
+    Returns:
+        Its name (the file's stem) and its text.
+
+    Raises:
+        RecipeError: there is no such file and no such recipe, or the file cannot be read.
+    """
+    path = Path(name)
+    if path.suffix != ".toml" and not path.is_file():
+        known = shipped()
+        if name in known:
+            return name, known[name]
+        raise RecipeError(f"no recipe {name!r}", nearest(name, known), "or give the path of a .toml file")
+    try:
+        return path.stem, path.read_text("utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"no recipe at {path}", "`expertise recipes` lists the shipped ones") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error}") from None
+
+
+def parse(text: str, where: str) -> dict[str, Any]:
+    """TOML text as a dictionary.
+
+    Raises:
+        RecipeError: it is not TOML, or holds nothing.
+    """
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{where} is not valid TOML: {error}") from None
+    if not values:
+        raise RecipeError(f"{where} is empty", "`expertise recipes demo` prints one to start from")
+    return values
+
+
+def override(values: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
+    """Apply settings of the form `a.b=c`.
+
+    The right side is read as TOML; where it is none, as a string (so quotes are not needed).
+
+    Raises:
+        RecipeError: a setting has no `=` or no key, or its path leads through a value.
+    """
+    values = copy.deepcopy(values)
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        keys = [key.strip() for key in path.split(".")]
+        if not equals or not all(keys):
+            raise RecipeError(f"cannot use {setting!r}", "write a setting as key.key=value")
+        try:
+            read = tomllib.loads(f"value = {text}")
+        except tomllib.TOMLDecodeError:
+            read = {}
+        # More than one key: the text holds line ends, so it was not meant as TOML.
+        value = read["value"] if len(read) == 1 else text
+        table = values
+        for key in keys[:-1]:
+            table = table.setdefault(key, {})
+            if not isinstance(table, dict):
+                raise RecipeError(f"cannot set {path!r}: {key!r} is a value, not a table")
+        table[keys[-1]] = value
+    return values
+
+
+def build(values: Mapping[str, Any], cls: type[T]) -> T:
+    """A validated configuration.
+
+    Args:
+        values: nested tables, as TOML gives them.
+        cls: a dataclass; nested dataclasses and `Choice` fields are filled from tables.
+
+    Raises:
+        RecipeError: an unknown key (the nearest valid one is named), a missing one, a wrong type or value.
+    """
+    from pydantic import ValidationError
+
+    _refuse_what_json_lacks(values, "")
+    try:
+        # The strict rules of JSON input: no "3" for 3, but a table where a dataclass is wanted.
+        return _adapter(cls).validate_json(json.dumps(values), strict=True)  # type: ignore[no-any-return]
+    except ValidationError as error:
+        raise _first_mistake(error.errors(), cls) from None
+
+
+def to_toml(config: Any) -> str:
+    """A configuration as TOML that `build` reads back to an equal one; fields that are None are left out."""
+    import tomlkit
+
+    return tomlkit.dumps(_without_none(dataclasses.asdict(config)))
+
+
+def differences(before: Any, after: Any) -> dict[str, tuple[Any, Any]]:
+    """Dotted key → (old, new) for every value in which two configurations differ."""
+    return dict(_differences(dataclasses.asdict(before), dataclasses.asdict(after), ""))
+
+
+def _adapter(cls: type) -> Any:
+    from pydantic import ConfigDict, TypeAdapter
+
+    for nested in _dataclasses_in(cls):
+        # Unknown keys are refused everywhere. Set here, so that the classes need not know pydantic.
+        nested.__pydantic_config__ = ConfigDict(extra="forbid")
+    return TypeAdapter(cls)
+
+
+def _dataclasses_in(cls: Any) -> set[Any]:
+    found: set[Any] = set()
+    pending = [cls]
+    while pending:
+        kind = pending.pop()
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind not in found:
+            found.add(kind)
+            pending += typing.get_type_hints(kind, include_extras=True).values()
+        for argument in typing.get_args(kind):
+            if isinstance(argument, Choice):
+                pending += [entry.Config for entry in argument.registry.values()]
+            else:
+                pending.append(argument)
+    return found
+
+
+def _refuse_what_json_lacks(value: Any, path: str) -> None:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _refuse_what_json_lacks(inner, f"{path}.{_shown(key)}" if path else _shown(key))
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            _refuse_what_json_lacks(inner, f"{path}.{index}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise RecipeError(f"{path} must be a finite number, not {value}")
+    elif not isinstance(value, str | int | float | None):
+        raise RecipeError(f"{path} is a date or a time, which no key takes: {value}", "put it in quotes")
+
+
+def _shown(key: Any) -> str:
+    """A key on one line."""
+    return key if isinstance(key, str) and key.isprintable() else repr(key)
+
+
+def _first_mistake(errors: list[Any], cls: type) -> RecipeError:
+    found = [(error, *_locate(error["loc"], cls)) for error in errors]
+    # Of a union every branch complains; the one that came deepest is the one that was meant.
+    found = [entry for entry in found if not any(p.startswith(f"{entry[1]}.") for _, p, _ in found)]
+    # An unknown key is reported first: a missing one beside it is often the same mistake.
+    error, path, known = min(found, key=lambda entry: entry[0]["type"] != "unexpected_keyword_argument")
+    kind, others = error["type"], len({p for _, p, _ in found}) - 1
+    hints = [f"{others} more mistakes after this one"] if others > 1 else []
+    if kind == "unexpected_keyword_argument":
+        return RecipeError(f"unknown key {path}", nearest(str(error["loc"][-1]), known), *hints)
+    if kind == "missing":
+        return RecipeError(f"the recipe lacks {path}", *hints)
+    if kind == "union_tag_not_found" and isinstance(error.get("input"), dict):
+        return RecipeError(f"the recipe lacks {path}.name", *hints)
+    if kind == "union_tag_not_found":
+        return RecipeError(f"{path}: a table with a name is needed, not {error.get('input')!r}", *hints)
+    if kind == "union_tag_invalid":
+        names = error["ctx"]["expected_tags"].replace("'", "").split(", ")
+        return RecipeError(
+            f"{path}.name: unknown {error['ctx']['tag']!r}", nearest(error["ctx"]["tag"], names)
+        )
+    message = error["msg"][0].lower() + error["msg"][1:]
+    got = error.get("input")
+    shown = "" if isinstance(got, dict) else f", not {got!r}"
+    return RecipeError(f"{path}: {message}{shown}", *hints)
+
+
+def _locate(loc: tuple[Any, ...], cls: Any) -> tuple[str, list[str]]:
+    """The dotted path of a mistake as the user wrote it, and the keys that are valid where it stands."""
+    path: list[str] = []
+    known: list[str] = []
+    hint: Any = cls
+    for key in loc:
+        hint, choice = _unwrapped(hint)
+        if choice is not None:
+            # pydantic names the chosen variant in its path; in a recipe no such level exists.
+            hint = choice.registry[str(key)].Config
+        elif dataclasses.is_dataclass(hint):
+            known = [field.name for field in dataclasses.fields(hint)]
+            path.append(_shown(key))
+            hint = typing.get_type_hints(hint, include_extras=True).get(str(key))
+        elif typing.get_origin(hint) is list:
+            path.append(str(key))
+            hint = typing.get_args(hint)[0]
+        else:
+            # Nor does the level that names a union's branch.
+            lists = [kind for kind in typing.get_args(hint) if typing.get_origin(kind) is list]
+            hint = lists[0] if lists and str(key).startswith("list") else None
+    return ".".join(path), known
+
+
+def _unwrapped(hint: Any) -> tuple[Any, Choice | None]:
+    """An annotation without `Annotated` and `| None`, and its `Choice`."""
+    while True:
+        arguments = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+        if typing.get_origin(hint) is typing.Annotated:
+            choice = next((mark for mark in hint.__metadata__ if isinstance(mark, Choice)), None)
+            if choice is not None:
+                return hint, choice
+            hint = hint.__origin__
+        elif len(arguments) == 1 and len(typing.get_args(hint)) == 2:
+            hint = arguments[0]
+        else:
+            return hint, None
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list | tuple):
+        return [_without_none(v) for v in value]
+    return value
+
+
+def _differences(before: Any, after: Any, path: str) -> Iterable[tuple[str, tuple[Any, Any]]]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in [*before, *(k for k in after if k not in before)]:
+            yield from _differences(before.get(key), after.get(key), f"{path}.{key}" if path else key)
+    elif before != after:
+        yield path, (before, after)
