@@ -20,7 +20,7 @@ from expertise.lm.load import CONFIG, TOKENIZER
 from expertise.lm.model import LanguageModel
 from expertise.lm.recipe import Recipe, may_change
 from expertise.runs import checkpoint, folder, loop, metrics
-from expertise.runs.device import limit_threads, resolve
+from expertise.runs.device import limit_threads, resolve, shortfalls
 from expertise.runs.files import write_atomic
 from expertise.runs.loop import Losses
 
@@ -150,7 +150,7 @@ def _ready(recipe: Recipe, run: Path, say: Callable[[str], None]) -> tuple[Langu
     resolve(recipe.train.device)
     limit_threads(recipe.train.threads)
     prepared = prepare(recipe.data, recipe.tokenizer, say)
-    for note in prepared.notes:
+    for note in (*prepared.notes, *shortfalls(resolve(recipe.train.device))):
         say(note)
     _refuse_other_data(run, prepared)
     task = LanguageModelTask(recipe, prepared)
