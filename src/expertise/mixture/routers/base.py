@@ -44,3 +44,6 @@ class RouterConfig(Protocol):
 
     def num_active_parts(self, num_parts: int) -> float:
         """Parts that a token takes, known or assumed."""
+
+    def has_logits(self) -> bool:
+        """Whether its routes carry logits and probabilities, which every loss on the routes needs."""

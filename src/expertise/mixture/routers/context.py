@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -57,11 +58,15 @@ class Context(Router):
         def num_params(self, dim: int, num_parts: int) -> int:
             """Learned numbers of the MLP."""
             widths = [self.context_dim, *self.hidden, num_parts]
-            return sum((a + 1) * b for a, b in zip(widths, widths[1:], strict=False))
+            return sum((a + 1) * b for a, b in itertools.pairwise(widths))
 
         def num_active_parts(self, num_parts: int) -> float:
             """All of them."""
             return float(num_parts)
+
+        def has_logits(self) -> bool:
+            """Only under a softmax are the weights probabilities."""
+            return self.squash == "softmax"
 
     context_kind: ClassVar[ContextKind] = "a context vector"
 
@@ -78,10 +83,11 @@ class Context(Router):
             raise RecipeError(f"a context router's widths must be positive, not {widths}")
         if squash not in get_args(Squash):
             raise RecipeError(f"squash is one of {', '.join(get_args(Squash))}, not {squash!r}")
+        self.context_dim = context_dim
         self.num_parts = num_parts
         self.squash = squash
         layers: list[nn.Module] = []
-        for width_in, width_out in zip(widths, widths[1:], strict=False):
+        for width_in, width_out in itertools.pairwise(widths):
             layers += [nn.Linear(width_in, width_out), nn.ReLU()]
         self.network = nn.Sequential(*layers[:-1])
 
@@ -93,12 +99,17 @@ class Context(Router):
             context: vectors whose leading shape is x's, or its beginning (one vector for a whole sequence).
 
         Raises:
-            RecipeError: there is no context, or its leading shape does not fit.
+            RecipeError: there is no context, or its shape does not fit.
         """
         leading = x.shape[:-1]
-        if not isinstance(context, Tensor) or context.shape[:-1] != leading[: context.ndim - 1]:
+        if not isinstance(context, Tensor) or not context.is_floating_point() or not context.ndim:
             raise RecipeError("a context router needs context vectors, one per token or one per sequence")
-        logits = self.network(context)
+        if context.shape[-1] != self.context_dim or context.shape[:-1] != leading[: context.ndim - 1]:
+            raise RecipeError(
+                f"the context of shape {list(context.shape)} does not fit tokens of shape {list(leading)} "
+                f"and a context router of width {self.context_dim}"
+            )
+        logits = self.network(context.to(next(self.parameters()).dtype))
         logits = logits.view(*context.shape[:-1], *[1] * (len(leading) - context.ndim + 1), self.num_parts)
         logits = logits.expand(*leading, self.num_parts).reshape(-1, self.num_parts)
         if self.squash == "softmax":
@@ -108,4 +119,4 @@ class Context(Router):
 
     def extra_repr(self) -> str:
         """What printing the module shows of it."""
-        return f"num_parts={self.num_parts}, squash={self.squash!r}"
+        return f"context_dim={self.context_dim}, num_parts={self.num_parts}, squash={self.squash!r}"

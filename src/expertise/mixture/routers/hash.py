@@ -19,7 +19,8 @@ from expertise.shapes import Float, Int
 class Hash(Router):
     """One random part per token id, drawn once, gate 1 (Hash Layers, arXiv 2106.04426; DeepSeekMoE §4.1.3).
 
-    `context` must hold the token ids. Affinities are 1 for the part and 0 for the others.
+    `context` must hold the token ids. Affinities are 1 for the part and 0 for the others. The draw depends on
+    the seed alone, so the layers of one model group the token ids alike.
 
     Args:
         num_parts: E.
@@ -56,6 +57,10 @@ class Hash(Router):
             """One."""
             return 1.0
 
+        def has_logits(self) -> bool:
+            """No: nothing is scored."""
+            return False
+
     context_kind: ClassVar[ContextKind] = "token ids"
     table: Tensor
 
@@ -70,9 +75,16 @@ class Hash(Router):
     def balance(self, frequencies: Int[Tensor, " vocab"]) -> None:
         """Deal token ids out, most frequent first, each to the part with the fewest tokens so far.
 
+        No draw is left: the result depends on the frequencies alone, equal ones go by the lower id.
+
         Args:
             frequencies: how often each id stands in the training text.
+
+        Raises:
+            RecipeError: there is not one frequency per token id.
         """
+        if len(frequencies) != len(self.table):
+            raise RecipeError(f"{len(frequencies)} frequencies for {len(self.table)} token ids")
         heap = [(0, part) for part in range(self.num_parts)]
         order = torch.sort(frequencies, descending=True, stable=True).indices.tolist()
         counts = frequencies.tolist()
@@ -88,7 +100,7 @@ class Hash(Router):
         Raises:
             RecipeError: there are no token ids, or not one per token.
         """
-        if not isinstance(context, Tensor) or context.shape != x.shape[:-1]:
+        if not isinstance(context, Tensor) or context.is_floating_point() or context.shape != x.shape[:-1]:
             raise RecipeError("a hash router needs the token ids as context, one per token")
         part_ids = self.table[context.reshape(-1)][:, None]
         affinities = x.new_zeros(part_ids.shape[0], self.num_parts).scatter(1, part_ids, 1.0)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from expertise.errors import RecipeError
 from expertise.mixture.routers.base import Router
+from expertise.mixture.routes import Routes
 from expertise.shapes import Bool, Float, Int
 
 Scale = float | Literal["mean-one"]
@@ -49,7 +50,9 @@ class GateOptions:
             raise RecipeError(f"a router's scale must be finite, not {self.scale}")
         for name, known in (("routing_dtype", RoutingDtype), ("scores", ScoreFunction)):
             if getattr(self, name) not in get_args(known):
-                raise RecipeError(f"{name} is one of {', '.join(get_args(known))}, not {getattr(self, name)!r}")
+                raise RecipeError(
+                    f"{name} is one of {', '.join(get_args(known))}, not {getattr(self, name)!r}"
+                )
         if not (math.isfinite(self.bias_step) and self.bias_step >= 0):
             raise RecipeError(f"a router's bias_step must be 0 or more, not {self.bias_step}")
 
@@ -59,7 +62,7 @@ class Scores(NamedTuple):
 
     logits: Float[Tensor, "tokens parts"]
     raw: Float[Tensor, "tokens parts"]
-    """What gates are made of."""
+    """What the choice goes by and gates are made of."""
     affinities: Float[Tensor, "tokens parts"]
     """Probabilities: raw itself for softmax, raw divided by its sum for sigmoid."""
 
@@ -67,8 +70,11 @@ class Scores(NamedTuple):
 class LearnedRouter(Router, abc.ABC):
     """Base of routers that score tokens against one centroid per part, `weight [E, dim]`, without a bias.
 
-    With `bias_step` > 0 there is also a buffer `bias [E]`, used in the choice and never in a gate (loss-free
-    balancing, arXiv 2408.15664); `rebalance` moves it, and it is saved with the weights.
+    With `bias_step` > 0 there is also a buffer `bias [E]`, added to the scores in the choice and never in a
+    gate (loss-free balancing, arXiv 2408.15664); `rebalance` moves it, and it is saved with the weights.
+
+    A router is `score`, then `ranked`, then `num_used`, then `routes`: whoever changes one of these steps, as
+    the switches of an evaluation do, wraps a router and takes the others as they are.
 
     Args:
         dim: width of a token.
@@ -103,16 +109,57 @@ class LearnedRouter(Router, abc.ABC):
         exact = torch.promote_types(x.dtype, torch.float32)
         dtype = exact if self.routing_dtype == "float32" else x.dtype
         with torch.autocast(x.device.type, enabled=False):
-            logits = F.linear(x.to(dtype), self.weight.to(dtype))
+            return self.scores_of(F.linear(x.to(dtype), self.weight.to(dtype)))
+
+    def scores_of(self, logits: Float[Tensor, "tokens parts"]) -> Scores:
+        """Scores from logits; a part whose logit is -inf gets 0, and the others share all probability."""
+        with torch.autocast(logits.device.type, enabled=False):
             if self.scores == "softmax":
                 raw = torch.softmax(logits, dim=-1)
                 return Scores(logits, raw, raw)
-            raw = torch.sigmoid(logits)
-            return Scores(logits, raw, raw / raw.sum(-1, keepdim=True))
+            # sigmoid / (sum of sigmoids), written so that a sum of tiny numbers does not vanish.
+            return Scores(logits, torch.sigmoid(logits), torch.softmax(F.logsigmoid(logits), dim=-1))
 
     def ranked(self, scores: Float[Tensor, "tokens parts"], k: int) -> Int[Tensor, "tokens k"]:
-        """The k parts that are greatest in score plus bias, greatest first, ties by the lower id."""
-        return greatest(scores if self.bias is None else scores + self.bias.to(scores.dtype), k)
+        """The k parts that are greatest in score plus bias, greatest first, ties by the lower id.
+
+        The sum is in at least float32: a bias moves by less than one step of bfloat16.
+        """
+        return greatest(scores if self.bias is None else scores + self.bias, k)
+
+    @property
+    @abc.abstractmethod
+    def num_slots(self) -> int:
+        """The most parts that a token can take."""
+
+    @property
+    @abc.abstractmethod
+    def num_least(self) -> int:
+        """The fewest parts that a token can take."""
+
+    @abc.abstractmethod
+    def num_used(self, probabilities: Float[Tensor, "tokens slots"]) -> Int[Tensor, " tokens"] | None:
+        """How many of its ranked parts each token takes, by their probabilities; None: all of them."""
+
+    def routes(
+        self,
+        scores: Scores,
+        part_ids: Int[Tensor, "tokens slots"],
+        counts: Int[Tensor, " tokens"] | None,
+    ) -> Routes:
+        """The record of a choice: the first `counts` of each token's ranked parts, with their gates."""
+        raw = scores.raw.gather(-1, part_ids)
+        used = None
+        if counts is not None:
+            used = torch.arange(part_ids.shape[-1], device=part_ids.device) < counts[:, None]
+            part_ids = torch.where(used, part_ids, -1)
+        return Routes(
+            gates=self.gates(raw, used),
+            affinities=scores.affinities,
+            part_ids=part_ids,
+            counts=counts,
+            logits=scores.logits,
+        )
 
     def gates(
         self, raw: Float[Tensor, "tokens slots"], used: Bool[Tensor, "tokens slots"] | None
@@ -130,15 +177,20 @@ class LearnedRouter(Router, abc.ABC):
         return gates if scale == 1.0 else gates * scale
 
     @torch.no_grad()
-    def rebalance(self, load: Float[Tensor, " parts"]) -> None:
+    def rebalance(self, load: Float[Tensor, " parts"] | Int[Tensor, " parts"]) -> None:
         """Move the bias by a fixed step against the load (arXiv 2408.15664, Algorithm 1).
 
+        A part that was used less than the mean goes up by `bias_step`, one used more goes down, one used
+        exactly as much stays. Without a bias nothing happens.
+
         Args:
-            load: how much each part was used in this step, in any unit; equal numbers leave the bias alone.
+            load: how much each part was used in this step, over all ranks; in any unit.
         """
         if self.bias is not None:
             load = load.to(self.bias.device, torch.float64)
-            self.bias += self.bias_step * torch.sign(load.mean() - load).to(self.bias.dtype)
+            # sum - E * load has the sign of mean - load and, for counts, no rounding.
+            error = load.sum() - self.num_parts * load
+            self.bias += self.bias_step * torch.sign(error).to(self.bias.dtype)
 
     def extra_repr(self) -> str:
         """What printing the module shows of it."""

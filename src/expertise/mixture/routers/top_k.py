@@ -71,6 +71,10 @@ class TopK(LearnedRouter):
             """Parts that a token takes, for counting activated parameters."""
             return float(min(self.k, num_parts))
 
+        def has_logits(self) -> bool:
+            """Yes."""
+            return True
+
     def __init__(
         self,
         dim: int,
@@ -97,10 +101,21 @@ class TopK(LearnedRouter):
 
     def forward(self, x: Float[Tensor, "*leading dim"], context: Any = None) -> Routes:
         """k parts for each token of x; `context` is not used."""
-        logits, raw, affinities = self.score(x)
-        part_ids = self.ranked(raw, self.k)
-        gates = self.gates(raw.gather(-1, part_ids), None)
-        return Routes(gates=gates, affinities=affinities, part_ids=part_ids, logits=logits)
+        scores = self.score(x)
+        return self.routes(scores, self.ranked(scores.raw, self.k), None)
+
+    @property
+    def num_slots(self) -> int:
+        """k."""
+        return self.k
+
+    @property
+    def num_least(self) -> int:
+        """k."""
+        return self.k
+
+    def num_used(self, probabilities: Float[Tensor, "tokens slots"]) -> None:
+        """Every slot is used."""
 
     def _shown(self) -> list[str]:
         return [f"k={self.k}"]

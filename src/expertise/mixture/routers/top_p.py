@@ -6,7 +6,6 @@ import dataclasses
 import math
 from typing import Annotated, Any, Literal
 
-import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from expertise.mixture.routers.learned import (
     ScoreFunction,
 )
 from expertise.mixture.routes import Routes
-from expertise.shapes import Float
+from expertise.shapes import Float, Int
 
 
 class TopP(LearnedRouter):
@@ -29,7 +28,8 @@ class TopP(LearnedRouter):
     add up to a number in (p, 1]. "Exceeds" is strict, as in the released code.
 
     A loss-free bias changes the order in which parts are taken; the mass that is cumulated stays the true
-    probability, so p keeps its meaning whatever the bias.
+    probability, so p keeps its meaning whatever the bias. (Out of order the mass grows more slowly: a token
+    may take more parts than without the bias, but never less mass.)
 
     Args:
         dim: width of a token.
@@ -88,6 +88,10 @@ class TopP(LearnedRouter):
             """Parts that a token is assumed to take, for counting activated parameters."""
             return float(min(self.assumed_parts, self.max_parts or num_parts))
 
+        def has_logits(self) -> bool:
+            """Yes."""
+            return True
+
     def __init__(
         self,
         dim: int,
@@ -117,22 +121,27 @@ class TopP(LearnedRouter):
 
     def forward(self, x: Float[Tensor, "*leading dim"], context: Any = None) -> Routes:
         """Parts for each token of x until their mass passes p; `context` is not used."""
-        logits, raw, affinities = self.score(x)
+        scores = self.score(x)
         # With a cap only so many greatest parts can matter: no need to sort the rest.
-        part_ids = self.ranked(affinities, self.max_parts or self.num_parts)
+        part_ids = self.ranked(scores.raw, self.num_slots)
+        return self.routes(scores, part_ids, self.num_used(scores.affinities.gather(-1, part_ids)))
+
+    @property
+    def num_slots(self) -> int:
+        """The cap, or E without one."""
+        return self.max_parts or self.num_parts
+
+    @property
+    def num_least(self) -> int:
+        """1."""
+        return 1
+
+    def num_used(self, probabilities: Float[Tensor, "tokens slots"]) -> Int[Tensor, " tokens"]:
+        """How many of its ranked parts each token takes to pass p; all where they do not pass it."""
         # Easy to miss: a part stays when the mass BEFORE it has not passed p, so the one that crosses stays.
         # Probabilities never exceed 1; only the rounding of their sum may.
-        mass = affinities.detach().gather(-1, part_ids).cumsum(-1)
-        passed = mass > (self.p if self.p < 1 else math.inf)
-        counts = 1 + (~passed[:, :-1]).sum(-1)
-        used = torch.arange(part_ids.shape[-1], device=x.device) < counts[:, None]
-        return Routes(
-            gates=self.gates(raw.gather(-1, part_ids), used),
-            affinities=affinities,
-            part_ids=torch.where(used, part_ids, -1),
-            counts=counts,
-            logits=logits,
-        )
+        passed = probabilities.detach().cumsum(-1) > (self.p if self.p < 1 else math.inf)
+        return 1 + (~passed[:, :-1]).sum(-1)
 
     def _shown(self) -> list[str]:
         return [f"p={self.p}", f"max_parts={self.max_parts}"]
