@@ -142,7 +142,7 @@ class SwitchedRouter(Router):
         part_ids = router.ranked(wanted, self.num_slots)
         counts = router.num_used(scores.affinities.gather(-1, part_ids))
         if counts is not None:
-            counts = (counts.clamp(max=router.num_slots) + self.num_extra).clamp(max=self.num_slots)
+            counts = (counts + self.num_extra).clamp(max=self.num_slots)
         return router.routes(scores, part_ids, counts)
 
 
