@@ -34,6 +34,9 @@ class Toy:
         loss = (self.model(x) - x.sum(-1, keepdim=True)).square().mean() * self.factor
         return Losses(loss, {"loss": loss}, {"table": torch.tensor([1.0, float(step)])} if detail else {})
 
+    def after_step(self) -> None:
+        """Nothing follows a step."""
+
     def evaluate(self) -> dict[str, Any]:
         return {"score": float(self.model(torch.ones(1, 3)).detach())}
 

@@ -101,6 +101,11 @@ class ModelConfig:
             raise RecipeError(
                 f"model.num_heads ({self.num_heads}) is no multiple of model.num_kv_heads ({self.kv_heads})"
             )
+        if self.router is not None and ROUTERS[self.router.name].context_kind == "a context vector":
+            raise RecipeError(
+                f"model.router.name = {self.router.name!r} needs a context vector, which a language model's "
+                "layers do not have"
+            )
         if (self.router is None) != (self.parts is None):
             raise RecipeError("model.router and model.parts belong together: give both or neither")
         for index in range(self.num_layers):

@@ -31,6 +31,10 @@ class BalanceConfig:
     z: Annotated[float, Ge(0)] = 0.0
     """Of the router z-loss (arXiv 2202.08906)."""
 
+    def coefficients(self) -> dict[str, float]:
+        """Loss → its coefficient."""
+        return {"expert": self.expert, "entropy": self.entropy, "device": self.device, "z": self.z}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
@@ -62,6 +66,13 @@ class Recipe:
     """Looks at held-out text."""
 
     def __post_init__(self) -> None:
+        router = self.model.router
+        asked = [name for name, value in self.balance.coefficients().items() if value]
+        if router is not None and asked and not router.has_logits():
+            raise RecipeError(
+                f"balance.{asked[0]} needs a router that learns probabilities; {router.name!r} does not",
+                f"leave balance.{asked[0]} out, or set it to 0",
+            )
         layers = [layer for layer in map(self.model.layer, range(self.model.num_layers)) if layer is not None]
         fewest = min((layer.parts.num_parts for layer in layers), default=0)
         if self.balance.device and layers and self.balance.device_groups > fewest:
