@@ -14,7 +14,7 @@ from torch import Tensor
 
 from expertise.errors import RecipeError
 from expertise.mixture import Router, Routes, TopK, TopP
-from expertise.mixture.routers.base import greatest
+from expertise.mixture.routers.learned import greatest
 
 OFF = -1e4
 """A logit so low that its probability is 0 exactly."""

@@ -27,12 +27,16 @@ class Toy:
         self.model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1))
         self.before_losses: Callable[[int, int], None] = lambda step, micro: None
         self.factor = 1.0
+        self.steps = 0
 
     def losses(self, step: int, micro: int, detail: bool) -> Losses:
         self.before_losses(step, micro)
         x = torch.randn(2, 3)
         loss = (self.model(x) - x.sum(-1, keepdim=True)).square().mean() * self.factor
         return Losses(loss, {"loss": loss}, {"table": torch.tensor([1.0, float(step)])} if detail else {})
+
+    def after_step(self) -> None:
+        self.steps += 1
 
     def evaluate(self) -> dict[str, Any]:
         return {"score": float(self.model(torch.ones(1, 3)).detach())}

@@ -47,9 +47,9 @@ class ModelConfig:
     """A decoder: RMSNorm, rotary positions, grouped-query attention, and in each layer a mixture or a SwiGLU.
 
     Layer l (from 0) is a mixture when `l >= first_dense and l % every == 0`, as in DeepSeekMoE's released
-    code; the others are dense. Without `router` and `parts` every layer is dense: those that would be mixtures
-    are as wide as `always` where it is given, and otherwise `dense_hidden` like the others. `family` stands for
-    `router`, `parts` and `always`; `feed_forward` is what they come to.
+    code; the others are dense. Without `router` and `parts` every layer is dense: those that would be
+    mixtures are as wide as `always` where it is given, else as `dense_hidden`, like the others. `family`
+    stands for `router`, `parts` and `always`; `feed_forward` is what they come to.
     """
 
     dim: Annotated[int, Ge(1)]
@@ -107,6 +107,11 @@ class ModelConfig:
                 f"model.num_heads ({self.num_heads}) is no multiple of model.num_kv_heads ({self.kv_heads})"
             )
         self._refuse_family_beside_its_parts()
+        if self.router is not None and ROUTERS[self.router.name].context_kind == "a context vector":
+            raise RecipeError(
+                f"model.router.name = {self.router.name!r} needs a context vector, which a language model's "
+                "layers do not have"
+            )
         if (self.router is None) != (self.parts is None):
             raise RecipeError("model.router and model.parts belong together: give both or neither")
         for index in range(self.num_layers):

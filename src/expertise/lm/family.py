@@ -1,7 +1,7 @@
 """Families of feed-forward layers at equal size, all from one reference mixture (DeepSeekMoE §4.1.3).
 
-The reference has N full-size experts, of which a token takes K. DeepSeekMoE cuts each into m segments and keeps
-K_s segments always on: the numbers of its expert parameters, total and activated, stay those of the reference.
+The reference has N full-size experts, of which a token takes K. DeepSeekMoE cuts each into m segments and
+keeps K_s segments always on: its expert parameters, total and activated, stay as many as the reference's.
 """
 
 from __future__ import annotations
@@ -89,8 +89,9 @@ class FamilyConfig:
     | `dynamic` | as `deepseekmoe`, but as many as it takes to pass `p` | as `deepseekmoe` |
 
     Gates are the papers': raw probabilities, not normalised, scale 1. With m = 1 and K_s = 0 `dynamic` is the
-    model of Dynamic MoE and `deepseekmoe` is `gshard`. Families without segments pass over `segments` and
-    `shared`, so that changing `name` is all it takes to get another one from the same table.
+    model of Dynamic MoE and `deepseekmoe` is `gshard`. Changing `name` is all it takes to get another family
+    from the same recipe: what is cut into segments alone heeds `segments` and `shared`, and `hash`, which
+    learns no router, passes over the recipe's losses on the routes.
 
     Raises:
         RecipeError: the reference makes no sense, or an option belongs to another family.
@@ -155,13 +156,11 @@ class FamilyConfig:
         """
         sizes = self.sizes()
         router = FAMILIES[self.name][1](self, sizes)
+        parts = None
         if router is not None:
             router.check(sizes.num_parts)
-        return FeedForward(
-            router=router,
-            parts=SwiGLUExperts.Config(num_parts=sizes.num_parts, hidden=sizes.part_hidden) if router else None,
-            always=SwiGLU.Config(hidden=sizes.always_hidden),
-        )
+            parts = SwiGLUExperts.Config(num_parts=sizes.num_parts, hidden=sizes.part_hidden)
+        return FeedForward(router=router, parts=parts, always=SwiGLU.Config(hidden=sizes.always_hidden))
 
     def width(self, share: float) -> int:
         """A share of the full width, rounded to a multiple of `align`."""

@@ -89,6 +89,9 @@ class Task(Protocol):
     def losses(self, step: int, micro: int, detail: bool) -> Losses:
         """Losses of micro-batch `micro` of `step`; they depend on the weights, step and seed alone."""
 
+    def after_step(self) -> None:
+        """Whatever follows an optimizer step beside it; what it changes must be in the model's state."""
+
     def evaluate(self) -> dict[str, Any]:
         """Numbers on held-out data, for the metrics."""
 
@@ -206,6 +209,7 @@ class _State:
         self._refuse_non_finite(done, reported, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.task.after_step()
         self._since += 1
         if due or self._due(done, config.save_every) or self._due(done, config.evaluate_every):
             # The step just taken may have spoilt the weights.
@@ -292,5 +296,6 @@ class _State:
 
 
 def _rounded(table: Tensor) -> list[float]:
-    """A table's numbers with the digits that a picture can show."""
-    return [round(float(value), 4) for value in table]
+    """A table's numbers with the four digits that a picture can show."""
+    numbers = [float(value) for value in table]
+    return [round(n, 4) if abs(n) >= 1 else float(f"{n:.4g}") for n in numbers]
