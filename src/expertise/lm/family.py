@@ -1,4 +1,4 @@
-"""Families of feed-forward layers at equal size, all from one reference mixture (DeepSeekMoE §4.1.3).
+"""Families of feed-forward layers at equal size, all from one reference mixture (DeepSeekMoE §4).
 
 The reference has N full-size experts, of which a token takes K. DeepSeekMoE cuts each into m segments and
 keeps K_s segments always on: its expert parameters, total and activated, stay as many as the reference's.
