@@ -43,7 +43,7 @@ def _table(plans: list[Plan]) -> list[str]:
         if any(plan.parameters_by_kind[kind] for plan in plans):
             rows.append([f"  {kind}", *(_of_kind(plan, kind) for plan in plans)])
     rows.append(["mixture layers", *(f"{p.layers['mixture']} of {sum(p.layers.values())}" for p in plans)])
-    rows.append(["experts per token", *(_parts(plan) for plan in plans)])
+    rows.append(["routed per token", *(_parts(plan) for plan in plans)])
     rows.append(["context", *(f"{plan.context:,}" for plan in plans)])
     rows.append(["vocabulary", *(f"{plan.vocab_size:,}" for plan in plans)])
     rows.append(["FLOPs per sequence", *(_short(plan.flops_per_sequence, "G") for plan in plans)])

@@ -171,18 +171,18 @@ class FamilyConfig:
 def _dense(family: FamilyConfig) -> FamilySizes:
     return FamilySizes(
         num_parts=0,
-        parts_per_token=0,
+        parts_per_token=0.0,
         part_hidden=0,
-        always_hidden=family.multiple * family.width(1),
-        intended_total=family.multiple * family.hidden,
-        intended_activated=family.multiple * family.hidden,
+        always_hidden=family.multiple * family.width(1.0),
+        intended_total=float(family.multiple * family.hidden),
+        intended_activated=float(family.multiple * family.hidden),
     )
 
 
 def _full_size(family: FamilyConfig, taken: int) -> FamilySizes:
     return FamilySizes(
         num_parts=family.num_experts,
-        parts_per_token=taken,
+        parts_per_token=float(taken),
         part_hidden=family.width(family.widen),
         always_hidden=0,
         intended_total=family.num_experts * family.widen * family.hidden,
@@ -203,11 +203,11 @@ def _segmented(family: FamilyConfig) -> FamilySizes:
     m, shared, width = family.segments, family.shared, family.width(1 / family.segments)
     return FamilySizes(
         num_parts=m * family.num_experts - shared,
-        parts_per_token=m * family.top_k - shared,
+        parts_per_token=float(m * family.top_k - shared),
         part_hidden=width,
         always_hidden=shared * width,
-        intended_total=family.num_experts * family.hidden,
-        intended_activated=family.top_k * family.hidden,
+        intended_total=float(family.num_experts * family.hidden),
+        intended_activated=float(family.top_k * family.hidden),
     )
 
 
