@@ -196,3 +196,23 @@ def test_the_page_of_commands_is_current() -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert path.with_name("cli.md").read_text("utf-8") == module.page(), "run `make docs`"
+
+
+def test_evaluate_under_switches(run_folder: Path, expertise) -> None:
+    switches = ("--mask-top", "0.25", "--renew-softmax", "--drop-always", "--p", "0.3")
+    done = expertise("evaluate", "run", *switches, "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["switches"] == {
+        "mask_top": 0.25,
+        "renew_softmax": True,
+        "drop_always": True,
+        "extra_parts": 1,
+        "p": 0.3,
+    }
+    assert result["parts_per_token"]["mean"] >= 2
+    human = expertise("evaluate", "run", "--p", "0.3")
+    assert human.stdout.startswith("with p = 0.3\n")
+    plain = expertise("evaluate", "run", "--json")
+    assert json.loads(plain.stdout)["switches"] == {}
+    assert "with" not in expertise("evaluate", "run").stdout

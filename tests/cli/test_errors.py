@@ -25,6 +25,10 @@ SETTINGS = [
     ("data.source=", "data", "data.source"),
     ("data.source=nowhere", "nowhere", ""),
     ("balance.per=token", "balance.per", ""),
+    ("model.router={name='hash'}", "balance.expert", "leave balance.expert out"),
+    ("model.router={name='context', context_dim=2}", "context vector", ""),
+    ("model.router.bias_step=-1", "model.router.bias_step", ""),
+    ("model.router.scores=tanh", "model.router.scores", ""),
     ("steps", "steps", "key=value"),
     ("tokenizer.vocab_size=10", "tokenizer.vocab_size", ""),
 ]
@@ -157,3 +161,20 @@ def refused(done, named: str, hint: str = "") -> None:
     assert len(lines[first:]) <= 4, done.stderr
     assert hint in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("switches", "named"),
+    [
+        (("--k", "2"), "'top_p' router has no k"),
+        (("--p", "1.5"), "p must lie in (0, 1], not 1.5"),
+        (("--mask-top", "1"), "mask_top must lie in [0, 1), not 1.0"),
+        (("--mask-top", "0.9"), "too few"),
+        (("--renew-softmax",), "renew_softmax needs mask_top"),
+        (("--extra-parts", "-1"), "extra_parts must be 0 or more, not -1"),
+    ],
+)
+def test_switches_that_make_no_sense(
+    run_folder: Path, expertise, switches: tuple[str, ...], named: str
+) -> None:
+    refused(expertise("evaluate", "run", *switches), named)

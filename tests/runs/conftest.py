@@ -27,7 +27,6 @@ class Toy:
         self.model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1))
         self.before_losses: Callable[[int, int], None] = lambda step, micro: None
         self.factor = 1.0
-        self.steps = 0
 
     def losses(self, step: int, micro: int, detail: bool) -> Losses:
         self.before_losses(step, micro)
@@ -36,7 +35,7 @@ class Toy:
         return Losses(loss, {"loss": loss}, {"table": torch.tensor([1.0, float(step)])} if detail else {})
 
     def after_step(self) -> None:
-        self.steps += 1
+        """Nothing follows a step."""
 
     def evaluate(self) -> dict[str, Any]:
         return {"score": float(self.model(torch.ones(1, 3)).detach())}

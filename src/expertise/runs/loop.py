@@ -90,7 +90,7 @@ class Task(Protocol):
         """Losses of micro-batch `micro` of `step`; they depend on the weights, step and seed alone."""
 
     def after_step(self) -> None:
-        """Whatever follows an optimizer step beside it; what it changes must be in the model's state."""
+        """What follows an optimizer step; it may change nothing but the model's state."""
 
     def evaluate(self) -> dict[str, Any]:
         """Numbers on held-out data, for the metrics."""
@@ -297,5 +297,4 @@ class _State:
 
 def _rounded(table: Tensor) -> list[float]:
     """A table's numbers with the four digits that a picture can show."""
-    numbers = [float(value) for value in table]
-    return [round(n, 4) if abs(n) >= 1 else float(f"{n:.4g}") for n in numbers]
+    return [float(f"{float(value):.4g}") for value in table]

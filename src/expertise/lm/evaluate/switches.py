@@ -142,7 +142,7 @@ class SwitchedRouter(Router):
         part_ids = router.ranked(wanted, self.num_slots)
         counts = router.num_used(scores.affinities.gather(-1, part_ids))
         if counts is not None:
-            counts = (counts.clamp(max=router.num_slots) + self.num_extra).clamp(max=self.num_slots)
+            counts = (counts + self.num_extra).clamp(max=self.num_slots)
         return router.routes(scores, part_ids, counts)
 
 
@@ -164,7 +164,9 @@ def _router(mixture: Mixture, model: LanguageModel, index: int, switches: Switch
     return SwitchedRouter(router, switches) if switches.mask_top or switches.num_extra else router
 
 
-def _with(router: LearnedRouter, layer: MixtureLayer, changes: dict[str, float | None]) -> LearnedRouter:
+def _with(
+    router: LearnedRouter, layer: MixtureLayer, changes: dict[str, int | float | None]
+) -> LearnedRouter:
     """The router with another k or p, checked by its own configuration; the weights are the same tensors."""
     # A shallow copy: parameters and buffers are shared, what is set on it does not reach the original.
     result = copy.copy(router)
