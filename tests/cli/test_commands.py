@@ -168,11 +168,13 @@ def test_plan_stands_side_by_side(home: Path, expertise) -> None:
     lines = done.stdout.splitlines()
     assert lines[0].split() == PUBLISHED
     assert len({len(line) for line in lines}) == 1
-    rows = {line[: lines[0].index("deepseek")].strip(): line for line in lines}
-    assert {"1.967 B", "144.6 B", "3.489 B"} <= set(re.split(r"\s{2,}", rows["parameters"]))
-    assert {"-", "12.66 B of 135.1 B"} <= set(re.split(r"\s{2,}", rows["routed"]))
-    assert rows["routed per token"].split()[3:] == ["7", "6", "12", "6", "-", "2", "(assumed_parts)"]
-    assert "23.61 GB" in rows["checkpoint"]
+    cells = [re.split(r"\s{2,}", line.strip()) for line in lines[1:]]
+    rows = {label: values for label, *values in cells}
+    assert [rows["parameters"][i] for i in (0, 2, 5)] == ["1.967 B", "144.6 B", "3.489 B"]
+    assert [rows["routed"][i] for i in (2, 4)] == ["12.66 B of 135.1 B", "-"]
+    assert rows["routed per token"] == ["7", "6", "12", "6", "-", "2 (assumed_parts)"]
+    assert rows["FLOPs per sequence"][1] == "75.91 T"
+    assert rows["checkpoint"][0] == "23.61 GB"
     assert sorted(home.rglob("*")) == before
 
 

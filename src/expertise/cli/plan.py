@@ -78,7 +78,7 @@ def _bytes(number: int) -> str:
     return _short(number, "G") + ("B" if number >= 1000 else " B")
 
 
-def _short(number: float, thousand_millions: str = "B") -> str:
+def _short(number: int | float, thousand_millions: str = "B") -> str:
     """Four digits and a letter, as in 16.38 B; FLOPs and bytes count in G instead."""
     letters = ("", "k", "M", thousand_millions, "T")
     power = 0
