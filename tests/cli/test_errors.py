@@ -57,6 +57,24 @@ def test_a_recipe_that_is_not_there(expertise) -> None:
     refused(expertise("recipes", "dmeo"), "dmeo", "demo")
 
 
+@pytest.mark.parametrize(
+    "name", ["deepseekmoe-2b", "deepseekmoe-145b", "llama2-7b-shape", "dynamic-moe-3.5b"]
+)
+def test_a_published_recipe_wants_its_data_named(home: Path, expertise, name: str) -> None:
+    for more in ([], ["--check"]):
+        done = expertise("train", name, *more)
+        refused(done, "the recipe names no data: set data.source")
+        assert done.stdout == ""
+    assert not (home / "runs").exists()
+
+
+def test_what_cannot_be_planned(expertise) -> None:
+    refused(expertise("plan", "deepseekmoe-2"), "deepseekmoe-2", "deepseekmoe-2b")
+    refused(expertise("plan", "demo", "missing.toml"), "missing.toml")
+    refused(expertise("plan", "demo", "--set", "model.dims=3"), "model.dims", "dim")
+    assert expertise("plan").returncode == 2
+
+
 def test_a_source_that_cannot_be_read(home: Path, expertise) -> None:
     (home / "latin.txt").write_bytes("caf\xe9 ".encode("latin-1") * 100)
     refused(

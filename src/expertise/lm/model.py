@@ -36,7 +36,7 @@ class Block(nn.Module):
         layer = config.layer(index)
         self.feed_forward: nn.Module
         if layer is None:
-            self.feed_forward = SwiGLU(config.dim, config.dense_hidden)
+            self.feed_forward = SwiGLU(config.dim, config.dense_width(index))
         else:
             router = layer.router.build(config.dim, layer.parts.num_parts, config.vocab_size)
             self.feed_forward = Mixture(router, layer.parts.build(config.dim), layer.always.build(config.dim))

@@ -80,6 +80,16 @@ class Recipe:
                 f"balance.device_groups ({self.balance.device_groups}) exceeds a layer's parts ({fewest})"
             )
 
+    @property
+    def applied_balance(self) -> BalanceConfig:
+        """The losses on the routes that training adds: none where a family's router learns nothing.
+
+        Named by hand such a router and such a loss are refused together; within a family, where one table
+        serves all, they are not.
+        """
+        router = self.model.feed_forward.router
+        return self.balance if router is None or router.has_logits() else BalanceConfig()
+
 
 def may_change(key: str) -> bool:
     """Whether a run may go on with another value of this key: how long, how often to look and to save."""

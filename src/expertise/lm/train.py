@@ -69,7 +69,7 @@ class LanguageModelTask:
                 self.model,
                 batch.tokens.to(device),
                 batch.targets.to(device),
-                self.recipe.balance,
+                self.recipe.applied_balance,
                 detail,
                 self._balance.count,
             )
