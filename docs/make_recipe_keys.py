@@ -50,6 +50,8 @@ def sections(cls: Any, path: str) -> Iterator[tuple[str, Any, str]]:
                 yield from sections(hint, f"{here} (each)" if list_of else here)
             elif isinstance(hint, Choice):
                 for name, entry in hint.registry.items():
+                    if getattr(entry, "context_kind", "") == "a context vector":
+                        continue  # a language model's layers have none: refused in a recipe
                     doc = first_paragraph(entry)
                     yield f'{here} with name = "{name}"', entry.Config, f"{sentences[field.name]} {doc}"
 
@@ -59,7 +61,8 @@ def table(title: str, cls: Any, may_change: Any) -> str:
     sentences, hints = sentences_of(cls), typing.get_type_hints(cls, include_extras=True)
     path = title.split(" ")[0]
     rows = ["| key | value | default | |", "|---|---|---|---|"]
-    for field in dataclasses.fields(cls):
+    # What the class says itself comes before what it shares with others.
+    for field in sorted(dataclasses.fields(cls), key=lambda f: f.name not in vars(cls)["__annotations__"]):
         if nested(hints[field.name]):
             continue
         mark = "*" if may_change(f"{path}.{field.name}") else ""

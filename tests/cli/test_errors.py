@@ -94,6 +94,10 @@ SETTINGS = [
     ("data.source=", "data", "data.source"),
     ("data.source=nowhere", "nowhere", ""),
     ("balance.per=token", "balance.per", ""),
+    ("model.router={name='hash'}", "balance.expert", "leave balance.expert out"),
+    ("model.router={name='context', context_dim=2}", "context vector", ""),
+    ("model.router.bias_step=-1", "model.router.bias_step", ""),
+    ("model.router.scores=tanh", "model.router.scores", ""),
     ("steps", "steps", "key=value"),
     ("tokenizer.vocab_size=10", "tokenizer.vocab_size", ""),
 ]
@@ -120,6 +124,24 @@ def test_a_recipe_that_is_not_there(expertise) -> None:
     refused(expertise("train", "dmeo"), "dmeo", "demo")
     refused(expertise("train", "missing.toml"), "missing.toml")
     refused(expertise("recipes", "dmeo"), "dmeo", "demo")
+
+
+@pytest.mark.parametrize(
+    "name", ["deepseekmoe-2b", "deepseekmoe-145b", "llama2-7b-shape", "dynamic-moe-3.5b"]
+)
+def test_a_published_recipe_wants_its_data_named(home: Path, expertise, name: str) -> None:
+    for more in ([], ["--check"]):
+        done = expertise("train", name, *more)
+        refused(done, "the recipe names no data: set data.source")
+        assert done.stdout == ""
+    assert not (home / "runs").exists()
+
+
+def test_what_cannot_be_planned(expertise) -> None:
+    refused(expertise("plan", "deepseekmoe-2"), "deepseekmoe-2", "deepseekmoe-2b")
+    refused(expertise("plan", "demo", "missing.toml"), "missing.toml")
+    refused(expertise("plan", "demo", "--set", "model.dims=3"), "model.dims", "dim")
+    assert expertise("plan").returncode == 2
 
 
 def test_a_source_that_cannot_be_read(home: Path, expertise) -> None:
@@ -208,3 +230,20 @@ def refused(done, named: str, hint: str = "") -> None:
     assert len(lines[first:]) <= 4, done.stderr
     assert hint in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("switches", "named"),
+    [
+        (("--k", "2"), "'top_p' router has no k"),
+        (("--p", "1.5"), "p must lie in (0, 1], not 1.5"),
+        (("--mask-top", "1"), "mask_top must lie in [0, 1), not 1.0"),
+        (("--mask-top", "0.9"), "too few"),
+        (("--renew-softmax",), "renew_softmax needs mask_top"),
+        (("--extra-parts", "-1"), "extra_parts must be 0 or more, not -1"),
+    ],
+)
+def test_switches_that_make_no_sense(
+    run_folder: Path, expertise, switches: tuple[str, ...], named: str
+) -> None:
+    refused(expertise("evaluate", "run", *switches), named)

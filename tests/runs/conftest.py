@@ -40,6 +40,9 @@ class Toy:
         loss = (self.model(x) - x.sum(-1, keepdim=True)).square().mean() * self.factor
         return Losses(loss, {"loss": loss}, {"table": torch.tensor([1.0, float(step)])} if detail else {})
 
+    def after_step(self) -> None:
+        """Nothing follows a step."""
+
     def evaluate(self, between: Callable[[], None]) -> dict[str, Any]:
         for batch in range(self.batches):
             self.before_batch(batch)

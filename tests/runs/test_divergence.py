@@ -94,7 +94,10 @@ def test_a_skipped_step_changes_neither_weights_nor_optimizer_and_the_schedule_g
     """By hand: the same steps without the bad one, each at the learning rate of its place in the run."""
     config = dataclasses.replace(SKIP, steps=5, log_every=1)
     schedule = dataclasses.replace(OPTIMIZER, schedule="cosine")
-    loop.train(tmp_path, bad_at(toy(), 2), config, schedule)
+    skipping, told = bad_at(toy(), 2), []
+    skipping.after_step = lambda: told.append(True)
+    loop.train(tmp_path, skipping, config, schedule)
+    assert len(told) == 4, "a skipped step moves no bias either"
     task = toy()
     optimizer = schedule.build(task.model)
     for step in range(5):

@@ -38,6 +38,32 @@ def test_lines_of_metrics_and_times(tmp_path: Path, toy: Any) -> None:
     assert all("time" in line for line in read_lines(tmp_path / "timing.jsonl"))
 
 
+def test_a_task_is_told_of_each_step_before_anything_is_saved(tmp_path: Path, toy: Any) -> None:
+    task = toy()
+    weights = [parameter.detach().clone() for parameter in task.model.parameters()]
+    seen: list[Any] = []
+
+    def moved() -> None:
+        now = [parameter.detach().clone() for parameter in task.model.parameters()]
+        assert any(not torch.equal(a, b) for a, b in zip(now, weights, strict=True)), "the step was taken"
+        assert all(parameter.grad is None for parameter in task.model.parameters())
+        seen.append(steps(tmp_path) if (tmp_path / "checkpoints").exists() else [])
+        weights[:] = now
+
+    task.after_step = moved
+    loop.train(tmp_path, task, CONFIG, OPTIMIZER)
+    assert seen == [
+        [],
+        [],
+        [],
+        ["step-3"],
+        ["step-3"],
+        ["step-3"],
+        ["step-3", "step-6"],
+        ["step-3", "step-6"],
+    ]
+
+
 @pytest.mark.parametrize("at", [1, 3, 4, 7])
 def test_what_was_written_after_the_checkpoint_is_done_again(
     tmp_path: Path, toy: Any, undisturbed: dict[str, bytes], at: int

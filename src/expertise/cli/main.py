@@ -21,6 +21,7 @@ COMMANDS = Registry(
         "evaluate": "expertise.cli.evaluate:evaluate",
         "generate": "expertise.cli.generate:generate",
         "inspect": "expertise.cli.inspect:inspect",
+        "plan": "expertise.cli.plan:plan",
         "recipes": "expertise.cli.recipes:recipes",
     },
 )

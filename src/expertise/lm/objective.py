@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -34,14 +36,19 @@ def route_losses(
     micro-batches changes them to rounding only.
 
     Args:
-        layers: routes of each mixture layer; none for a dense model.
+        layers: routes of each mixture layer; none for a dense model. Those without logits (hash routing) are
+            left out: they learn nothing.
         config: the coefficients.
         num_sequences: sequences in the micro-batch.
 
     Returns:
         The weighted sum over losses and layers (None when every coefficient is 0), and each unweighted loss
         averaged over the layers, for the metrics.
+
+    Raises:
+        RecipeError: a coefficient is not 0 and no layer's routes carry logits.
     """
+    layers = _with_probabilities(layers, config)
     if not layers:
         return None, {}
     sequences = num_sequences if config.per == "sequence" else 1
@@ -49,15 +56,23 @@ def route_losses(
         "expert": torch.stack([balance.expert_balance(routes, sequences) for routes in layers]),
         "entropy": torch.stack([balance.entropy(routes) for routes in layers]),
     }
-    coefficients = {"expert": config.expert, "entropy": config.entropy}
+    coefficients = config.coefficients()
     if config.device:
         losses = [balance.device_balance(r, equal_groups(r.num_parts, config.device_groups)) for r in layers]
-        values["device"], coefficients["device"] = torch.stack(losses), config.device
+        values["device"] = torch.stack(losses)
     if config.z:
-        values["z"], coefficients["z"] = torch.stack([balance.z_loss(r) for r in layers]), config.z
+        values["z"] = torch.stack([balance.z_loss(r) for r in layers])
     used = [coefficients[name] * losses.sum() for name, losses in values.items() if coefficients[name]]
     total = torch.stack(used).sum() if used else None
     return total, {name: losses.mean() for name, losses in values.items()}
+
+
+def _with_probabilities(layers: list[Routes], config: BalanceConfig) -> list[Routes]:
+    learned = [routes for routes in layers if routes.logits is not None]
+    asked = [name for name, value in config.coefficients().items() if value]
+    if layers and not learned and asked:
+        raise RecipeError(f"balance.{asked[0]} needs a router that learns probabilities")
+    return learned
 
 
 def equal_groups(num_parts: int, num_groups: int) -> list[list[int]]:
@@ -73,6 +88,7 @@ def losses(
     targets: Int[Tensor, "batch time"],
     config: BalanceConfig,
     detail: bool = False,
+    observe: Callable[[list[Routes]], None] | None = None,
 ) -> Losses:
     """All losses of one micro-batch.
 
@@ -81,7 +97,8 @@ def losses(
         tokens: what goes in.
         targets: the token that follows each.
         config: coefficients of the losses on the routes.
-        detail: also measure the loads of every part.
+        detail: also measure the loads of every part, and the largest bias of each layer where there is one.
+        observe: told the routes of every mixture layer.
 
     Returns:
         `reported["loss"]` is the language-model loss alone; the others stand under `balance_*`.
@@ -91,6 +108,8 @@ def losses(
     layers = [mixture.last_routes for mixture in mixtures if mixture.last_routes is not None]
     for mixture in mixtures:
         mixture.last_routes = None
+    if observe is not None:
+        observe(layers)
     extra, reported = route_losses(layers, config, tokens.shape[0])
     tables: dict[str, Tensor] = {}
     if detail and layers:
@@ -99,6 +118,9 @@ def losses(
             tables["parts_per_token"] = torch.stack(counts)
             # Layers may differ in their number of parts: one table each.
             tables |= {f"load_{i}": measures.load(routes) for i, routes in enumerate(layers)}
+            biases = [getattr(mixture.router, "bias", None) for mixture in mixtures]
+            if any(bias is not None for bias in biases):
+                tables["largest_bias"] = torch.stack([b.abs().max() for b in biases if b is not None])
     return Losses(
         total=loss if extra is None else loss + extra,
         reported={"loss": loss, **{f"balance_{name}": value for name, value in reported.items()}},

@@ -31,6 +31,10 @@ class BalanceConfig:
     z: Annotated[float, Ge(0)] = 0.0
     """Of the router z-loss (arXiv 2202.08906)."""
 
+    def coefficients(self) -> dict[str, float]:
+        """Loss → its coefficient."""
+        return {"expert": self.expert, "entropy": self.entropy, "device": self.device, "z": self.z}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
@@ -62,12 +66,29 @@ class Recipe:
     """Looks at held-out text."""
 
     def __post_init__(self) -> None:
+        router = self.model.router
+        asked = [name for name, value in self.balance.coefficients().items() if value]
+        if router is not None and asked and not router.has_logits():
+            raise RecipeError(
+                f"balance.{asked[0]} needs a router that learns probabilities; {router.name!r} does not",
+                f"leave balance.{asked[0]} out, or set it to 0",
+            )
         layers = [layer for layer in map(self.model.layer, range(self.model.num_layers)) if layer is not None]
         fewest = min((layer.parts.num_parts for layer in layers), default=0)
         if self.balance.device and layers and self.balance.device_groups > fewest:
             raise RecipeError(
                 f"balance.device_groups ({self.balance.device_groups}) exceeds a layer's parts ({fewest})"
             )
+
+    @property
+    def applied_balance(self) -> BalanceConfig:
+        """The losses on the routes that training adds: none where a family's router learns nothing.
+
+        Named by hand such a router and such a loss are refused together; within a family, where one table
+        serves all, they are not.
+        """
+        router = self.model.feed_forward.router
+        return self.balance if router is None or router.has_logits() else BalanceConfig()
 
 
 def may_change(key: str) -> bool:

@@ -19,6 +19,8 @@ from expertise.lm.evaluate import DomainText, domain_texts, evaluate
 from expertise.lm.load import CONFIG, TOKENIZER
 from expertise.lm.model import LanguageModel
 from expertise.lm.recipe import Recipe, may_change
+from expertise.mixture.loss_free import LossFreeBalance
+from expertise.mixture.routers.hash import Hash
 from expertise.runs import checkpoint, folder, loop, metrics
 from expertise.runs.device import limit_threads, resolve, shortfalls
 from expertise.runs.files import write_atomic
@@ -53,17 +55,30 @@ class LanguageModelTask:
         # Drawn on the CPU, so that a seed gives the same weights on every device.
         self.model = LanguageModel(self.model_config).to(device)
         self.model.tokenizer = prepared.tokenizer
+        self._deal_token_ids()
+        self._balance = LossFreeBalance(self.model.mixtures().values())
 
     def losses(self, step: int, micro: int, detail: bool) -> Losses:
         """Losses of one micro-batch; a step's micro-batches are consecutive rows of its batch."""
+        if micro == 0:
+            self._balance.begin()
         batch = self._micro.batch(step * self.recipe.train.accumulation + micro)
         device = self.model.device
         with self._autocast():
             return objective.losses(
-                self.model, batch.tokens.to(device), batch.targets.to(device), self.recipe.balance, detail
+                self.model,
+                batch.tokens.to(device),
+                batch.targets.to(device),
+                self.recipe.applied_balance,
+                detail,
+                self._balance.count,
             )
 
-    def evaluate(self, between: Callable[[], None]) -> dict[str, Any]:
+    def after_step(self) -> None:
+        """Move the biases of loss-free balancing by the loads of the whole step, all micro-batches."""
+        self._balance.apply()
+
+    def evaluate(self, between: Callable[[], None] | None = None) -> dict[str, Any]:
         """Bits per byte on validation text, and the use of every part there."""
         config = self.recipe.evaluation
         if self._texts is None:
@@ -86,6 +101,16 @@ class LanguageModelTask:
             CONFIG: model_json(self.model_config),
             TOKENIZER: self._prepared.tokenizer.to_str(),
         }
+
+    def _deal_token_ids(self) -> None:
+        """Give token ids to the parts of balanced hash routers, by their frequency in the training text."""
+        config = self.model_config.router
+        if not (isinstance(config, Hash.Config) and config.balanced):
+            return
+        frequencies = self._prepared.stream("train").frequencies(self.model_config.vocab_size)
+        for mixture in self.model.mixtures().values():
+            assert isinstance(mixture.router, Hash)
+            mixture.router.balance(torch.from_numpy(frequencies))
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if not self.recipe.train.bfloat16:

@@ -107,7 +107,8 @@ def _curves(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         if line["kind"] == "train":
             balance = {k.removeprefix("balance_"): v for k, v in line.items() if k.startswith("balance_")}
             kept = {k: line[k] for k in ("step", "tokens", "loss", "learning_rate", "gradient_norm")}
-            train.append(kept | {"balance": balance})
+            biases = {"largest_bias": max(line["largest_bias"])} if line.get("largest_bias") else {}
+            train.append(kept | biases | {"balance": balance})
     return {"train": train, "evaluations": [line for line in lines if line["kind"] == "evaluation"]}
 
 

@@ -50,6 +50,9 @@ class Task(Protocol):
     def losses(self, step: int, micro: int, detail: bool) -> Losses:
         """Losses of micro-batch `micro` of `step`; they depend on the weights, step and seed alone."""
 
+    def after_step(self) -> None:
+        """What follows a step that was not skipped; it may change nothing but the model's state."""
+
     def evaluate(self, between: Callable[[], None]) -> dict[str, Any]:
         """Numbers on held-out data, for the metrics; they depend on the weights alone.
 
@@ -164,6 +167,8 @@ class _State:
         else:
             self._update(total_norm)
         self.optimizer.zero_grad(set_to_none=True)
+        if not bad:
+            self.task.after_step()
         self._since += 1
         if due or self._due(done, config.evaluate_every):
             self._refuse_spoilt(done)
@@ -277,5 +282,5 @@ class _State:
 
 
 def _rounded(table: Tensor) -> list[float]:
-    """A table's numbers with the digits that a picture can show."""
-    return [round(float(value), 4) for value in table]
+    """A table's numbers with the four digits that a picture can show."""
+    return [float(f"{float(value):.4g}") for value in table]
