@@ -190,3 +190,12 @@ def test_importing_the_package_is_cheap() -> None:
     ).stdout.split()
     assert not {"torch", "matplotlib", "jinja2", "numpy"} & set(loaded)
     assert expertise.report.__doc__
+
+
+def test_skipped_steps_are_noted_with_the_last_reason() -> None:
+    from expertise.report.run import _skipped
+
+    lines = [{"kind": "train", "step": 1}]
+    assert _skipped(lines) == []
+    lines += [{"kind": "skipped", "step": step, "reason": "the loss"} for step in (4, 9)]
+    assert _skipped(lines) == ["2 steps were skipped, from 4 to 9: the last because the loss was not finite"]
