@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from expertise.errors import RecipeError
-from expertise.lm.attention import Attention, KeyValueCache, Rotary
+from expertise.lm.attention import Attention, KeyValueCache, Rotary, Spans
 from expertise.lm.config import ModelConfig
 from expertise.mixture.mixture import Mixture
 from expertise.mixture.parts.swiglu import SwiGLU
@@ -18,6 +18,8 @@ from expertise.shapes import Float, Int
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+    from expertise.lm.data.chat import Chat
 
 
 class Block(nn.Module):
@@ -42,10 +44,14 @@ class Block(nn.Module):
             self.feed_forward = Mixture(router, layer.parts.build(config.dim), layer.always.build(config.dim))
 
     def forward(
-        self, x: Float[Tensor, "batch time dim"], rotary: Rotary, cache: KeyValueCache | None = None
+        self,
+        x: Float[Tensor, "batch time dim"],
+        rotary: Rotary,
+        cache: KeyValueCache | None = None,
+        spans: Spans | None = None,
     ) -> Float[Tensor, "batch time dim"]:
         """The layer applied to the residual stream."""
-        x = x + self.attention(self.attention_norm(x), rotary, cache)
+        x = x + self.attention(self.attention_norm(x), rotary, cache, spans)
         return x + self.feed_forward(self.feed_forward_norm(x))  # type: ignore[no-any-return]
 
 
@@ -57,6 +63,7 @@ class LanguageModel(nn.Module):
 
     Attributes:
         tokenizer: the tokenizer that it was trained with, where known.
+        chat: the chat template that it was trained with, where there was one.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -65,6 +72,7 @@ class LanguageModel(nn.Module):
             raise RecipeError("a model needs model.vocab_size (a run takes its tokenizer's)")
         self.config = config
         self.tokenizer: Tokenizer | None = None
+        self.chat: Chat | None = None
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.num_layers))
         self.norm = nn.RMSNorm(config.dim, config.norm_epsilon)
@@ -113,35 +121,47 @@ class LanguageModel(nn.Module):
         return {index: module for index, module in found.items() if isinstance(module, Mixture)}
 
     def hidden(
-        self, tokens: Int[Tensor, "batch time"], cache: KeyValueCache | None = None
+        self,
+        tokens: Int[Tensor, "batch time"],
+        cache: KeyValueCache | None = None,
+        documents: Int[Tensor, "batch time"] | None = None,
     ) -> Float[Tensor, "batch time dim"]:
-        """Normed hidden states before the head.
+        """Normed hidden states before the head; see `forward`.
 
         Raises:
-            RecipeError: the sequence (with what is cached) is longer than the context.
+            RecipeError: the sequence (with what is cached) is longer than the context, or there are documents
+                and a cache.
         """
+        if cache is not None and documents is not None:
+            raise RecipeError("a cache holds one sequence per row: it cannot be used with documents")
         start = cache.length if cache else 0
         if start + tokens.shape[1] > self.config.context:
             raise RecipeError(
                 f"{start + tokens.shape[1]} tokens do not fit the context of {self.config.context}"
             )
+        spans = None if documents is None else Spans.of(documents)
         x = self.embedding(tokens)
         for block in self.blocks:
-            x = block(x, self.rotary, cache)
+            x = block(x, self.rotary, cache, spans)
         if cache is not None:
             cache.advance(tokens.shape[1])
         return self.norm(x)  # type: ignore[no-any-return]
 
     def forward(
-        self, tokens: Int[Tensor, "batch time"], cache: KeyValueCache | None = None
+        self,
+        tokens: Int[Tensor, "batch time"],
+        cache: KeyValueCache | None = None,
+        documents: Int[Tensor, "batch time"] | None = None,
     ) -> Float[Tensor, "batch time vocab"]:
         """Logits of the next token at every position.
 
         Args:
             tokens: ids (int64).
             cache: keys and values of the tokens before; extended by these.
+            documents: the number of each token's document, where a row holds several side by side: each is
+                then computed as if it were alone. None: a row is one text.
         """
-        return F.linear(self.hidden(tokens, cache), self.head_weight)
+        return F.linear(self.hidden(tokens, cache, documents), self.head_weight)
 
     def generate(
         self,

@@ -14,9 +14,10 @@ import torch
 from expertise.errors import RecipeError, RunError
 from expertise.lm import objective
 from expertise.lm.config import ModelConfig
-from expertise.lm.data import Batches, Prepared, prepare, require_source
+from expertise.lm.data import Prepared, prepare, require_source
 from expertise.lm.evaluate import DomainText, domain_texts, evaluate
-from expertise.lm.load import CONFIG, TOKENIZER
+from expertise.lm.initial import Initial, initial_of, tokenizer_of
+from expertise.lm.load import CHAT, CONFIG, TOKENIZER
 from expertise.lm.model import LanguageModel
 from expertise.lm.recipe import Recipe, may_change
 from expertise.runs import checkpoint, folder, loop, metrics
@@ -25,7 +26,7 @@ from expertise.runs.files import write_atomic
 from expertise.runs.loop import Losses
 
 DATA = "data.json"
-"""What the run was trained on: digest of the sources, domains, bytes."""
+"""What the run was trained on: digest of the sources, domains, bytes, and the weights that it began with."""
 
 
 class LanguageModelTask:
@@ -34,24 +35,30 @@ class LanguageModelTask:
     Args:
         recipe: what to train.
         prepared: its text.
+        initial: weights to start from; None: random ones (or a checkpoint that is restored later).
     """
 
     unit = "tokens"
 
-    def __init__(self, recipe: Recipe, prepared: Prepared) -> None:
+    def __init__(self, recipe: Recipe, prepared: Prepared, initial: Initial | None = None) -> None:
         train = recipe.train
         self.recipe = recipe
         self.model_config = with_vocabulary(recipe.model, prepared.vocab_size)
         self.units_per_step = train.batch_size * recipe.model.context
-        stream, context = prepared.stream("train"), recipe.model.context
-        Batches(stream, context, train.batch_size, train.seed)  # refuses too little text, by the recipe's key
-        self._micro = Batches(stream, context, train.batch_size // train.accumulation, train.seed)
+        context = recipe.model.context
+        # Also refuses too little text, by the recipe's key.
+        self.notes = prepared.batches(context, train.batch_size, train.seed).notes()
+        self._micro = prepared.batches(context, train.batch_size // train.accumulation, train.seed)
+        self._targets: tuple[int, float | None] = (-1, None)
         self._prepared = prepared
         self._texts: list[DomainText] | None = None
         device = resolve(train.device)
         torch.manual_seed(train.seed)
         # Drawn on the CPU, so that a seed gives the same weights on every device.
-        self.model = LanguageModel(self.model_config).to(device)
+        model = LanguageModel(self.model_config)
+        if initial is not None:
+            initial.load_into(model)
+        self.model = model.to(device)
         self.model.tokenizer = prepared.tokenizer
 
     def losses(self, step: int, micro: int, detail: bool) -> Losses:
@@ -60,7 +67,13 @@ class LanguageModelTask:
         device = self.model.device
         with self._autocast():
             return objective.losses(
-                self.model, batch.tokens.to(device), batch.targets.to(device), self.recipe.balance, detail
+                self.model,
+                batch.tokens.to(device),
+                batch.targets.to(device),
+                self.recipe.balance,
+                detail,
+                None if batch.documents is None else batch.documents.to(device),
+                self._num_targets(step),
             )
 
     def evaluate(self) -> dict[str, Any]:
@@ -80,11 +93,23 @@ class LanguageModelTask:
         return text
 
     def files(self) -> Mapping[str, str]:
-        """Architecture and tokenizer, so that a checkpoint stands by itself."""
+        """Architecture, tokenizer and chat template, so that a checkpoint stands by itself."""
+        chat = self._prepared.chat
         return {
             CONFIG: model_json(self.model_config),
             TOKENIZER: self._prepared.tokenizer.to_str(),
+            **({CHAT: chat.template} if chat else {}),
         }
+
+    def _num_targets(self, step: int) -> float | None:
+        """Targets of a step per micro-batch, at least 1; None where every token is one."""
+        if not self._prepared.some_ignored:
+            return None
+        if self._targets[0] != step:
+            number = self.recipe.train.accumulation
+            batches = (self._micro.batch(step * number + micro) for micro in range(number))
+            self._targets = step, max(1, sum(batch.num_targets() for batch in batches)) / number
+        return self._targets[1]
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if not self.recipe.train.bfloat16:
@@ -125,10 +150,10 @@ def train(recipe: Recipe, run: Path, say: Callable[[str], None]) -> None:
     Raises:
         ExpertiseError: any mistake of the user's; see `expertise.errors`.
     """
-    task, prepared = _ready(recipe, run, say)
+    task, prepared, initial = _ready(recipe, run, say)
     with folder.held(run):
         folder.adopt_recipe(run, recipe, may_change)
-        _adopt_data(run, prepared)
+        _adopt_data(run, prepared, initial)
         if not (run / TOKENIZER).is_file():
             write_atomic(run / TOKENIZER, prepared.tokenizer.to_str())
         loop.train(run, task, recipe.train, recipe.optimizer)
@@ -140,7 +165,9 @@ def check(recipe: Recipe, run: Path, say: Callable[[str], None]) -> None:
     say("the recipe is valid")
 
 
-def _ready(recipe: Recipe, run: Path, say: Callable[[str], None]) -> tuple[LanguageModelTask, Prepared]:
+def _ready(
+    recipe: Recipe, run: Path, say: Callable[[str], None]
+) -> tuple[LanguageModelTask, Prepared, Initial | None]:
     folder.require_free_or_run(run)
     if folder.is_run(run):
         folder.refuse_changes(run, recipe, may_change)
@@ -149,13 +176,17 @@ def _ready(recipe: Recipe, run: Path, say: Callable[[str], None]) -> tuple[Langu
     require_source(recipe.data)
     resolve(recipe.train.device)
     limit_threads(recipe.train.threads)
-    prepared = prepare(recipe.data, recipe.tokenizer, say)
+    initial = initial_of(recipe, run)
+    prepared = prepare(recipe.data, tokenizer_of(recipe, run, initial), say)
     for note in prepared.notes:
         say(note)
     _refuse_other_data(run, prepared)
-    task = LanguageModelTask(recipe, prepared)
+    _refuse_other_weights(run, initial)
+    task = LanguageModelTask(recipe, prepared, initial)
+    for note in task.notes:
+        say(note)
     say(describe(task.model_config, prepared))
-    return task, prepared
+    return task, prepared, initial
 
 
 def describe(config: ModelConfig, prepared: Prepared) -> str:
@@ -225,11 +256,25 @@ def _refuse_other_data(run: Path, prepared: Prepared) -> None:
         )
 
 
-def _adopt_data(run: Path, prepared: Prepared) -> None:
+def _refuse_other_weights(run: Path, initial: Initial | None) -> None:
+    """Refuse to begin a run again, before its first checkpoint, from weights other than it began with."""
+    if initial is None or not (run / DATA).is_file():
+        return
+    before, now = data_of(run).get("init", {}).get("sha256"), initial.facts()["sha256"]
+    if before != now:
+        raise RunError(
+            f"init has changed: {run} began with {str(before)[:16]}…, {initial.path} now has {now[:16]}…",
+            "name the checkpoint that it began with, or start afresh with another --out",
+        )
+
+
+def _adopt_data(run: Path, prepared: Prepared, initial: Initial | None) -> None:
     """Note what the run is trained on; refuse to go on with other text or another tokenizer."""
     path = run / DATA
     _refuse_other_data(run, prepared)
     if path.is_file():
         return
     facts = {"digest": prepared.digest, "domains": list(prepared.domains), "bytes": prepared.bytes}
+    if initial is not None:
+        facts["init"] = initial.facts()
     write_atomic(path, json.dumps(facts, indent=1) + "\n")

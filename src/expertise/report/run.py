@@ -233,7 +233,8 @@ def _compressors(tokenizer: Any, texts: list[Any]) -> dict[str, dict[str, float]
     for name, compress in programs.items():
         bits = {}
         for text in texts:
-            raw = tokenizer.decode(text.windows.ids.tolist(), skip_special_tokens=True).encode()
+            counted = text.windows.targets[text.windows.targets >= 0]
+            raw = tokenizer.decode(counted.tolist(), skip_special_tokens=True).encode()
             bits[text.domain] = 8 * len(compress(raw)) / max(1, len(raw))
         bits["mean"] = sum(bits.values()) / len(bits)
         result[name] = bits

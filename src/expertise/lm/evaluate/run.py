@@ -9,6 +9,7 @@ from typing import Any
 from expertise.errors import RecipeError, nearest
 from expertise.lm.data import Prepared, prepare
 from expertise.lm.evaluate.perplexity import domain_texts, evaluate
+from expertise.lm.initial import tokenizer_of
 from expertise.lm.load import load
 from expertise.lm.recipe import Recipe
 from expertise.lm.train import data_of, refuse_other_text
@@ -58,6 +59,6 @@ def text_of(run: Path, recipe: Recipe, say: Callable[[str], None]) -> Prepared:
     Raises:
         RunError: the sources now give other text.
     """
-    prepared = prepare(recipe.data, recipe.tokenizer, say)
+    prepared = prepare(recipe.data, tokenizer_of(recipe, run), say)
     refuse_other_text(run, data_of(run)["digest"], prepared.digest)
     return prepared
