@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ def read_parquet(path: Path, name: str, fields: tuple[str, ...]) -> Iterator[Row
         raise DataError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from None
 
 
-def require_columns(columns: list[str], fields: tuple[str, ...], where: str) -> None:
+def require_columns(columns: Sequence[str], fields: tuple[str, ...], where: str) -> None:
     """Refuse a table that lacks a column.
 
     Raises:

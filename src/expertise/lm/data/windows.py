@@ -59,8 +59,8 @@ def evaluation_windows(
     """
     documents = list(_first_bytes(prepared.records(split, domain), max_bytes))
     end = np.array([prepared.end_of_text], dtype=np.int64)
-    ids: list[Int[np.ndarray, " some"]] = []
-    counted: list[Bool[np.ndarray, " some"]] = []
+    ids: list[Int[np.ndarray, " _"]] = []
+    counted: list[Bool[np.ndarray, " _"]] = []
     for encoded in encode_documents(prepared.tokenizer, documents):
         ids += [end, encoded.ids]
         counted.append(encoded.targets_learnt())
@@ -89,7 +89,7 @@ _Piece = tuple[np.ndarray, np.ndarray]
 
 
 def _rows(
-    ids: list[Int[np.ndarray, " some"]], counted: list[Bool[np.ndarray, " some"]], end: int, context: int
+    ids: list[Int[np.ndarray, " _"]], counted: list[Bool[np.ndarray, " _"]], end: int, context: int
 ) -> list[list[_Piece]]:
     """The pieces of each window: documents in their order, a new window where one does not fit."""
     rows: list[list[_Piece]] = []
