@@ -16,6 +16,7 @@ from expertise.lm import LanguageModel, load
 from expertise.lm.data import encode_documents
 from expertise.lm.data.chat import Chat
 from expertise.lm.data.documents import Document
+from expertise.lm.data.tokenizer import end_of_text
 from expertise.lm.initial import filled_in
 from expertise.lm.recipe import Recipe
 from expertise.lm.text import continue_text
@@ -115,7 +116,7 @@ def test_a_chat_asks_as_in_training_and_ends_at_the_marker(monkeypatch: pytest.M
     """With a model that says what it is told to, whatever the marker's tokens are."""
     from expertise.lm import text as module
     from expertise.lm.config import ModelConfig
-    from expertise.lm.data.tokenizer import end_of_text, train_tokenizer, vocab_size
+    from expertise.lm.data.tokenizer import train_tokenizer, vocab_size
     from expertise.lm.generate import Step
 
     tokenizer = train_tokenizer(iter(["a red stone <|im_end|> and a river " * 40]), 290)
@@ -123,7 +124,7 @@ def test_a_chat_asks_as_in_training_and_ends_at_the_marker(monkeypatch: pytest.M
         dim=8, num_layers=1, num_heads=1, context=512, vocab_size=vocab_size(tokenizer), dense_hidden=8
     )
     model = LanguageModel(config)
-    model.tokenizer, model.chat = tokenizer, Chat()
+    model.tokenizer, model.chat, model.reads_documents = tokenizer, Chat(), True
     given: list[list[int]] = []
 
     def say(said: list[int]) -> None:
@@ -153,4 +154,23 @@ def test_a_chat_asks_as_in_training_and_ends_at_the_marker(monkeypatch: pytest.M
     (encoded,) = encode_documents(tokenizer, [document])
     assert encoded.learnt is not None
     first = int(encoded.learnt.argmax())
-    assert given[0] == [end, *encoded.ids[:first].tolist()], "the very tokens that came before an answer"
+    assert given[-1] == [end, *encoded.ids[:first].tolist()], "the very tokens that came before an answer"
+
+
+@pytest.mark.slow
+def test_a_prompt_begins_as_documents_did_and_that_is_not_shown(models: dict[str, LanguageModel]) -> None:
+    base, tuned = models["base"], models["prompt"]
+    assert (base.reads_documents, base.chat) == (False, None)
+    assert tuned.reads_documents
+    assert tuned.tokenizer is not None
+    prompt, settings = "Q: what is 3 plus 4?\nA:", {"max_new_tokens": 12, "temperature": 0.0}
+    pieces = list(continue_text(tuned, prompt, with_prompt=True, **settings))
+    ids = tuned.tokenizer.encode(prompt, add_special_tokens=False).ids
+    given = [piece for piece in pieces if not piece.generated]
+    assert "".join(piece.text for piece in given) == prompt
+    assert len(given) == len(ids)
+    assert all(piece.parts == [2, 2] for piece in pieces[:-1])
+    end = end_of_text(tuned.tokenizer)
+    expected = tuned.generate(torch.tensor([[end, *ids]]), 12, temperature=0.0, stop=end)[0, len(ids) + 1 :]
+    said = tuned.tokenizer.decode([token for token in expected.tolist() if token != end])
+    assert "".join(piece.text for piece in pieces if piece.generated) == said

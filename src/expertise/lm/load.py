@@ -22,6 +22,8 @@ CONFIG = "model.json"
 TOKENIZER = "tokenizer.json"
 CHAT = "chat_template.jinja"
 """The chat template of a model that was trained on messages."""
+GENERATION = "generation.json"
+"""How a model is to be asked: `reads_documents`."""
 
 
 def load(path: str | Path, device: str = "cpu") -> LanguageModel:
@@ -45,6 +47,8 @@ def load(path: str | Path, device: str = "cpu") -> LanguageModel:
         model.tokenizer = load_tokenizer(found.path / TOKENIZER)
     if (found.path / CHAT).is_file():
         model.chat = Chat(found.text(CHAT))
+    if (found.path / GENERATION).is_file():
+        model.reads_documents = bool(json.loads(found.text(GENERATION))["reads_documents"])
     return model.to(resolve(device)).eval()
 
 

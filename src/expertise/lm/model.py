@@ -64,6 +64,8 @@ class LanguageModel(nn.Module):
     Attributes:
         tokenizer: the tokenizer that it was trained with, where known.
         chat: the chat template that it was trained with, where there was one.
+        reads_documents: whether it was trained on documents one by one, each with an end of text before it:
+            then a prompt must have one, too.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -73,6 +75,7 @@ class LanguageModel(nn.Module):
         self.config = config
         self.tokenizer: Tokenizer | None = None
         self.chat: Chat | None = None
+        self.reads_documents = False
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.num_layers))
         self.norm = nn.RMSNorm(config.dim, config.norm_epsilon)

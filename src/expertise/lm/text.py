@@ -73,14 +73,18 @@ def continue_text(
         raise RunError("this model has no tokenizer: it continues tokens, not text")
     stops = _stops(tokenizer, stop)
     prompt_ids = _asked(model, prompt) if chat else tokenizer.encode(prompt, add_special_tokens=False).ids
+    # As in training: where documents were read one by one, an end of text stood before each.
+    before = [end_of_text(tokenizer)] if model.reads_documents else []
     ending = _Ending(model.chat.end if chat and model.chat else "")
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, no_repeat=no_repeat)
     decoder = _Decoder(tokenizer)
-    waiting = [(token, False) for token in prompt_ids]
-    tokens = torch.tensor([prompt_ids], dtype=torch.int64).reshape(1, -1)
+    waiting = [(token, False) for token in [*before, *prompt_ids]]
+    hidden = len(before)
+    tokens = torch.tensor([[*before, *prompt_ids]], dtype=torch.int64).reshape(1, -1)
     with recording(model) as mixtures:
         for step in stream(model, tokens, max_new_tokens, sampling, seed, tuple(sorted(stops))):
-            counts = _counts(mixtures, len(waiting))
+            counts = _counts(mixtures, len(waiting))[hidden:]
+            waiting, hidden = waiting[hidden:], 0
             for (token, generated), parts in zip(waiting, counts, strict=True):
                 text = decoder.add(token)
                 if generated:
@@ -93,7 +97,7 @@ def continue_text(
             waiting = [] if chosen in stops else [(chosen, True)]
             if chosen in stops and (rest := ending.add(decoder.rest()) + ending.rest()):
                 yield Piece(rest, [], True)
-    for token, generated in waiting:
+    for token, generated in waiting[hidden:]:
         text = decoder.add(token) + decoder.rest()
         if generated:
             text = ending.add(text) + ending.rest()
@@ -123,7 +127,7 @@ def _asked(model: LanguageModel, prompt: str) -> list[int]:
     assert model.tokenizer is not None
     document = Document("prompt", "prompt", found.text, learnt=(), markers=found.markers)
     (encoded,) = encode_documents(model.tokenizer, [document])
-    return [end_of_text(model.tokenizer), *encoded.ids.tolist()]
+    return [int(token) for token in encoded.ids]
 
 
 class _Ending:

@@ -17,7 +17,7 @@ from expertise.lm.config import ModelConfig
 from expertise.lm.data import Prepared, prepare, require_source
 from expertise.lm.evaluate import DomainText, domain_texts, evaluate
 from expertise.lm.initial import Initial, initial_of, tokenizer_of
-from expertise.lm.load import CHAT, CONFIG, TOKENIZER
+from expertise.lm.load import CHAT, CONFIG, GENERATION, TOKENIZER
 from expertise.lm.model import LanguageModel
 from expertise.lm.recipe import Recipe, may_change
 from expertise.runs import checkpoint, folder, loop, metrics
@@ -93,12 +93,14 @@ class LanguageModelTask:
         return text
 
     def files(self) -> Mapping[str, str]:
-        """Architecture, tokenizer and chat template, so that a checkpoint stands by itself."""
+        """Architecture, tokenizer and how to ask, so that a checkpoint stands by itself."""
         chat = self._prepared.chat
+        documents = json.dumps({"reads_documents": True}) + "\n"
         return {
             CONFIG: model_json(self.model_config),
             TOKENIZER: self._prepared.tokenizer.to_str(),
             **({CHAT: chat.template} if chat else {}),
+            **({GENERATION: documents} if self._prepared.packed else {}),
         }
 
     def _num_targets(self, step: int) -> float | None:
