@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types format bench docs clean
+.PHONY: help setup demo test test-faults lint types format bench docs clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## virtual environment with the core and the tools for development
 
@@ -27,6 +27,9 @@ demo: $(STAMP)  ## train a mixture of experts on text from this machine and draw
 test: $(STAMP)  ## all tests
 	$(BIN)/python -m pytest
 
+test-faults: $(STAMP)  ## the full lists of kills and damage, about three minutes
+	$(BIN)/python -m pytest -m faults -v
+
 lint: $(STAMP)  ## style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -41,8 +44,9 @@ format: $(STAMP)  ## put the code into house style
 bench: $(STAMP)  ## measure speed beside a peer and the physical limit
 	$(BIN)/python benchmarks/mixture_layer.py
 
-docs: $(STAMP)  ## write docs/cli.md from the commands' own help
+docs: $(STAMP)  ## write docs/cli.md and docs/recipe-keys.md from the code
 	$(BIN)/python docs/make_cli.py
+	$(BIN)/python docs/make_recipe_keys.py
 
 clean:  ## remove the environment and what tools left behind; runs stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks build dist

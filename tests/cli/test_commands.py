@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -129,6 +130,54 @@ def test_recipes_lists_and_prints(expertise) -> None:
     assert json.loads(expertise("recipes", "demo", "--json").stdout)["model"]["dim"] > 0
 
 
+PUBLISHED = [
+    "deepseekmoe-2b",
+    "deepseekmoe-16b",
+    "deepseekmoe-145b",
+    "deepseekmoe-142b-half",
+    "llama2-7b-shape",
+    "dynamic-moe-3.5b",
+]
+
+
+def test_published_models_are_found_by_name(expertise) -> None:
+    abouts = {each["name"]: each["about"] for each in json.loads(expertise("recipes", "--json").stdout)}
+    for name in PUBLISHED:
+        assert len(abouts[name]) > 20
+        assert '[data]\nsource = ""' in expertise("recipes", name).stdout
+
+
+def test_plan_gives_one_object_for_one_name_and_a_list_for_several(expertise) -> None:
+    one = json.loads(expertise("plan", "deepseekmoe-16b", "--json").stdout)
+    assert one["name"] == "deepseekmoe-16b"
+    assert {"parameters_total", "parameters_activated", "flops_per_sequence", "flops_per_token"} <= set(one)
+    assert "memory_bytes" not in one
+    assert "assumed_parts" not in one
+    several = json.loads(expertise("plan", "small.toml", "deepseekmoe-16b", "demo", "--json").stdout)
+    assert [each["name"] for each in several] == ["small", "deepseekmoe-16b", "demo"]
+    assert several[1] == one
+    assert several[0]["assumed_parts"] == 2
+    changed = json.loads(expertise("plan", "small.toml", "--json", "--set", "model.num_layers=4").stdout)
+    assert changed["parameters_by_kind"]["routed"] == 2 * several[0]["parameters_by_kind"]["routed"]
+
+
+def test_plan_stands_side_by_side(home: Path, expertise) -> None:
+    before = sorted(home.rglob("*"))
+    done = expertise("plan", *PUBLISHED)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == PUBLISHED
+    assert len({len(line) for line in lines}) == 1
+    cells = [re.split(r"\s{2,}", line.strip()) for line in lines[1:]]
+    rows = {label: values for label, *values in cells}
+    assert [rows["parameters"][i] for i in (0, 2, 5)] == ["1.967 B", "144.6 B", "3.489 B"]
+    assert [rows["routed"][i] for i in (2, 4)] == ["12.66 B of 135.1 B", "-"]
+    assert rows["routed per token"] == ["7", "6", "12", "6", "-", "2 (assumed_parts)"]
+    assert rows["FLOPs per sequence"][1] == "75.91 T"
+    assert rows["checkpoint"][0] == "23.61 GB"
+    assert sorted(home.rglob("*")) == before
+
+
 def test_every_command_has_an_example_in_its_help(expertise) -> None:
     from expertise.cli.main import COMMANDS
 
@@ -149,3 +198,23 @@ def test_the_page_of_commands_is_current() -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert path.with_name("cli.md").read_text("utf-8") == module.page(), "run `make docs`"
+
+
+def test_evaluate_under_switches(run_folder: Path, expertise) -> None:
+    switches = ("--mask-top", "0.25", "--renew-softmax", "--drop-always", "--p", "0.3")
+    done = expertise("evaluate", "run", *switches, "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["switches"] == {
+        "mask_top": 0.25,
+        "renew_softmax": True,
+        "drop_always": True,
+        "extra_parts": 1,
+        "p": 0.3,
+    }
+    assert result["parts_per_token"]["mean"] >= 2
+    human = expertise("evaluate", "run", "--p", "0.3")
+    assert human.stdout.startswith("with p = 0.3\n")
+    plain = expertise("evaluate", "run", "--json")
+    assert json.loads(plain.stdout)["switches"] == {}
+    assert "with" not in expertise("evaluate", "run").stdout

@@ -4,9 +4,78 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+# Kind of mistake → setting (or a whole recipe), the line that names it, what its hints must hold.
+MISTAKES: dict[str, tuple[str, str, str]] = {
+    "unknown key": ("train.batchsize=3", "unknown key train.batchsize", "did you mean 'batch_size'?"),
+    "unknown table": ("modle.dim=3", "unknown key modle", "did you mean 'model'?"),
+    "unknown router": ("model.router.name=top_q", "model.router.name: unknown 'top_q'", "did you mean 'top_"),
+    "broken TOML": ("\n[model\ndim = 3", "bad.toml is not valid TOML: ", ""),
+    "empty": ("\n", "bad.toml is empty", "`expertise recipes demo` prints one to start from"),
+    "missing source": ("data.source=nowhere/at-all", "the source nowhere/at-all does not exist", "starts at"),
+    "wrong type": ("model.dim=thirty", "model.dim: input should be a valid integer, not 'thirty'", ""),
+    "out of range": ("train.steps=0", "train.steps: input should be greater than or equal to 1, not 0", ""),
+    "k over the parts": (
+        "model.router={name='top_k', k=5}",
+        "k (5)",
+        "",
+    ),
+    "p is 0": ("model.router.p=0", "model.router.p: input should be greater than 0, not 0", ""),
+    "p over 1": ("model.router.p=1.01", "model.router.p: ", ""),
+    "heads": ("model.num_heads=3", "model.dim (32) is not a multiple of model.num_heads (3)", ""),
+}
+
+
+def arguments_of(mistake: str, folder: Path) -> list[str]:
+    """A `train` command with this mistake, whose recipe stands in the folder where one has to be written."""
+    text, _, _ = MISTAKES[mistake]
+    if not text.startswith("\n"):
+        return ["train", "small.toml", "--out", "runs/refused", "--set", text]
+    (folder / "bad.toml").write_text(text)
+    return ["train", str(folder / "bad.toml"), "--out", "runs/refused"]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_every_kind_of_mistake_is_named(home: Path, expertise, tmp_path: Path, mistake: str) -> None:
+    before = sorted(home.rglob("*"))
+    done = expertise(*arguments_of(mistake, tmp_path))
+    refused(done, *MISTAKES[mistake][1:])
+    assert done.stdout == ""
+    assert sorted(home.rglob("*")) == before, "nothing is written, not even a folder"
+
+
+@pytest.mark.parametrize(
+    "mistakes",
+    [
+        ["unknown key", "broken TOML", "missing source", "p over 1"],
+        pytest.param(list(MISTAKES), marks=[pytest.mark.faults, pytest.mark.slow]),
+    ],
+    ids=["some", "all"],
+)
+def test_mistakes_as_processes_of_their_own(home: Path, tmp_path: Path, mistakes: list[str]) -> None:
+    """All at once: most of the time goes into starting Python and importing torch."""
+    variables = {**os.environ, "EXPERTISE_CACHE": str(home / "cache"), "PYTHONWARNINGS": "error"}
+    before = sorted(home.rglob("*"))
+
+    def begin(mistake: str) -> subprocess.Popen[str]:
+        (folder := tmp_path / mistake).mkdir()
+        command = [sys.executable, "-m", "expertise", *arguments_of(mistake, folder)]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, cwd=home, env=variables, stdout=pipe, stderr=pipe, text=True)
+
+    started = {mistake: begin(mistake) for mistake in mistakes}
+    ended = {mistake: (*process.communicate(), process.returncode) for mistake, process in started.items()}
+    for mistake, (out, err, code) in ended.items():
+        refused(subprocess.CompletedProcess([], code, out, err), *MISTAKES[mistake][1:])
+        assert err.startswith("error: "), "nothing else is said"
+        assert out == ""
+    assert sorted(home.rglob("*")) == before
+
 
 SETTINGS = [
     ("train.batchsize=3", "train.batchsize", "batch_size"),
@@ -25,6 +94,10 @@ SETTINGS = [
     ("data.source=", "data", "data.source"),
     ("data.source=nowhere", "nowhere", ""),
     ("balance.per=token", "balance.per", ""),
+    ("model.router={name='hash'}", "balance.expert", "leave balance.expert out"),
+    ("model.router={name='context', context_dim=2}", "context vector", ""),
+    ("model.router.bias_step=-1", "model.router.bias_step", ""),
+    ("model.router.scores=tanh", "model.router.scores", ""),
     ("steps", "steps", "key=value"),
     ("tokenizer.vocab_size=10", "tokenizer.vocab_size", ""),
 ]
@@ -51,6 +124,24 @@ def test_a_recipe_that_is_not_there(expertise) -> None:
     refused(expertise("train", "dmeo"), "dmeo", "demo")
     refused(expertise("train", "missing.toml"), "missing.toml")
     refused(expertise("recipes", "dmeo"), "dmeo", "demo")
+
+
+@pytest.mark.parametrize(
+    "name", ["deepseekmoe-2b", "deepseekmoe-145b", "llama2-7b-shape", "dynamic-moe-3.5b"]
+)
+def test_a_published_recipe_wants_its_data_named(home: Path, expertise, name: str) -> None:
+    for more in ([], ["--check"]):
+        done = expertise("train", name, *more)
+        refused(done, "the recipe names no data: set data.source")
+        assert done.stdout == ""
+    assert not (home / "runs").exists()
+
+
+def test_what_cannot_be_planned(expertise) -> None:
+    refused(expertise("plan", "deepseekmoe-2"), "deepseekmoe-2", "deepseekmoe-2b")
+    refused(expertise("plan", "demo", "missing.toml"), "missing.toml")
+    refused(expertise("plan", "demo", "--set", "model.dims=3"), "model.dims", "dim")
+    assert expertise("plan").returncode == 2
 
 
 def test_a_source_that_cannot_be_read(home: Path, expertise) -> None:
@@ -139,3 +230,20 @@ def refused(done, named: str, hint: str = "") -> None:
     assert len(lines[first:]) <= 4, done.stderr
     assert hint in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("switches", "named"),
+    [
+        (("--k", "2"), "'top_p' router has no k"),
+        (("--p", "1.5"), "p must lie in (0, 1], not 1.5"),
+        (("--mask-top", "1"), "mask_top must lie in [0, 1), not 1.0"),
+        (("--mask-top", "0.9"), "too few"),
+        (("--renew-softmax",), "renew_softmax needs mask_top"),
+        (("--extra-parts", "-1"), "extra_parts must be 0 or more, not -1"),
+    ],
+)
+def test_switches_that_make_no_sense(
+    run_folder: Path, expertise, switches: tuple[str, ...], named: str
+) -> None:
+    refused(expertise("evaluate", "run", *switches), named)

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from expertise.mixture import PARTS, ROUTERS, Mixture, SwiGLU
+from expertise.mixture import PARTS, ROUTERS, Context, Hash, Mixture, SwiGLU
 
 DIM = 8
+VOCAB = 11
 
 
 def _build(case: dict[str, Any]) -> Mixture:
@@ -22,16 +23,27 @@ def _build(case: dict[str, Any]) -> Mixture:
     parts = PARTS[case["parts"]["name"]].Config(**case["parts"]).build(DIM)
     for tensor in parts.state_dict().values():
         tensor.normal_(std=0.5)
-    router = ROUTERS[case["router"]["name"]].Config(**case["router"]).build(DIM, parts.num_parts)
-    torch.nn.init.normal_(router.weight)
+    router = ROUTERS[case["router"]["name"]].Config(**case["router"]).build(DIM, parts.num_parts, VOCAB)
+    for tensor in router.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.normal_()
     return Mixture(router, parts, SwiGLU(DIM, 8), dispatch=case["dispatch"])
 
 
 def _run(module: torch.nn.Module, mixture: Mixture, seed: int, autocast: bool) -> list[Tensor]:
     x = torch.randn(9, DIM, generator=torch.Generator().manual_seed(seed)).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        y = module(x)
-    return [y, *torch.autograd.grad(y.sum(), [x, *mixture.parameters()])]
+        y = module(x, _context(mixture, seed))
+    return [y, *torch.autograd.grad(y.sum(), [x, *mixture.parameters()], materialize_grads=True)]
+
+
+def _context(mixture: Mixture, seed: int) -> Tensor | None:
+    generator = torch.Generator().manual_seed(seed)
+    if isinstance(mixture.router, Hash):
+        return torch.randint(VOCAB, (9,), generator=generator)
+    if isinstance(mixture.router, Context):
+        return torch.randn(9, mixture.router.context_dim, generator=generator)
+    return None
 
 
 def difference(case: dict[str, Any]) -> float:

@@ -15,8 +15,16 @@ from torch import Tensor, nn
 
 from expertise.mixture import PARTS, ROUTERS, Mixture, Routes, SwiGLU
 
-FIELDS: dict[str, Any] = {"k": 2, "p": 0.5, "num_parts": 6, "hidden": 16, "rank": 4}
-"""A value for each field without a default of any `Config`."""
+FIELDS: dict[str, Any] = {
+    "k": 2,
+    "p": 0.5,
+    "num_parts": 6,
+    "hidden": 16,
+    "rank": 4,
+    "context_dim": 3,
+    "vocab_size": 11,
+}
+"""A value for each field without a default of any `Config`, and the number of token ids."""
 
 Weights = list[tuple[int, Tensor]]
 """(part, gate) of one token."""
@@ -38,15 +46,24 @@ def _config_of(cls: Any, **given: Any) -> Any:
 # --- routers: gates of one token from its vector u ------------------------------------------------------
 
 
-def _ranked(u: Tensor, router: Any) -> tuple[list[Tensor], list[int]]:
-    """DeepSeekMoE Eq. 11, Dynamic MoE Eq. 1: softmax of u . e_i; parts from the most probable one."""
-    exponentials = torch.stack([torch.exp((u * centroid).sum()) for centroid in router.weight])
-    probabilities = list(exponentials / exponentials.sum())
-    return probabilities, sorted(range(len(probabilities)), key=lambda i: (-probabilities[i].item(), i))
+def _scored(u: Tensor, router: Any) -> tuple[list[Tensor], list[Tensor], list[int]]:
+    """DeepSeekMoE Eq. 11, Dynamic MoE Eq. 1: softmax of u . e_i, or the sigmoid of each.
+
+    Also the share of each in the sum of all, and the parts by score plus bias (arXiv 2408.15664, Eq. 2).
+    """
+    logits = [(u * centroid).sum() for centroid in router.weight]
+    raw = [torch.exp(logit) for logit in logits]
+    if router.scores == "sigmoid":
+        raw = [1 / (1 + torch.exp(-logit)) for logit in logits]
+    shares = [score / torch.stack(raw).sum() for score in raw]
+    if router.scores == "softmax":
+        raw = shares
+    bias = [0.0] * len(raw) if router.bias is None else router.bias.tolist()
+    return raw, shares, sorted(range(len(raw)), key=lambda i: (-(raw[i].item() + bias[i]), i))
 
 
-def _with_options(chosen: list[int], probabilities: list[Tensor], router: Any) -> Weights:
-    gates = [probabilities[i] for i in chosen]
+def _with_options(chosen: list[int], scores: list[Tensor], router: Any) -> Weights:
+    gates = [scores[i] for i in chosen]
     if router.normalize or router.scale == "mean-one":
         total = torch.stack(gates).sum()
         gates = [gate / total for gate in gates]
@@ -54,24 +71,59 @@ def _with_options(chosen: list[int], probabilities: list[Tensor], router: Any) -
     return [(part, gate * factor) for part, gate in zip(chosen, gates, strict=True)]
 
 
-def _top_k(u: Tensor, router: Any) -> Weights:
-    """DeepSeekMoE Eqs. 9-10: the k most probable."""
-    probabilities, ranking = _ranked(u, router)
-    return _with_options(ranking[: router.k], probabilities, router)
+def _top_k(u: Tensor, router: Any, context: None) -> Weights:
+    """DeepSeekMoE Eqs. 9-10: the first k; no bias in a gate."""
+    raw, _, ranking = _scored(u, router)
+    return _with_options(ranking[: router.k], raw, router)
 
 
-def _top_p(u: Tensor, router: Any) -> Weights:
-    """Dynamic MoE §2.2: through the part at which the cumulated probability first exceeds p."""
-    probabilities, ranking = _ranked(u, router)
+def _top_p(u: Tensor, router: Any, context: None) -> Weights:
+    """Dynamic MoE §2.2: through the part at which the cumulated true probability first exceeds p."""
+    raw, shares, ranking = _scored(u, router)
     chosen: list[int] = []
     for part in ranking:
         chosen.append(part)
-        if sum(probabilities[i].item() for i in chosen) > router.p or len(chosen) == router.max_parts:
+        if sum(shares[i].item() for i in chosen) > router.p or len(chosen) == router.max_parts:
             break
-    return _with_options(chosen, probabilities, router)
+    return _with_options(chosen, raw, router)
 
 
-ROUTERS_BY_HAND: dict[str, Callable[[Tensor, Any], Weights]] = {"top_k": _top_k, "top_p": _top_p}
+def _hash(u: Tensor, router: Any, context: Tensor) -> Weights:
+    """The part of the token's id, with gate 1, whatever the token is."""
+    return [(int(router.table[int(context)]), u.new_ones(()))]
+
+
+def _context(u: Tensor, router: Any, context: Tensor) -> Weights:
+    """PSEC §4.2: every part, its weight from an MLP over the context vector."""
+    values = context.to(u.dtype)
+    weights, biases = ([p for p in router.parameters() if p.ndim == n] for n in (2, 1))
+    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        values = weight @ (values if layer == 0 else values.clamp(min=0)) + bias
+    if router.squash == "softmax":
+        values = torch.exp(values) / torch.exp(values).sum()
+    if router.squash == "sigmoid":
+        values = 1 / (1 + torch.exp(-values))
+    return list(enumerate(values))
+
+
+ROUTERS_BY_HAND: dict[str, Callable[[Tensor, Any, Any], Weights]] = {
+    "top_k": _top_k,
+    "top_p": _top_p,
+    "hash": _hash,
+    "context": _context,
+}
+
+
+def _context_of(router: Any, x: Tensor) -> Tensor | None:
+    """What a router wants beside x: nothing, an id or a vector for each token."""
+    leading, number = x.shape[:-1], x[..., 0].numel()
+    if router is None or router.context_kind == "nothing":
+        return None
+    if router.context_kind == "token ids":
+        return (5 * torch.arange(number) + 3).remainder(FIELDS["vocab_size"]).view(leading)
+    vectors = torch.randn(number, FIELDS["context_dim"], generator=torch.Generator().manual_seed(3))
+    # Numbers that bfloat16 holds too, so that a loop in float32 sees the same.
+    return vectors.to(torch.bfloat16).float().view(*leading, FIELDS["context_dim"])
 
 
 # --- parts: part i applied to one vector u ----------------------------------------------------------------
@@ -114,7 +166,10 @@ def by_hand() -> Callable[..., Tensor]:
         tokens = list(x.reshape(-1, x.shape[-1]))
         if routes is None:
             route_of = _entry(ROUTERS_BY_HAND, ROUTERS, mixture.router)
-            routes = [route_of(u, mixture.router) for u in tokens]
+            context = _context_of(mixture.router, x)
+            width = () if context is None or context.dtype == torch.int64 else context.shape[-1:]
+            contexts = [None] * len(tokens) if context is None else list(context.reshape(-1, *width))
+            routes = [route_of(u, mixture.router, c) for u, c in zip(tokens, contexts, strict=True)]
         rows = []
         for u, weights in zip(tokens, routes, strict=True):
             y = u.new_zeros(mixture.parts.out_features)
@@ -131,6 +186,12 @@ def by_hand() -> Callable[..., Tensor]:
 
 
 @pytest.fixture
+def context_of() -> Callable[..., Tensor | None]:
+    """`(router, x) -> what the router wants beside x`, the same that `by_hand` takes."""
+    return _context_of
+
+
+@pytest.fixture
 def make_mixture() -> Callable[..., Mixture]:
     """`(router, parts, dispatch=…, dim=…, always=…, **options) -> Mixture` with weights of ordinary size."""
 
@@ -144,11 +205,15 @@ def make_mixture() -> Callable[..., Mixture]:
         **options: Any,
     ) -> Mixture:
         built_parts = _config_of(PARTS[parts], **options).build(dim)
-        built_router = router and _config_of(ROUTERS[router], **options).build(dim, built_parts.num_parts)
+        # A context router's hidden layers are not the parts' hidden width.
+        config = router and _config_of(ROUTERS[router], **{**options, "hidden": [7]})
+        built_router = config and config.build(dim, built_parts.num_parts, FIELDS["vocab_size"])
         mixture = Mixture(built_router, built_parts, SwiGLU(dim, 12) if always else None, dispatch=dispatch)
         generator = torch.Generator().manual_seed(7)
         with torch.no_grad():
             for name, tensor in mixture.state_dict().items():
+                if not tensor.is_floating_point():
+                    continue
                 spread = 1.0 if name == "router.weight" else tensor.shape[-1] ** -0.5
                 # Buffers too (the scaling of low-rank parts): none may stay at 1, or forgetting it shows not.
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) * spread)

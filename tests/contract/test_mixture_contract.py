@@ -9,12 +9,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from expertise.mixture import PARTS, ROUTERS, Mixture, Routes
+from expertise.mixture import PARTS, ROUTERS, Context, Hash, Mixture, Routes
 from expertise.mixture.dispatch import DISPATCHES
 from expertise.mixture.parts.base import PartsConfig
 from expertise.mixture.routers.base import RouterConfig
 
-OPTIONS: list[dict[str, Any]] = [{}, {"normalize": True}, {"scale": "mean-one"}, {"scale": 2.5}]
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"normalize": True},
+    {"scale": "mean-one"},
+    {"scale": 2.5},
+    {"scores": "sigmoid"},
+    {"bias_step": 0.1},
+    {"scores": "sigmoid", "bias_step": 0.2, "normalize": True},
+    {"squash": "softmax"},
+    {"squash": "sigmoid"},
+]
 
 
 def _has(cls: Any, options: dict[str, Any]) -> bool:
@@ -34,6 +44,15 @@ dispatches = pytest.mark.parametrize("dispatch", ["auto", *DISPATCHES])
 
 Make = Callable[..., Mixture]
 ByHand = Callable[..., Tensor]
+
+
+Ask = Callable[..., Tensor]
+
+
+@pytest.fixture
+def ask(context_of: Callable[..., Any]) -> Ask:
+    """`(mixture, x) -> y`, with the context that the mixture's router wants."""
+    return lambda mixture, x: mixture(x, context_of(mixture.router, x))
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
@@ -77,12 +96,18 @@ X_SHAPES = {
 @kinds
 @dispatches
 def test_mixture_equals_loop(
-    router: str, options: dict[str, Any], kind: str, dispatch: str, make_mixture: Make, by_hand: ByHand
+    router: str,
+    options: dict[str, Any],
+    kind: str,
+    dispatch: str,
+    make_mixture: Make,
+    by_hand: ByHand,
+    ask: Ask,
 ) -> None:
     mixture = make_mixture(router, kind, dispatch=dispatch, **options)
     x = _random(17, 8).requires_grad_()
     inputs = {"x": x, **dict(mixture.named_parameters())}
-    _assert_equal(mixture(x), by_hand(mixture, x), inputs, _random(17, 8, seed=1))
+    _assert_equal(ask(mixture, x), by_hand(mixture, x), inputs, _random(17, 8, seed=1))
 
 
 @router_names
@@ -90,11 +115,17 @@ def test_mixture_equals_loop(
 @dispatches
 @pytest.mark.parametrize("x", [pytest.param(make, id=name) for name, make in X_SHAPES.items()])
 def test_any_shape_and_layout_of_tokens(
-    router: str, kind: str, dispatch: str, x: Callable[[], Tensor], make_mixture: Make, by_hand: ByHand
+    router: str,
+    kind: str,
+    dispatch: str,
+    x: Callable[[], Tensor],
+    make_mixture: Make,
+    by_hand: ByHand,
+    ask: Ask,
 ) -> None:
     mixture = make_mixture(router, kind, dispatch=dispatch)
     tokens = x().requires_grad_()
-    y = mixture(tokens)
+    y = ask(mixture, tokens)
     assert y.shape == tokens.shape
     assert y.dtype == tokens.dtype
     inputs = {"x": tokens, **dict(mixture.named_parameters())}
@@ -106,11 +137,18 @@ def test_any_shape_and_layout_of_tokens(
 @dispatches
 @pytest.mark.parametrize(("dim", "width"), [(10, 53), (9, 3), (53, 5)])
 def test_unaligned_widths(
-    router: str, kind: str, dispatch: str, dim: int, width: int, make_mixture: Make, by_hand: ByHand
+    router: str,
+    kind: str,
+    dispatch: str,
+    dim: int,
+    width: int,
+    make_mixture: Make,
+    by_hand: ByHand,
+    ask: Ask,
 ) -> None:
     mixture = make_mixture(router, kind, dispatch=dispatch, dim=dim, hidden=width, rank=width)
     x = _random(11, dim, seed=2).requires_grad_()
-    y = mixture(x)
+    y = ask(mixture, x)
     inputs = {"x": x, **dict(mixture.named_parameters())}
     _assert_equal(y, by_hand(mixture, x), inputs, _random(11, dim, seed=3))
 
@@ -119,21 +157,27 @@ def test_unaligned_widths(
 @kinds
 @dispatches
 def test_gradient_of_a_plain_sum(
-    router: str, kind: str, dispatch: str, make_mixture: Make, by_hand: ByHand
+    router: str, kind: str, dispatch: str, make_mixture: Make, by_hand: ByHand, ask: Ask
 ) -> None:
     """Without `always`, so that the expanded gradient of `y.sum()` reaches the dispatch as it is."""
     mixture = make_mixture(router, kind, dispatch=dispatch, always=False)
     x = _random(12, 8).requires_grad_()
     inputs = {"x": x, **dict(mixture.named_parameters())}
-    _assert_equal(mixture(x), by_hand(mixture, x), inputs, None)
+    _assert_equal(ask(mixture, x), by_hand(mixture, x), inputs, None)
 
 
-@router_names
+@pytest.mark.parametrize("router", [name for name in ROUTERS if ROUTERS[name] is not Context])
 @kinds
 @dispatches
 @pytest.mark.parametrize("favoured", [[2], [0, 5], [5]])
 def test_parts_that_nobody_takes(
-    router: str, kind: str, dispatch: str, favoured: list[int], make_mixture: Make, by_hand: ByHand
+    router: str,
+    kind: str,
+    dispatch: str,
+    favoured: list[int],
+    make_mixture: Make,
+    by_hand: ByHand,
+    ask: Ask,
 ) -> None:
     """All tokens on the same one or two parts, at either end and in the middle."""
     mixture = make_mixture(router, kind, dispatch=dispatch, k=len(favoured), max_parts=len(favoured))
@@ -141,10 +185,13 @@ def test_parts_that_nobody_takes(
     x[:, 0] = 1.0
     assert mixture.router is not None
     with torch.no_grad():
-        mixture.router.weight.mul_(0.1)
-        mixture.router.weight[favoured, 0] += 4.0
+        if isinstance(mixture.router, Hash):
+            mixture.router.table.copy_(torch.tensor(favoured).repeat(11)[:11])
+        else:
+            mixture.router.weight.mul_(0.1)
+            mixture.router.weight[favoured, 0] += 4.0
     with mixture.recording():
-        y = mixture(x.requires_grad_())
+        y = ask(mixture, x.requires_grad_())
     assert mixture.last_routes is not None
     taken = mixture.last_routes.chosen().any(0).nonzero().flatten().tolist()
     assert set(taken) <= set(favoured)
@@ -232,13 +279,15 @@ def _relative_error(actual: Tensor, expected: Tensor) -> float:
 @router_names
 @kinds
 @dispatches
-def test_bfloat16(router: str, kind: str, dispatch: str, make_mixture: Make, by_hand: ByHand) -> None:
+def test_bfloat16(
+    router: str, kind: str, dispatch: str, make_mixture: Make, by_hand: ByHand, ask: Ask
+) -> None:
     """Routing is done in float32 on the rounded numbers, so the loop in float32 takes the same parts."""
     mixture = make_mixture(router, kind, dispatch=dispatch).to(torch.bfloat16)
     exact = copy.deepcopy(mixture).float()
     x = _random(16, 8).to(torch.bfloat16).requires_grad_()
     x_exact = x.detach().float().requires_grad_()
-    y, expected = mixture(x), by_hand(exact, x_exact)
+    y, expected = ask(mixture, x), by_hand(exact, x_exact)
     assert y.dtype == torch.bfloat16
     assert _relative_error(y, expected) < 0.02
     y.float().square().sum().backward()
@@ -255,12 +304,14 @@ def test_bfloat16(router: str, kind: str, dispatch: str, make_mixture: Make, by_
 @router_names
 @kinds
 @dispatches
-def test_autocast(router: str, kind: str, dispatch: str, make_mixture: Make, by_hand: ByHand) -> None:
+def test_autocast(
+    router: str, kind: str, dispatch: str, make_mixture: Make, by_hand: ByHand, ask: Ask
+) -> None:
     """float32 weights under bfloat16 autocast: x's dtype comes out, gradients arrive in float32."""
     mixture = make_mixture(router, kind, dispatch=dispatch)
     x = _random(16, 8).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        y = mixture(x)
+        y = ask(mixture, x)
     expected = by_hand(mixture, x)
     assert y.dtype == torch.float32
     assert 1e-5 < _relative_error(y, expected) < 0.02  # the lower bound: autocast did take place
@@ -274,13 +325,17 @@ def test_autocast(router: str, kind: str, dispatch: str, make_mixture: Make, by_
 @router_names
 @kinds
 @dispatches
-def test_gradcheck(router: str, kind: str, dispatch: str, make_mixture: Make) -> None:
+def test_gradcheck(
+    router: str, kind: str, dispatch: str, make_mixture: Make, context_of: Callable[..., Any]
+) -> None:
     """In float64 gradients are those of finite differences, to every tensor."""
     mixture = make_mixture(router, kind, dispatch=dispatch, dim=3, num_parts=3, hidden=2, rank=2).double()
     names, parameters = zip(*mixture.named_parameters(), strict=True)
 
     def call(x: Tensor, *values: Tensor) -> Tensor:
-        result: Tensor = torch.func.functional_call(mixture, dict(zip(names, values, strict=True)), (x,))
+        context = context_of(mixture.router, x)
+        tensors = dict(zip(names, values, strict=True))
+        result: Tensor = torch.func.functional_call(mixture, tensors, (x, context))
         return result
 
     x = _random(3, 3, seed=15).double().requires_grad_()
@@ -305,7 +360,7 @@ def test_routers_count_themselves(router: str, config_of: Callable[..., Any]) ->
     config = config_of(ROUTERS[router])
     assert isinstance(config, RouterConfig)
     assert config.name == router
-    built = config.build(8, 6)
+    built = config.build(8, 6, 11)
     assert built.num_parts == 6
     assert config.num_params(8, 6) == sum(p.numel() for p in built.parameters())
     assert 1 <= config.num_active_parts(6) <= 6

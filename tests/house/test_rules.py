@@ -88,11 +88,13 @@ def test_every_public_object_is_documented() -> None:
 
 def test_equations_and_sources_are_named() -> None:
     """Whoever reads a router or a loss must find the place in the paper."""
-    from expertise.mixture import TopK, TopP, balance
+    from expertise.mixture import Context, Hash, TopK, TopP, balance
 
     for value in (
         TopK,
         TopP,
+        Hash,
+        Context,
         balance.expert_balance,
         balance.device_balance,
         balance.entropy,

@@ -128,7 +128,7 @@ def test_padding_is_in_no_loss_and_no_measure(per: Any) -> None:
     config = BalanceConfig(expert=0.1, per=per, entropy=0.1, z=0.1)
 
     def all_of(tokens: Tensor) -> dict[str, Tensor]:
-        found = objective.losses(model, tokens, targets, config, True, documents)
+        found = objective.losses(model, tokens, targets, config, True, documents=documents)
         return {"total": found.total, **found.reported, **found.tables}
 
     first = all_of(tokens)
@@ -140,7 +140,12 @@ def test_padding_is_in_no_loss_and_no_measure(per: Any) -> None:
     if per == "sequence":
         rows = [
             objective.losses(
-                model, tokens[r : r + 1, :n], targets[r : r + 1, :n], config, False, documents[r : r + 1, :n]
+                model,
+                tokens[r : r + 1, :n],
+                targets[r : r + 1, :n],
+                config,
+                False,
+                documents=documents[r : r + 1, :n],
             )
             for r, n in enumerate(map(sum, SIZES))
         ]

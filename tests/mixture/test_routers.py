@@ -14,7 +14,7 @@ from torch import Tensor
 
 from expertise.errors import RecipeError
 from expertise.mixture import Router, Routes, TopK, TopP
-from expertise.mixture.routers.base import greatest
+from expertise.mixture.routers.learned import greatest
 
 OFF = -1e4
 """A logit so low that its probability is 0 exactly."""
@@ -364,6 +364,8 @@ def test_strictness_in_bfloat16() -> None:
         (lambda: TopP(8, 4, 0.5, max_parts=5), "(5)"),
         (lambda: TopP(8, 4, 0.5, scale=-math.inf), "-inf"),
         (lambda: TopP.Config(p=0.25, assumed_parts=0.5), "0.5"),
+        (lambda: TopK(8, 4, 2, bias_step=-0.1), "-0.1"),
+        (lambda: TopP(8, 4, 0.5, bias_step=math.inf), "inf"),
     ],
 )
 def test_refusals_are_one_line_that_names_the_value(make: Callable[[], Any], words: str) -> None:
@@ -374,14 +376,16 @@ def test_refusals_are_one_line_that_names_the_value(make: Callable[[], Any], wor
 
 
 def test_unknown_words_are_refused() -> None:
-    """Built without the shape hook's own check of literals, which would refuse first under the tests."""
-    from expertise.mixture.routers import base
-
-    check = getattr(base.check_gating, "__wrapped__", base.check_gating)
-    with pytest.raises(RecipeError, match="mean-one"):
-        check("mean-two", "float32")
-    with pytest.raises(RecipeError, match="routing_dtype"):
-        check(1.0, "float8")
+    """Asked past the shape hook's own check of literals, which would refuse first under the tests."""
+    for field, value, words in (
+        ("scale", "mean-two", "mean-one"),
+        ("routing_dtype", "float8", "routing_dtype"),
+        ("scores", "tanh", "softmax, sigmoid"),
+    ):
+        config = TopK.Config(k=1)
+        object.__setattr__(config, field, value)
+        with pytest.raises(RecipeError, match=words):
+            config.__post_init__()
 
 
 def test_config_builds_what_it_says() -> None:

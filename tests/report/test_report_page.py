@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -100,7 +101,9 @@ def test_the_same_record_gives_the_same_bytes_in_another_process(demo: str, tmp_
     script += "from expertise.report.language_model import render\n"
     script += "open(sys.argv[1], 'w', encoding='utf-8').write(render(record()))"
     target = tmp_path / "page.html"
-    subprocess.run([sys.executable, "-c", script, target], check=True, env={"PYTHONHASHSEED": "7"})
+    subprocess.run(
+        [sys.executable, "-c", script, target], check=True, env=os.environ | {"PYTHONHASHSEED": "7"}
+    )
     assert target.read_bytes() == demo.encode()
 
 
@@ -187,3 +190,12 @@ def test_importing_the_package_is_cheap() -> None:
     ).stdout.split()
     assert not {"torch", "matplotlib", "jinja2", "numpy"} & set(loaded)
     assert expertise.report.__doc__
+
+
+def test_skipped_steps_are_noted_with_the_last_reason() -> None:
+    from expertise.report.run import _skipped
+
+    lines = [{"kind": "train", "step": 1}]
+    assert _skipped(lines) == []
+    lines += [{"kind": "skipped", "step": step, "reason": "the loss"} for step in (4, 9)]
+    assert _skipped(lines) == ["2 steps were skipped, from 4 to 9: the last because the loss was not finite"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from expertise.runs import checkpoint
+from expertise.runs import checkpoint, loop
 from expertise.runs.loop import Losses
+
+# Under pytest's `importlib` mode a folder of tests is on no path: this makes its plain modules importable.
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 class Toy:
@@ -26,6 +30,8 @@ class Toy:
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1))
         self.before_losses: Callable[[int, int], None] = lambda step, micro: None
+        self.before_batch: Callable[[int], None] = lambda batch: None
+        self.batches = 3
         self.factor = 1.0
 
     def losses(self, step: int, micro: int, detail: bool) -> Losses:
@@ -34,7 +40,13 @@ class Toy:
         loss = (self.model(x) - x.sum(-1, keepdim=True)).square().mean() * self.factor
         return Losses(loss, {"loss": loss}, {"table": torch.tensor([1.0, float(step)])} if detail else {})
 
-    def evaluate(self) -> dict[str, Any]:
+    def after_step(self) -> None:
+        """Nothing follows a step."""
+
+    def evaluate(self, between: Callable[[], None]) -> dict[str, Any]:
+        for batch in range(self.batches):
+            self.before_batch(batch)
+            between()
         return {"score": float(self.model(torch.ones(1, 3)).detach())}
 
     def headline(self, evaluation: Mapping[str, Any]) -> str:
@@ -47,6 +59,17 @@ class Toy:
 @pytest.fixture
 def toy() -> type[Toy]:
     return Toy
+
+
+@pytest.fixture
+def undisturbed(tmp_path: Path, toy: type[Toy]) -> dict[str, bytes]:
+    """What a toy's run comes to when nothing happens to it."""
+    from toy_runs import CONFIG, OPTIMIZER, content, steps
+
+    run = tmp_path / "undisturbed"
+    loop.train(run, toy(), CONFIG, OPTIMIZER)
+    assert steps(run) == ["step-6", "step-8"]
+    return content(run)
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +89,55 @@ def save_small(tmp_path: Path) -> Callable[..., Path]:
         return run
 
     return save
+
+
+@pytest.fixture(scope="session")
+def start() -> Iterator[Callable[..., Any]]:
+    """`start(target, …)`: a function of `faulty` in a process of its own."""
+    from faulty import forked
+
+    yield from forked()
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path, small_recipe: Callable[..., Any]) -> Callable[..., Path]:
+    """Write the small recipe, with settings applied, to a file."""
+    from expertise.runs import recipe as recipes
+
+    def write(*settings: str) -> Path:
+        path = tmp_path / "small.toml"
+        path.write_text(recipes.to_toml(small_recipe(*settings)), "utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[Path, str, str], None]:
+    """Damage one file of a finished run's last checkpoint in one way, go on, and expect the same end."""
+    from faulty import DAMAGE, content
+
+    from expertise.lm.recipe import Recipe
+    from expertise.lm.train import train
+    from expertise.runs import folder
+
+    def check(finished: Path, name: str, damage: str) -> None:
+        run = Path(shutil.copytree(finished, tmp_path / "run"))
+        last = checkpoint.latest(run)
+        assert last is not None
+        DAMAGE[damage](last.path / name)
+        train(folder.read_recipe(run, Recipe), run, lambda _: None)
+        said = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
+        assert len(said) == 1
+        assert said[0].startswith(f"damaged checkpoint {last.path}: {name} ")
+        assert said[0].endswith("; trying the one before")
+        assert content(run) == content(finished)
+        aside = {path.name for path in (run / "checkpoints").iterdir()}
+        assert aside == {path.name for path in (finished / "checkpoints").iterdir()} | {
+            f"{last.path.name}.damaged"
+        }
+
+    return check
 
 
 @pytest.fixture

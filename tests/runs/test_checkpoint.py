@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+import expertise
 from expertise.errors import DiskError, RunError
 from expertise.runs import checkpoint, files
 
@@ -116,9 +117,34 @@ def other_schema(run: Path, step: int, schema: int) -> None:
 def test_another_schema_is_refused_with_the_version_that_wrote_it(save_small: Save, schema: int) -> None:
     run = save_small(2, 4)
     other_schema(run, 4, schema)
-    with pytest.raises(RunError, match=rf"has schema {schema}, this version reads .* expertise 9\.9\.9$"):
+    message = rf"step-4 has schema {schema}, this version reads .* expertise 9\.9\.9$"
+    with pytest.raises(RunError, match=message) as caught:
         checkpoint.latest(run, set_aside=True)
+    assert caught.value.hints[0].startswith("go on with expertise 9.9.9")
     assert steps(run) == ["step-2", "step-4"], "it is not damaged: another version can read it"
+
+
+def test_another_schema_is_refused_beside_readable_ones_unless_it_is_damaged(save_small: Save) -> None:
+    """A newer version went on from step 2; only where its work is lost anyway is the older one used."""
+    run = save_small(2, 4)
+    other_schema(run, 4, checkpoint.SCHEMA + 1)
+    for step in (3, 4):
+        with pytest.raises(checkpoint.OtherSchemaError):
+            checkpoint.open_checkpoint(run / "checkpoints" / "step-4")
+        with pytest.raises(checkpoint.OtherSchemaError):
+            checkpoint.latest(save_small(step, run=run) if step < 4 else run)
+    flip(run / "checkpoints" / "step-4" / "manifest.json")
+    found = checkpoint.latest(run)
+    assert found is not None
+    assert found.step == 3
+
+
+def test_an_older_schema_under_readable_ones_is_no_trouble(save_small: Save) -> None:
+    run = save_small(2, 4)
+    other_schema(run, 2, 0)
+    found = checkpoint.latest(run)
+    assert found is not None
+    assert (found.step, found.version) == (4, expertise.__version__)
 
 
 def test_a_run_whose_path_says_schema_goes_on_like_any_other(save_small: Save, tmp_path: Path) -> None:
@@ -160,6 +186,64 @@ def test_saving_clears_what_a_kill_left_over(save_small: Save) -> None:
     (run / "checkpoints" / ".step-4.0123abcd.part").mkdir()
     save_small(6)
     assert steps(run) == ["step-2", "step-6"]
+
+
+def test_a_kill_while_an_old_one_is_deleted_leaves_no_damaged_one(
+    save_small: Save, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = save_small(2, 4)
+    with monkeypatch.context() as patch:
+
+        def die(path: Path, **_: object) -> None:
+            if not path.name.endswith(".part"):
+                (path / "manifest.json").unlink()
+                raise KeyboardInterrupt
+
+        patch.setattr(shutil, "rmtree", die)
+        with pytest.raises(KeyboardInterrupt):
+            save_small(6, keep=1)
+    assert [name for name in steps(run) if not name.startswith(".")] == ["step-6"]
+    (run / "checkpoints" / "step-6" / "manifest.json").unlink()
+    with pytest.raises(RunError, match=r"no checkpoint of .* is whole"):
+        checkpoint.latest(run)
+    assert capsys.readouterr().err.count("damaged") == 1
+
+
+def test_a_file_that_the_disk_cannot_read_is_damage(
+    save_small: Save, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = save_small(2, 4)
+    sha256_of = checkpoint.sha256_of
+
+    def broken(path: Path) -> str:
+        if path.parent.name == "step-4":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return sha256_of(path)
+
+    monkeypatch.setattr(checkpoint, "sha256_of", broken)
+    found = checkpoint.latest(run)
+    assert found is not None
+    assert found.step == 2
+    assert "cannot be read: Input/output error" in capsys.readouterr().err
+
+
+def test_other_trouble_of_the_disk_while_saving_is_one_line(
+    save_small: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors import SafetensorError
+
+    def too_large(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: File too large (os error 27)")
+
+    run = save_small(2)
+    with monkeypatch.context() as patch:
+        patch.setattr("safetensors.torch.save_file", too_large)
+        with pytest.raises(DiskError, match=r"^cannot write .*step-4: File too large$"):
+            checkpoint.save(run, 4, {"model": {"w": torch.zeros(3)}}, {}, keep=1)
+        patch.setattr("safetensors.torch.save_file", lambda *_: (_ for _ in ()).throw(SafetensorError("bug")))
+        with pytest.raises(SafetensorError, match="bug"):
+            checkpoint.save(run, 4, {"model": {"w": torch.zeros(3)}}, {}, keep=1)
+    assert steps(run) == ["step-2"]
 
 
 def out_of_space(*_: object, **__: object) -> None:

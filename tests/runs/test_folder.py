@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from expertise.errors import DiskError, RunError
-from expertise.lm.recipe import may_change
+from expertise.lm.recipe import Recipe, may_change
 from expertise.runs import folder
 from expertise.runs import recipe as recipes
 
@@ -57,6 +59,93 @@ def test_changes_that_a_run_may_not_take_are_named_with_old_and_new(
         assert (tmp_path / "recipe.toml").read_bytes() == before
 
 
+def other(key: str, value: Any) -> Any:
+    """Another value that is valid where `value` is, for every key of the small recipe."""
+    special = {
+        "data.source": "elsewhere",
+        "tokenizer.path": "tokenizer.json",
+        "model.dim": 64,
+        "model.num_heads": 4,
+        "model.num_kv_heads": 1,
+        "model.init": 0.02,
+        "model.router": {"name": "top_k", "k": 1},
+        "model.router.max_parts": 2,
+        "model.router.scale": 2.0,
+        "model.router.routing_dtype": "activation",
+        "model.override": [{"layers": [0], "num_parts": 3}],
+        "model.parts.name": None,
+        "model.router.name": None,
+        "model.first_dense": 1,
+        "model.every": 2,
+        "balance.per": "sequence",
+        "optimizer.schedule": "cosine",
+        "train.device": "auto",
+        "train.on_non_finite": "skip",
+        "train.accumulation": 2,
+    }
+    if key in special:
+        return special[key]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 4
+    if isinstance(value, float):
+        return value / 2 if value else 0.25
+    return None
+
+
+def leaves(values: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        here = f"{path}.{key}" if path else key
+        if isinstance(value, dict):
+            yield from leaves(value, here)
+        else:
+            yield here, value
+
+
+def test_every_key_is_either_taken_or_refused_by_name(tmp_path: Path, small_values: dict[str, Any]) -> None:
+    base = {**small_values, "model": {**small_values["model"], "dense_hidden": 16}}
+    recipe = recipes.build(base, Recipe)
+    folder.adopt_recipe(tmp_path, recipe, may_change)
+    before = (tmp_path / "recipe.toml").read_bytes()
+    taken, refused = set(), set()
+    for key, value in leaves(dataclasses.asdict(recipe)):
+        if (wanted := other(key, value)) is None:
+            continue
+        values = copy.deepcopy(base)
+        *tables, last = key.split(".")
+        table: Any = values
+        for name in tables:
+            table = table.setdefault(name, {})
+        table[last] = wanted
+        changed = recipes.build(values, Recipe)
+        if may_change(key):
+            assert folder.refuse_changes(tmp_path, changed, may_change)
+            taken.add(key)
+            continue
+        with pytest.raises(RunError) as caught:
+            folder.refuse_changes(tmp_path, changed, may_change)
+        start = f"{tmp_path} was made with {key} = {value!r}; the recipe now says "
+        assert caught.value.message.startswith(start)
+        refused.add(key)
+    assert taken == {
+        "train.steps",
+        "train.evaluate_every",
+        "train.save_every",
+        "train.log_every",
+        "train.keep",
+        "train.keep_every",
+        "train.device",
+        "train.threads",
+        "train.tensorboard",
+        "train.on_non_finite",
+        "train.skip_limit",
+        "evaluation.batch_size",
+    }
+    assert len(refused) > 35, refused
+    assert (tmp_path / "recipe.toml").read_bytes() == before
+
+
 def test_changes_that_a_run_may_take_are_written(tmp_path: Path, small_recipe: Make) -> None:
     folder.adopt_recipe(tmp_path, small_recipe(), may_change)
     longer = small_recipe("train.steps=99", "train.save_every=7", "train.keep=5", "train.threads=2")
@@ -98,6 +187,34 @@ def test_a_holder_that_was_killed_holds_nothing(tmp_path: Path) -> None:
     folder.require_free_or_run(tmp_path)
     with folder.held(tmp_path):
         assert (tmp_path / ".owner").read_text() == f"process {os.getpid()}\n"
+
+
+def test_a_run_that_was_killed_before_its_recipe_stood_is_taken_up(
+    tmp_path: Path, small_recipe: Make
+) -> None:
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".recipe.toml.0123abcd.part").write_text("[da")
+    folder.require_free_or_run(tmp_path)
+    with folder.held(tmp_path):
+        folder.adopt_recipe(tmp_path, small_recipe(), may_change)
+    names = {path.name for path in tmp_path.iterdir()} - {".lock"}
+    assert names == {"recipe.toml"}, "what the killed one left aside is cleared away"
+
+
+def test_a_second_process_is_refused_before_it_prepares_anything(
+    tmp_path: Path, small_recipe: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from expertise.lm import train as training
+
+    run = tmp_path / "run"
+    folder.refuse_if_held(run)
+    assert not run.exists()
+    monkeypatch.setattr(training, "prepare", lambda *_: pytest.fail("text was prepared"))
+    with folder.held(run):
+        (run / "recipe.toml").write_text(recipes.to_toml(small_recipe()))
+        with pytest.raises(RunError, match=rf"is in use by process {os.getpid()}$"):
+            training.train(small_recipe(), run, lambda _: None)
+    folder.refuse_if_held(run)
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

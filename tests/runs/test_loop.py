@@ -1,47 +1,20 @@
-"""The loop over a task that knows no language: accumulation, saving, stopping, going on, divergence."""
+"""The loop over a task that knows no language: accumulation, saving, going on."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from toy_runs import CONFIG, OPTIMIZER, content, steps
 
-from expertise.errors import DiskError, DivergedError, RecipeError, RunError
+from expertise.errors import DiskError, RecipeError, RunError
 from expertise.runs import checkpoint, loop
-from expertise.runs.loop import Interrupts, Stopped, TrainConfig
+from expertise.runs.config import TrainConfig
 from expertise.runs.metrics import MetricsLog, read_lines
-from expertise.runs.optim import OptimizerConfig
-
-OPTIMIZER = OptimizerConfig(learning_rate=0.05, schedule="constant", warmup=3)
-CONFIG = TrainConfig(steps=8, batch_size=4, accumulation=2, log_every=2, save_every=3, evaluate_every=3)
-
-
-def content(run: Path) -> dict[str, bytes]:
-    """Everything that recipe and seed determine: metrics, and the newest checkpoint but its versions."""
-    found = checkpoint.latest(run)
-    assert found is not None
-    names = ("model.safetensors", "optimizer.safetensors", "random.safetensors")
-    return {name: (found.path / name).read_bytes() for name in names} | {
-        "metrics": (run / "metrics.jsonl").read_bytes()
-    }
-
-
-def steps(run: Path) -> list[str]:
-    return sorted(path.name for path in (run / "checkpoints").iterdir())
-
-
-@pytest.fixture
-def undisturbed(tmp_path: Path, toy: Any) -> dict[str, bytes]:
-    run = tmp_path / "undisturbed"
-    loop.train(run, toy(), CONFIG, OPTIMIZER)
-    assert steps(run) == ["step-6", "step-8"]
-    return content(run)
 
 
 def test_lines_of_metrics_and_times(tmp_path: Path, toy: Any) -> None:
@@ -65,46 +38,30 @@ def test_lines_of_metrics_and_times(tmp_path: Path, toy: Any) -> None:
     assert all("time" in line for line in read_lines(tmp_path / "timing.jsonl"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("at", [0, 2, 4, 5])
-def test_a_signal_saves_and_going_on_is_exact(
-    tmp_path: Path, toy: Any, undisturbed: dict[str, bytes], number: signal.Signals, at: int
-) -> None:
-    run, task = tmp_path / "run", toy()
-    task.before_losses = lambda step, micro: (
-        os.kill(os.getpid(), number) if (step, micro) == (at, 0) else None
-    )
-    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Stopped, match=f"stopped by {number.name} after step {at + 1}; saved") as caught:
-        loop.train(run, task, CONFIG, OPTIMIZER)
-    assert caught.value.signal_number == number
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
-    saved = checkpoint.latest(run)
-    assert saved is not None
-    assert saved.step == at + 1
-    torch.manual_seed(99)  # another process starts with another random state
-    loop.train(run, toy(), CONFIG, OPTIMIZER)
-    assert content(run) == undisturbed
-
-
-def test_a_signal_in_the_last_step_lets_it_finish(
-    tmp_path: Path, toy: Any, undisturbed: dict[str, bytes]
-) -> None:
+def test_a_task_is_told_of_each_step_before_anything_is_saved(tmp_path: Path, toy: Any) -> None:
     task = toy()
-    task.before_losses = lambda step, micro: os.kill(os.getpid(), signal.SIGTERM) if step == 7 else None
-    loop.train(tmp_path / "run", task, CONFIG, OPTIMIZER)
-    assert content(tmp_path / "run") == undisturbed
+    weights = [parameter.detach().clone() for parameter in task.model.parameters()]
+    seen: list[Any] = []
 
+    def moved() -> None:
+        now = [parameter.detach().clone() for parameter in task.model.parameters()]
+        assert any(not torch.equal(a, b) for a, b in zip(now, weights, strict=True)), "the step was taken"
+        assert all(parameter.grad is None for parameter in task.model.parameters())
+        seen.append(steps(tmp_path) if (tmp_path / "checkpoints").exists() else [])
+        weights[:] = now
 
-def test_a_second_ctrl_c_leaves_at_once() -> None:
-    with Interrupts() as interrupts:
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert interrupts.signal_number == signal.SIGTERM
-    with Interrupts():
-        os.kill(os.getpid(), signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+    task.after_step = moved
+    loop.train(tmp_path, task, CONFIG, OPTIMIZER)
+    assert seen == [
+        [],
+        [],
+        [],
+        ["step-3"],
+        ["step-3"],
+        ["step-3"],
+        ["step-3", "step-6"],
+        ["step-3", "step-6"],
+    ]
 
 
 @pytest.mark.parametrize("at", [1, 3, 4, 7])
@@ -137,6 +94,7 @@ def test_stopping_by_steps_and_going_on_is_exact(
     assert content(run) == undisturbed
     before = (run / "timing.jsonl").read_bytes()
     loop.train(run, toy(), CONFIG, OPTIMIZER)
+    loop.train(run, toy(), dataclasses.replace(CONFIG, steps=5), OPTIMIZER)
     assert content(run) == undisturbed, "a finished run is left as it is"
     assert (run / "timing.jsonl").read_bytes() == before
 
@@ -191,50 +149,6 @@ def test_clipping_bounds_the_gradient(tmp_path: Path, toy: Any, monkeypatch: pyt
         assert seen.pop() == pytest.approx(min(norm, clip or norm), rel=1e-3)
 
 
-@pytest.mark.parametrize("factor", [float("inf"), float("nan")])
-@pytest.mark.parametrize("at", [1, 4])
-def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(
-    tmp_path: Path, toy: Any, factor: float, at: int
-) -> None:
-    task = toy()
-    weights: list[torch.Tensor] = []
-
-    def spoil(step: int, micro: int) -> None:
-        if (step, micro) == (at, 1):
-            task.factor = factor
-            weights.append(task.model[0].weight.detach().clone())
-
-    task.before_losses = spoil
-    with pytest.raises(DivergedError, match=f"^step {at + 1}: the loss is not finite$") as caught:
-        loop.train(tmp_path, task, CONFIG, OPTIMIZER)
-    good, what_to_try = caught.value.hints
-    assert good == (
-        f"the last good checkpoint is {tmp_path / 'checkpoints' / 'step-3'}"
-        if at == 4
-        else "no checkpoint was saved before"
-    )
-    assert "optimizer.learning_rate" in what_to_try
-    assert torch.equal(task.model[0].weight, weights[0])
-
-
-def test_a_gradient_that_is_not_finite_stops(tmp_path: Path, toy: Any) -> None:
-    task = toy()
-    task.model[0].weight.register_hook(lambda gradient: gradient * torch.nan)
-    with pytest.raises(DivergedError, match=r"^step 1: the gradient is not finite$"):
-        loop.train(tmp_path, task, CONFIG, OPTIMIZER)
-
-
-def test_weights_that_are_not_finite_are_never_saved_as_good(tmp_path: Path, toy: Any) -> None:
-    config = TrainConfig(steps=3, batch_size=4, save_every=1, evaluate_every=1)
-    huge = OptimizerConfig(learning_rate=3e38, weight_decay=2.0, schedule="constant")
-    with pytest.raises(DivergedError):
-        loop.train(tmp_path, toy(), config, huge)
-    saved = checkpoint.latest(tmp_path)
-    if saved is not None:
-        assert all(value.isfinite().all() for value in saved.tensors("model").values())
-    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text(), "NaN is not JSON"
-
-
 def test_a_full_disk_while_saving_leaves_a_run_that_goes_on(
     tmp_path: Path, toy: Any, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,19 +172,6 @@ def test_a_full_disk_while_saving_leaves_a_run_that_goes_on(
     assert content(run) == undisturbed
 
 
-def test_a_run_that_was_just_saved_is_not_saved_twice(
-    tmp_path: Path, toy: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Replacing a whole checkpoint by an equal one opens a moment in which a kill loses it."""
-    saved: list[int] = []
-    monkeypatch.setattr(checkpoint, "save", lambda run, step, *_, **__: saved.append(step))
-    task = toy()
-    task.before_losses = lambda step, micro: os.kill(os.getpid(), signal.SIGTERM) if step == 2 else None
-    with pytest.raises(Stopped):
-        loop.train(tmp_path, task, CONFIG, OPTIMIZER)
-    assert saved == [3]
-
-
 def test_a_damaged_line_in_the_middle_is_refused_by_number(tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_text('{"a":1}\n{"a"\n{"a":2}\n')
     with pytest.raises(RunError, match="line 2 is damaged"):
@@ -278,6 +179,35 @@ def test_a_damaged_line_in_the_middle_is_refused_by_number(tmp_path: Path) -> No
     (tmp_path / "m.jsonl").write_text('{"a":1}\n\n{"a":2}\n{"a"')
     assert read_lines(tmp_path / "m.jsonl") == [{"a": 1}, {"a": 2}]
     assert read_lines(tmp_path / "none.jsonl") == []
+
+
+def test_times_are_only_appended_to(tmp_path: Path, toy: Any) -> None:
+    before = b""
+    for last in (3, 6, 8):
+        loop.train(tmp_path, toy(), dataclasses.replace(CONFIG, steps=last), OPTIMIZER)
+        after = (tmp_path / "timing.jsonl").read_bytes()
+        assert after.startswith(before)
+        assert len(after) > len(before)
+        before = after
+    # Steps 7 and 8 are done again: their lines of metrics are replaced, their times stay.
+    (tmp_path / "checkpoints" / "step-8" / "manifest.json").unlink()
+    loop.train(tmp_path, toy(), CONFIG, OPTIMIZER)
+    after = (tmp_path / "timing.jsonl").read_bytes()
+    assert after.startswith(before)
+    times = [line["step"] for line in read_lines(tmp_path / "timing.jsonl") if "seconds" in line]
+    assert times.count(8) == 2
+    kinds = [(line["kind"], line["step"]) for line in read_lines(tmp_path / "metrics.jsonl")]
+    assert kinds.count(("train", 8)) == 1
+
+
+def test_a_checkpoint_of_another_model_is_one_line(tmp_path: Path, toy: Any) -> None:
+    loop.train(tmp_path, toy(), CONFIG, OPTIMIZER)
+    other = toy()
+    other.model = torch.nn.Sequential(torch.nn.Linear(3, 6), torch.nn.Tanh(), torch.nn.Linear(6, 1))
+    with pytest.raises(RunError, match=r"step-8 does not fit the model of the recipe$") as caught:
+        loop.train(tmp_path, other, dataclasses.replace(CONFIG, steps=9), OPTIMIZER)
+    assert "was written by expertise 0." in caught.value.hints[0]
+    assert steps(tmp_path) == ["step-6", "step-8"], "it is whole: not set aside"
 
 
 def test_times_stay_readable_after_a_line_was_cut(tmp_path: Path) -> None:

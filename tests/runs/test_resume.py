@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import faulty
 import pytest
+from faulty import content, lines, wait_until
 
 from expertise.errors import RunError
 from expertise.lm.train import train
 from expertise.runs import checkpoint
-from expertise.runs import recipe as recipes
 
 SETTINGS = (
     "train.steps=12",
@@ -27,68 +27,9 @@ SETTINGS = (
     "train.evaluate_every=3",
     "optimizer.schedule=steps",
 )
-ROUTERS = {
-    "top-p": "model.router={name='top_p', p=0.4, max_parts=3}",
-    "top-k": "model.router={name='top_k', k=2}",
-}
 
 
-@pytest.fixture(scope="module")
-def start() -> Iterator[Callable[..., Any]]:
-    """`start("train", …)`: the command in a process that is forked from one which has imported torch."""
-    from expertise.cli.main import main
-
-    context = multiprocessing.get_context("forkserver")
-    # All that a command imports on its way, torch._dynamo by the first optimizer step.
-    heavy = ["torch._dynamo", "pydantic", "typer", "tokenizers", "filelock", "tomlkit", "safetensors.torch"]
-    context.set_forkserver_preload(["pytest", "expertise.cli.main", "expertise.lm.train", *heavy])
-    started = []
-
-    def begin(*arguments: str) -> Any:
-        process = context.Process(target=main, args=([*arguments],))
-        process.start()
-        started.append(process)
-        return process
-
-    yield begin
-    for process in started:
-        process.kill()
-        process.join()
-        process.close()
-
-
-@pytest.fixture
-def recipe_file(tmp_path: Path, small_recipe: Callable[..., Any]) -> Callable[..., Path]:
-    def write(*settings: str) -> Path:
-        path = tmp_path / "small.toml"
-        path.write_text(recipes.to_toml(small_recipe(*settings)), "utf-8")
-        return path
-
-    return write
-
-
-def content(run: Path) -> dict[str, bytes]:
-    found = checkpoint.latest(run)
-    assert found is not None
-    names = ("model.safetensors", "optimizer.safetensors", "random.safetensors", "model.json")
-    files = {name: (found.path / name).read_bytes() for name in names}
-    return {**files, "metrics": (run / "metrics.jsonl").read_bytes()}
-
-
-def lines(run: Path) -> int:
-    path = run / "metrics.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def wait_until(condition: Callable[[], bool], process: Any, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    alive = process.is_alive if hasattr(process, "is_alive") else lambda: process.poll() is None
-    while not condition() and alive():
-        if time.monotonic() > end:
-            pytest.fail("the process did not come so far")
-
-
-@pytest.mark.parametrize("router", sorted(ROUTERS))
+@pytest.mark.parametrize("router", sorted(faulty.ROUTERS))
 def test_killed_at_any_moment_and_gone_on_equals_undisturbed(
     tmp_path: Path,
     start: Callable[..., Any],
@@ -96,31 +37,48 @@ def test_killed_at_any_moment_and_gone_on_equals_undisturbed(
     recipe_file: Callable[..., Path],
     router: str,
 ) -> None:
-    settings = (*SETTINGS, ROUTERS[router])
+    """Three kills; `test_faults.py` has 25."""
+    settings = (*SETTINGS, faulty.router_setting(router))
     train(small_recipe(*settings), tmp_path / "undisturbed", lambda _: None)
     run, dice = tmp_path / "run", random.Random(router)
-
-    def saving() -> bool:
-        return any(run.glob("checkpoints/.step-*"))
-
-    def after(number: int) -> Callable[[], bool]:
-        return lambda: lines(run) >= number
-
-    command = ("train", str(recipe_file(*settings)), "--out", str(run))
+    command = ["train", str(recipe_file(*settings)), "--out", str(run)]
     # Before the first checkpoint; in the middle; while a checkpoint is being written.
-    killed = 0
-    for moment in (after(1), after(dice.randint(4, 9)), saving):
-        process = start(*command)
+    moments: tuple[Callable[[], bool], ...] = (
+        lambda: lines(run) >= 1,
+        lambda: lines(run) >= 5,
+        lambda: faulty.saving(run),
+    )
+    for number, moment in enumerate(moments):
+        process = start(faulty.slowly, command, number)
         wait_until(moment, process)
-        time.sleep(dice.random() * 0.02 if moment is not saving else 0)
+        time.sleep(dice.random() * 0.02)
         process.kill()
         process.join()
-        killed += process.exitcode == -signal.SIGKILL
-    assert killed >= 2, "the run is too short to be killed: raise its steps"
-    process = start(*command)
+        assert process.exitcode == -signal.SIGKILL, "the run is too short to be killed: raise its steps"
+    process = start(faulty.plainly, command)
     process.join()
     assert process.exitcode == 0
     assert content(run) == content(tmp_path / "undisturbed")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, small_recipe: Callable[..., Any]) -> Path:
+    """A run with checkpoints after steps 2 and 4."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    train(small_recipe(*SETTINGS, "train.steps=4"), run, lambda _: None)
+    return run
+
+
+# Each file once, each kind of damage at least once; `test_faults.py` has them all.
+SOME_DAMAGE = list(zip(faulty.FILES, [*faulty.DAMAGE, *faulty.DAMAGE], strict=False))
+assert set(faulty.DAMAGE) == {damage for _, damage in SOME_DAMAGE}
+
+
+@pytest.mark.parametrize(("name", "damage"), SOME_DAMAGE)
+def test_damage_is_named_and_the_run_goes_on_from_the_one_before(
+    damaged: Callable[[Path, str, str], None], finished: Path, name: str, damage: str
+) -> None:
+    damaged(finished, name, damage)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -15,6 +15,20 @@ def evaluate(
         str, typer.Option(help="validation, or test: look at it once, at the end.")
     ] = "validation",
     max_bytes: Annotated[int, typer.Option(min=0, help="Text of each domain, in bytes; 0: all.")] = 0,
+    mask_top: Annotated[
+        float, typer.Option(help="Mask this share of the experts, each token's most probable ones.")
+    ] = 0.0,
+    renew_softmax: Annotated[
+        bool, typer.Option("--renew-softmax", help="With --mask-top: probabilities anew over the rest.")
+    ] = False,
+    drop_always: Annotated[
+        bool, typer.Option("--drop-always", help="Drop the shared experts, take one more routed one.")
+    ] = False,
+    extra_parts: Annotated[
+        int | None, typer.Option(help="So many more routed experts; default 1 with --drop-always, else 0.")
+    ] = None,
+    k: Annotated[int | None, typer.Option("--k", help="Another k than was trained.")] = None,
+    p: Annotated[float | None, typer.Option("--p", help="Another p than was trained.")] = None,
     device: Device = None,
     threads: Threads = None,
     as_json: Json = False,
@@ -22,14 +36,27 @@ def evaluate(
     """Bits per byte of each domain on held-out text, and how many parts a token took there.
 
     Example: expertise evaluate runs/demo --split test --json
+
+    What the model would do otherwise: expertise evaluate runs/demo --drop-always
     """
+    from expertise.lm.evaluate import Switches
     from expertise.lm.evaluate.run import evaluate_run
     from expertise.runs.progress import say
 
-    result = evaluate_run(run, split, max_bytes, device or "auto", threads or 0, say)
+    switches = Switches(
+        mask_top=mask_top,
+        renew_softmax=renew_softmax,
+        drop_always=drop_always,
+        extra_parts=extra_parts,
+        k=k,
+        p=p,
+    )
+    result = evaluate_run(run, split, max_bytes, device or "auto", threads or 0, say, switches)
     if as_json:
         print_json(result)
         return
+    if result["switches"]:
+        print("with " + ", ".join(f"{name} = {value}" for name, value in result["switches"].items()))
     print(f"{'domain':<16}{'bits per byte':>14}{'parts per token':>18}")
     parts = result["parts_per_token"]
     for domain, bits in result["bits_per_byte"].items():

@@ -21,6 +21,7 @@ COMMANDS = Registry(
         "evaluate": "expertise.cli.evaluate:evaluate",
         "generate": "expertise.cli.generate:generate",
         "inspect": "expertise.cli.inspect:inspect",
+        "plan": "expertise.cli.plan:plan",
         "recipes": "expertise.cli.recipes:recipes",
     },
 )
@@ -66,14 +67,18 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str] | None = None) -> int:
     """Run a command; its exit code."""
+    from expertise.runs.signals import Terminated, terminating
+
     try:
-        result: Any = build_app()(args=arguments, standalone_mode=False)
+        with terminating():
+            result: Any = build_app()(args=arguments, standalone_mode=False)
     except _USAGE_ERRORS as error:
         error.show()
         return 2
     except (typer.Abort, KeyboardInterrupt):
-        print("interrupted; what was saved before is whole", file=sys.stderr)
-        return 130
+        result = 130
+    except Terminated:
+        result = 143
     except ExpertiseError as error:
         print("\n".join([f"error: {error.message}", *(f"  {hint}" for hint in error.hints)]), file=sys.stderr)
         return 128 + getattr(error, "signal_number", 2 - 128)
@@ -87,4 +92,8 @@ def run(arguments: list[str] | None = None) -> int:
             f"error: this is a fault of expertise {__version__}, not yours; please report it", file=sys.stderr
         )
         return 1
+    # Some versions of typer turn Ctrl-C into this number, others into Abort.
+    if result in (130, 143):
+        how = "interrupted" if result == 130 else "terminated"
+        print(f"{how}; what was saved before is whole", file=sys.stderr)
     return result if isinstance(result, int) else 0

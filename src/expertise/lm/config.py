@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt
 
 from expertise.errors import RecipeError
+from expertise.lm.family import FamilyConfig, FeedForward
 from expertise.mixture.parts import PARTS
 from expertise.mixture.parts.base import PartsConfig
 from expertise.mixture.parts.swiglu import SwiGLU
@@ -46,7 +47,9 @@ class ModelConfig:
     """A decoder: RMSNorm, rotary positions, grouped-query attention, and in each layer a mixture or a SwiGLU.
 
     Layer l (from 0) is a mixture when `l >= first_dense and l % every == 0`, as in DeepSeekMoE's released
-    code; the others are dense. Without `router` and `parts` every layer is dense.
+    code; the others are dense. Without `router` and `parts` every layer is dense: those that would be
+    mixtures are as wide as `always` where it is given, else as `dense_hidden`, like the others. `family`
+    stands for `router`, `parts` and `always`; `feed_forward` is what they come to.
     """
 
     dim: Annotated[int, Ge(1)]
@@ -65,6 +68,8 @@ class ModelConfig:
     """What is chosen from."""
     always: SwiGLU.Config = dataclasses.field(default_factory=lambda: SwiGLU.Config(hidden=0))
     """Shared experts, merged into one network that is always on."""
+    family: FamilyConfig | None = None
+    """Instead of router, parts and always: a family of equal size from a reference mixture."""
     first_dense: Annotated[int, Ge(0)] = 0
     """So many first layers are dense."""
     every: Annotated[int, Ge(1)] = 1
@@ -101,11 +106,17 @@ class ModelConfig:
             raise RecipeError(
                 f"model.num_heads ({self.num_heads}) is no multiple of model.num_kv_heads ({self.kv_heads})"
             )
+        self._refuse_family_beside_its_parts()
+        if self.router is not None and ROUTERS[self.router.name].context_kind == "a context vector":
+            raise RecipeError(
+                f"model.router.name = {self.router.name!r} needs a context vector, which a language model's "
+                "layers do not have"
+            )
         if (self.router is None) != (self.parts is None):
             raise RecipeError("model.router and model.parts belong together: give both or neither")
         for index in range(self.num_layers):
             layer = self.layer(index)
-            if layer is None and not self.dense_hidden:
+            if layer is None and not self.dense_width(index):
                 raise RecipeError(f"layer {index} is dense: set model.dense_hidden to its width")
             if layer is not None:
                 overridden = any(index in change.layers for change in self.override)
@@ -131,11 +142,19 @@ class ModelConfig:
         """Indices of the mixture layers."""
         return [index for index in range(self.num_layers) if self.layer(index) is not None]
 
+    @property
+    def feed_forward(self) -> FeedForward:
+        """Router, parts and always of the mixture layers, as given or as the family makes them."""
+        if self.family is not None:
+            return self.family.build()
+        return FeedForward(router=self.router, parts=self.parts, always=self.always)
+
     def layer(self, index: int) -> MixtureLayer | None:
         """What layer `index` (from 0) holds: a mixture, or None for a dense one."""
-        if self.router is None or self.parts is None or index < self.first_dense or index % self.every:
+        what = self.feed_forward
+        router, parts = what.router, what.parts
+        if router is None or parts is None or index < self.first_dense or index % self.every:
             return None
-        router, parts = self.router, self.parts
         for change in self.override:
             if index not in change.layers:
                 continue
@@ -145,7 +164,13 @@ class ModelConfig:
                 router = _replace(router, "k", change.k)
             if change.p is not None:
                 router = _replace(router, "p", change.p)
-        return MixtureLayer(router=router, parts=parts, always=self.always)
+        return MixtureLayer(router=router, parts=parts, always=what.always)
+
+    def dense_width(self, index: int) -> int:
+        """Hidden width of layer `index`, which holds no mixture."""
+        what = self.feed_forward
+        only_always = what.router is None and index >= self.first_dense and not index % self.every
+        return what.always.hidden if only_always and what.always.hidden else self.dense_hidden
 
     def num_params_by_kind(self) -> dict[str, int]:
         """Learned numbers by kind: embedding, head, attention, norms, dense, always, routed, router."""
@@ -154,9 +179,10 @@ class ModelConfig:
         attention += heads * self.head_dim if self.qkv_bias else 0
         norms = self.num_layers * (2 * d + (2 * self.head_dim if self.qk_norm else 0)) + d
         counts = dict.fromkeys(("dense", "always", "routed", "router"), 0)
-        for layer in map(self.layer, range(self.num_layers)):
+        for index in range(self.num_layers):
+            layer = self.layer(index)
             if layer is None:
-                counts["dense"] += 3 * d * self.dense_hidden
+                counts["dense"] += 3 * d * self.dense_width(index)
                 continue
             num_parts = layer.parts.num_parts
             counts["always"] += layer.always.num_params(d)
@@ -176,7 +202,11 @@ class ModelConfig:
 
     def num_active_params(self) -> int:
         """Learned numbers that one token uses; a top-p router's at its `assumed_parts`."""
-        return round(self.num_params() - self.num_params_by_kind()["routed"] + self._active_routed())
+        return sum(self.num_active_params_by_kind().values())
+
+    def num_active_params_by_kind(self) -> dict[str, int]:
+        """Learned numbers that one token uses, by kind: all but the routed parts that it does not take."""
+        return {**self.num_params_by_kind(), "routed": round(self._active_routed())}
 
     def flops_per_sequence(self) -> float:
         """FLOPs of a forward and a backward pass over `context` tokens, counted as in the papers.
@@ -195,6 +225,20 @@ class ModelConfig:
                 active = layer.router.num_active_parts(layer.parts.num_parts)
                 total += active * layer.parts.num_params_each(self.dim)
         return total
+
+    def _refuse_family_beside_its_parts(self) -> None:
+        if self.family is None:
+            return
+        for key, given in (
+            ("router", self.router is not None),
+            ("parts", self.parts is not None),
+            ("always", self.always.hidden > 0),
+        ):
+            if given:
+                raise RecipeError(
+                    f"model.{key} and model.family exclude each other: the family decides about {key}",
+                    f"leave out model.{key}, or model.family",
+                )
 
     def _vocab(self) -> int:
         if not self.vocab_size:

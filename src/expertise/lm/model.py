@@ -38,21 +38,25 @@ class Block(nn.Module):
         layer = config.layer(index)
         self.feed_forward: nn.Module
         if layer is None:
-            self.feed_forward = SwiGLU(config.dim, config.dense_hidden)
+            self.feed_forward = SwiGLU(config.dim, config.dense_width(index))
         else:
-            router = layer.router.build(config.dim, layer.parts.num_parts)
+            router = layer.router.build(config.dim, layer.parts.num_parts, config.vocab_size)
             self.feed_forward = Mixture(router, layer.parts.build(config.dim), layer.always.build(config.dim))
 
     def forward(
         self,
         x: Float[Tensor, "batch time dim"],
+        tokens: Int[Tensor, "batch time"],
         rotary: Rotary,
         cache: KeyValueCache | None = None,
         spans: Spans | None = None,
     ) -> Float[Tensor, "batch time dim"]:
-        """The layer applied to the residual stream."""
+        """The layer applied to the residual stream; `tokens` are the ids, for routers that go by them."""
         x = x + self.attention(self.attention_norm(x), rotary, cache, spans)
-        return x + self.feed_forward(self.feed_forward_norm(x))  # type: ignore[no-any-return]
+        normed = self.feed_forward_norm(x)
+        if isinstance(self.feed_forward, Mixture):
+            return x + self.feed_forward(normed, tokens)  # type: ignore[no-any-return]
+        return x + self.feed_forward(normed)  # type: ignore[no-any-return]
 
 
 class LanguageModel(nn.Module):
@@ -145,7 +149,7 @@ class LanguageModel(nn.Module):
         spans = None if documents is None else Spans.of(documents)
         x = self.embedding(tokens)
         for block in self.blocks:
-            x = block(x, self.rotary, cache, spans)
+            x = block(x, tokens, self.rotary, cache, spans)
         if cache is not None:
             cache.advance(tokens.shape[1])
         return self.norm(x)  # type: ignore[no-any-return]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -52,7 +54,8 @@ def route_losses(
     micro-batches changes them to rounding only.
 
     Args:
-        layers: routes of each mixture layer; none for a dense model.
+        layers: routes of each mixture layer; none for a dense model. Those without logits (hash routing) are
+            left out: they learn nothing.
         config: the coefficients.
         num_sequences: sequences in the micro-batch.
         counted: tokens that are no padding; None: all.
@@ -60,7 +63,11 @@ def route_losses(
     Returns:
         The weighted sum over losses and layers (None when every coefficient is 0), and each unweighted loss
         averaged over the layers, for the metrics.
+
+    Raises:
+        RecipeError: a coefficient is not 0 and no layer's routes carry logits.
     """
+    layers = _with_probabilities(layers, config)
     if not layers:
         return None, {}
     expert = [_expert(routes, config, num_sequences, counted) for routes in layers]
@@ -70,12 +77,12 @@ def route_losses(
         "expert": torch.stack(expert),
         "entropy": torch.stack([balance.entropy(routes) for routes in layers]),
     }
-    coefficients = {"expert": config.expert, "entropy": config.entropy}
+    coefficients = config.coefficients()
     if config.device:
         losses = [balance.device_balance(r, equal_groups(r.num_parts, config.device_groups)) for r in layers]
-        values["device"], coefficients["device"] = torch.stack(losses), config.device
+        values["device"] = torch.stack(losses)
     if config.z:
-        values["z"], coefficients["z"] = torch.stack([balance.z_loss(r) for r in layers]), config.z
+        values["z"] = torch.stack([balance.z_loss(r) for r in layers])
     used = [coefficients[name] * losses.sum() for name, losses in values.items() if coefficients[name]]
     total = torch.stack(used).sum() if used else None
     return total, {name: losses.mean() for name, losses in values.items()}
@@ -94,6 +101,14 @@ def _expert(
     return torch.stack([balance.expert_balance(one) for one in each]).mean()
 
 
+def _with_probabilities(layers: list[Routes], config: BalanceConfig) -> list[Routes]:
+    learned = [routes for routes in layers if routes.logits is not None]
+    asked = [name for name, value in config.coefficients().items() if value]
+    if layers and not learned and asked:
+        raise RecipeError(f"balance.{asked[0]} needs a router that learns probabilities")
+    return learned
+
+
 def equal_groups(num_parts: int, num_groups: int) -> list[list[int]]:
     """Consecutive parts in groups as equal as they can be, one per device."""
     if num_groups > num_parts:
@@ -107,6 +122,7 @@ def losses(
     targets: Int[Tensor, "batch time"],
     config: BalanceConfig,
     detail: bool = False,
+    observe: Callable[[list[Routes]], None] | None = None,
     documents: Int[Tensor, "batch time"] | None = None,
     num_targets: float | None = None,
 ) -> Losses:
@@ -117,7 +133,8 @@ def losses(
         tokens: what goes in.
         targets: the token that follows each.
         config: coefficients of the losses on the routes.
-        detail: also measure the loads of every part.
+        detail: also measure the loads of every part, and the largest bias of each layer where there is one.
+        observe: told the routes of every mixture layer, without padding.
         documents: the number of each token's document, negative for padding, which no statistic counts.
         num_targets: what the language-model loss is divided by, as in `next_token_loss`.
 
@@ -131,14 +148,20 @@ def losses(
         mixture.last_routes = None
     counted = None if documents is None else (documents >= 0).flatten()
     extra, reported = route_losses(layers, config, tokens.shape[0], counted)
+    if counted is not None:
+        layers = [routes.select(counted) for routes in layers]
+    if observe is not None:
+        observe(layers)
     tables: dict[str, Tensor] = {}
     if detail and layers:
         with torch.no_grad():
-            layers = layers if counted is None else [routes.select(counted) for routes in layers]
             counts = [routes.parts_per_token().double().mean() for routes in layers]
             tables["parts_per_token"] = torch.stack(counts)
             # Layers may differ in their number of parts: one table each.
             tables |= {f"load_{i}": measures.load(routes) for i, routes in enumerate(layers)}
+            biases = [getattr(mixture.router, "bias", None) for mixture in mixtures]
+            if any(bias is not None for bias in biases):
+                tables["largest_bias"] = torch.stack([b.abs().max() for b in biases if b is not None])
     return Losses(
         total=loss if extra is None else loss + extra,
         reported={"loss": loss, **{f"balance_{name}": value for name, value in reported.items()}},

@@ -10,7 +10,7 @@ from annotated_types import Ge
 from expertise.errors import RecipeError
 from expertise.lm.config import ModelConfig
 from expertise.lm.data import DataConfig, TokenizerConfig
-from expertise.runs.loop import TrainConfig
+from expertise.runs.config import TrainConfig
 from expertise.runs.optim import OptimizerConfig
 
 
@@ -30,6 +30,10 @@ class BalanceConfig:
     """Of the entropy of the affinities, the dynamic loss (Dynamic MoE §2.3)."""
     z: Annotated[float, Ge(0)] = 0.0
     """Of the router z-loss (arXiv 2202.08906)."""
+
+    def coefficients(self) -> dict[str, float]:
+        """Loss → its coefficient."""
+        return {"expert": self.expert, "entropy": self.entropy, "device": self.device, "z": self.z}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,13 @@ class Recipe:
     """A run or a checkpoint whose weights and tokenizer a new run starts from; empty: from random weights."""
 
     def __post_init__(self) -> None:
+        router = self.model.router
+        asked = [name for name, value in self.balance.coefficients().items() if value]
+        if router is not None and asked and not router.has_logits():
+            raise RecipeError(
+                f"balance.{asked[0]} needs a router that learns probabilities; {router.name!r} does not",
+                f"leave balance.{asked[0]} out, or set it to 0",
+            )
         layers = [layer for layer in map(self.model.layer, range(self.model.num_layers)) if layer is not None]
         fewest = min((layer.parts.num_parts for layer in layers), default=0)
         if self.balance.device and layers and self.balance.device_groups > fewest:
@@ -71,9 +82,22 @@ class Recipe:
                 f"balance.device_groups ({self.balance.device_groups}) exceeds a layer's parts ({fewest})"
             )
 
+    @property
+    def applied_balance(self) -> BalanceConfig:
+        """The losses on the routes that training adds: none where a family's router learns nothing.
+
+        Named by hand such a router and such a loss are refused together; within a family, where one table
+        serves all, they are not.
+        """
+        router = self.model.feed_forward.router
+        return self.balance if router is None or router.has_logits() else BalanceConfig()
+
 
 def may_change(key: str) -> bool:
-    """Whether a run may go on with another value of this key: how long, how often to look and to save."""
+    """Whether a run may go on with another value of this key.
+
+    Those are how long, how often to look and to save, where to compute, what to do with a step that fails.
+    """
     return key in {
         "train.steps",
         "train.evaluate_every",
@@ -84,5 +108,7 @@ def may_change(key: str) -> bool:
         "train.device",
         "train.threads",
         "train.tensorboard",
+        "train.on_non_finite",
+        "train.skip_limit",
         "evaluation.batch_size",
     }

@@ -2,141 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from expertise.errors import RecipeError, RunError
-from expertise.lm import objective
+from expertise.errors import RunError
 from expertise.lm.config import ModelConfig
 from expertise.lm.data import Prepared, prepare, require_source
-from expertise.lm.evaluate import DomainText, domain_texts, evaluate
 from expertise.lm.initial import Initial, initial_of, tokenizer_of
-from expertise.lm.load import CHAT, CONFIG, GENERATION, TOKENIZER
-from expertise.lm.model import LanguageModel
+from expertise.lm.load import TOKENIZER
 from expertise.lm.recipe import Recipe, may_change
+from expertise.lm.task import LanguageModelTask
 from expertise.runs import checkpoint, folder, loop, metrics
-from expertise.runs.device import limit_threads, resolve
+from expertise.runs.device import limit_threads, resolve, shortfalls
 from expertise.runs.files import write_atomic
-from expertise.runs.loop import Losses
 
 DATA = "data.json"
 """What the run was trained on: digest of the sources, domains, bytes, and the weights that it began with."""
-
-
-class LanguageModelTask:
-    """Next-token prediction, as the training loop sees it.
-
-    Args:
-        recipe: what to train.
-        prepared: its text.
-        initial: weights to start from; None: random ones (or a checkpoint that is restored later).
-    """
-
-    unit = "tokens"
-
-    def __init__(self, recipe: Recipe, prepared: Prepared, initial: Initial | None = None) -> None:
-        train = recipe.train
-        self.recipe = recipe
-        self.model_config = with_vocabulary(recipe.model, prepared.vocab_size)
-        self.units_per_step = train.batch_size * recipe.model.context
-        context = recipe.model.context
-        # Also refuses too little text, by the recipe's key.
-        self.notes = prepared.batches(context, train.batch_size, train.seed).notes()
-        self._micro = prepared.batches(context, train.batch_size // train.accumulation, train.seed)
-        self._targets: tuple[int, float | None] = (-1, None)
-        self._prepared = prepared
-        self._texts: list[DomainText] | None = None
-        device = resolve(train.device)
-        torch.manual_seed(train.seed)
-        # Drawn on the CPU, so that a seed gives the same weights on every device.
-        model = LanguageModel(self.model_config)
-        if initial is not None:
-            initial.load_into(model)
-        self.model = model.to(device)
-        self.model.tokenizer = prepared.tokenizer
-
-    def losses(self, step: int, micro: int, detail: bool) -> Losses:
-        """Losses of one micro-batch; a step's micro-batches are consecutive rows of its batch."""
-        batch = self._micro.batch(step * self.recipe.train.accumulation + micro)
-        device = self.model.device
-        with self._autocast():
-            return objective.losses(
-                self.model,
-                batch.tokens.to(device),
-                batch.targets.to(device),
-                self.recipe.balance,
-                detail,
-                None if batch.documents is None else batch.documents.to(device),
-                self._num_targets(step),
-            )
-
-    def evaluate(self) -> dict[str, Any]:
-        """Bits per byte on validation text, and the use of every part there."""
-        config = self.recipe.evaluation
-        if self._texts is None:
-            context = self.recipe.model.context
-            self._texts = domain_texts(self._prepared, "validation", config.bytes_per_domain, context)
-        return evaluate(self.model, self._texts, config.batch_size, self.recipe.train.bfloat16).to_json()
-
-    def headline(self, evaluation: Mapping[str, Any]) -> str:
-        """The mean, each domain, and the parts per token."""
-        bits = dict(evaluation["bits_per_byte"])
-        text = f"{bits.pop('mean'):.3f} bits per byte ({', '.join(f'{d} {b:.3f}' for d, b in bits.items())})"
-        if "parts_per_token" in evaluation:
-            text += f", {evaluation['parts_per_token']['mean']:.2f} parts per token"
-        return text
-
-    def files(self) -> Mapping[str, str]:
-        """Architecture, tokenizer and how to ask, so that a checkpoint stands by itself."""
-        chat = self._prepared.chat
-        documents = json.dumps({"reads_documents": True}) + "\n"
-        return {
-            CONFIG: model_json(self.model_config),
-            TOKENIZER: self._prepared.tokenizer.to_str(),
-            **({CHAT: chat.template} if chat else {}),
-            **({GENERATION: documents} if self._prepared.packed else {}),
-        }
-
-    def _num_targets(self, step: int) -> float | None:
-        """Targets of a step per micro-batch, at least 1; None where every token is one."""
-        if not self._prepared.some_ignored:
-            return None
-        if self._targets[0] != step:
-            number = self.recipe.train.accumulation
-            batches = (self._micro.batch(step * number + micro) for micro in range(number))
-            self._targets = step, max(1, sum(batch.num_targets() for batch in batches)) / number
-        return self._targets[1]
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if not self.recipe.train.bfloat16:
-            return contextlib.nullcontext()
-        return torch.autocast(self.model.device.type, torch.bfloat16)
-
-
-def with_vocabulary(config: ModelConfig, size: int) -> ModelConfig:
-    """The architecture with its embedding's size known.
-
-    Raises:
-        RecipeError: the recipe names a size that the tokenizer does not fit into.
-    """
-    if config.vocab_size and config.vocab_size < size:
-        raise RecipeError(
-            f"model.vocab_size ({config.vocab_size}) is smaller than the tokenizer's {size}",
-            "leave it out to take the tokenizer's",
-        )
-    return dataclasses.replace(config, vocab_size=config.vocab_size or size)
-
-
-def model_json(config: ModelConfig) -> str:
-    """An architecture as JSON that `load` reads."""
-    values = dataclasses.asdict(config)
-    return json.dumps({key: value for key, value in values.items() if value is not None}, indent=1) + "\n"
 
 
 def train(recipe: Recipe, run: Path, say: Callable[[str], None]) -> None:
@@ -152,6 +35,7 @@ def train(recipe: Recipe, run: Path, say: Callable[[str], None]) -> None:
     Raises:
         ExpertiseError: any mistake of the user's; see `expertise.errors`.
     """
+    folder.refuse_if_held(run)
     task, prepared, initial = _ready(recipe, run, say)
     with folder.held(run):
         folder.adopt_recipe(run, recipe, may_change)
@@ -180,7 +64,7 @@ def _ready(
     limit_threads(recipe.train.threads)
     initial = initial_of(recipe, run)
     prepared = prepare(recipe.data, tokenizer_of(recipe, run, initial), say)
-    for note in prepared.notes:
+    for note in (*prepared.notes, *shortfalls(resolve(recipe.train.device))):
         say(note)
     _refuse_other_data(run, prepared)
     _refuse_other_weights(run, initial)
@@ -225,11 +109,11 @@ def refuse_other_text(run: Path, before: str, now: str) -> None:
 
 
 def is_finished(run: Path, recipe: Recipe) -> bool:
-    """Whether a run has all the steps of its recipe."""
+    """Whether a run has all the steps of its recipe, and was evaluated after the last."""
     if not folder.is_run(run):
         return False
     saved = checkpoint.latest(run)
-    return saved is not None and saved.step >= recipe.train.steps
+    return saved is not None and saved.step >= recipe.train.steps and loop.is_evaluated(run, saved.step)
 
 
 def result(run: Path) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from expertise.mixture.parts.low_rank import LowRankExperts
 from expertise.mixture.parts.swiglu import SwiGLU, SwiGLUExperts
 from expertise.mixture.routers import ROUTERS
 from expertise.mixture.routers.base import Router
+from expertise.mixture.routers.context import Context
+from expertise.mixture.routers.hash import Hash
 from expertise.mixture.routers.top_k import TopK
 from expertise.mixture.routers.top_p import TopP
 from expertise.mixture.routes import Routes
@@ -18,6 +20,8 @@ from expertise.mixture.routes import Routes
 __all__ = [
     "PARTS",
     "ROUTERS",
+    "Context",
+    "Hash",
     "LowRankExperts",
     "Mixture",
     "Parts",

@@ -32,7 +32,8 @@ class Routes:
     counts: Int[Tensor, " tokens"] | None = None
     """Parts per token (int64); None: every slot of every token is used."""
     logits: Float[Tensor, "tokens parts"] | None = None
-    """What the affinities were made from, for the z-loss; None where there was no such thing."""
+    """What the affinities were made from; None where these are no probabilities that a router learns, so that
+    no loss on the routes makes sense (hash, a context router without softmax, given weights)."""
 
     @property
     def num_tokens(self) -> int:

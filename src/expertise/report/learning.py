@@ -145,12 +145,13 @@ def learning(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def optimizer(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Small charts of balance losses, gradient norm and learning rate."""
+    """Small charts of balance losses, biases, gradient norm and learning rate."""
     train = rows(record, "curves", "train")
     balance = sorted({key for point in train for key in look(point, "balance", default={})})
     wanted: list[tuple[str, tuple[str, ...]]] = [
         (f"balance loss: {key}", ("balance", key)) for key in balance
     ]
+    wanted += [("largest bias in the choice", ("largest_bias",))]
     wanted += [("gradient norm", ("gradient_norm",)), ("learning rate", ("learning_rate",))]
     charts = []
     for i, (title, path) in enumerate(wanted):

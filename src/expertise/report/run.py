@@ -61,7 +61,7 @@ def run_record(run: Path, say: Callable[[str], None], device: str) -> dict[str, 
 
     from expertise.lm.evaluate.run import text_of
     from expertise.lm.recipe import Recipe
-    from expertise.lm.train import with_vocabulary
+    from expertise.lm.task import with_vocabulary
 
     recipe = folder.read_recipe(run, Recipe)
     lines = read_lines(run / "metrics.jsonl")
@@ -94,7 +94,7 @@ def run_record(run: Path, say: Callable[[str], None], device: str) -> dict[str, 
             "python": platform.python_version(),
         },
         "recipe": (run / folder.RECIPE).read_text("utf-8"),
-        "notes": list(prepared.notes),
+        "notes": [*prepared.notes, *_skipped(lines)],
         "layers": [],
         "passages": [],
     }
@@ -107,8 +107,19 @@ def _curves(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         if line["kind"] == "train":
             balance = {k.removeprefix("balance_"): v for k, v in line.items() if k.startswith("balance_")}
             kept = {k: line[k] for k in ("step", "tokens", "loss", "learning_rate", "gradient_norm")}
-            train.append(kept | {"balance": balance})
+            biases = {"largest_bias": max(line["largest_bias"])} if line.get("largest_bias") else {}
+            train.append(kept | biases | {"balance": balance})
     return {"train": train, "evaluations": [line for line in lines if line["kind"] == "evaluation"]}
+
+
+def _skipped(lines: list[dict[str, Any]]) -> list[str]:
+    skipped = [line for line in lines if line["kind"] == "skipped"]
+    if not skipped:
+        return []
+    first, last, what = skipped[0]["step"], skipped[-1]["step"], skipped[-1]["reason"]
+    return [
+        f"{len(skipped)} steps were skipped, from {first} to {last}: the last because {what} was not finite"
+    ]
 
 
 def _timing(lines: list[dict[str, Any]]) -> dict[str, float]:

@@ -1,13 +1,26 @@
-"""Checkpoints: a folder that appears whole or not at all, whose every byte is checked before it is used."""
+"""Checkpoints: a folder that appears whole or not at all, whose every byte is checked before it is used.
+
+Schemas: `SCHEMA` numbers the layout of the files. It is raised by whoever changes a checkpoint so that code
+from before would read it wrongly or not at all; new files that old code may ignore do not raise it. Code
+reads its own schema only. A checkpoint of any other schema, older or newer, is refused with the version that
+wrote it and stays as it is; it is not passed over for one before it, because going on from there would throw
+away what the other version did. Whoever raises the number may read the old layout too, by turning it into the
+new one in `Checkpoint`, in memory; then both numbers are in `_READ`.
+
+What never changes is the manifest's own form: a JSON object with `schema`, `step`, `versions`, `files` and,
+last, the SHA-256 of the rest. So every version can tell a foreign checkpoint from a damaged one.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,7 +35,9 @@ from expertise.runs.files import atomic_folder, sha256_of
 from expertise.runs.progress import say
 
 SCHEMA = 1
-"""Version of the layout; a checkpoint of another one is refused with the version that wrote it."""
+"""Number of the layout that is written."""
+
+_READ = (SCHEMA,)
 
 _MANIFEST = "manifest.json"
 
@@ -37,6 +52,8 @@ class Checkpoint:
 
     path: Path
     step: int
+    version: str
+    """Of this library, when it was written."""
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of `<name>.safetensors`, on the CPU."""
@@ -85,20 +102,27 @@ def save(
                 (aside / name).write_text(text, "utf-8")
             (aside / _MANIFEST).write_text(_manifest(aside, step), "utf-8")
     except (DiskError, SafetensorError) as error:
-        # safetensors reports a full disk in its own error, without a number.
+        # safetensors reports the disk's trouble in its own error, the number in its text.
         if not any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT)):
-            raise
+            found = re.search(r"\(os error (\d+)\)", str(error))
+            if isinstance(error, DiskError) or not found:
+                raise
+            reason = os.strerror(int(found[1]))
+            raise DiskError(f"cannot write {folder}: {reason}", "earlier checkpoints are whole") from error
         free = shutil.disk_usage(run).free
         raise DiskError(
             f"cannot save {folder}: it needs {needed / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free",
             "free some space and run the same command again: it goes on from the last checkpoint",
         ) from error
-    for left_over in folder.parent.glob(".step-*"):  # of a process that was killed; the run is held by us
-        shutil.rmtree(left_over, ignore_errors=True)
     kept = sorted(_steps(run))
     for old in kept[:-keep] if keep else []:
         if not (keep_every and old % keep_every == 0):
-            shutil.rmtree(run / "checkpoints" / f"step-{old}", ignore_errors=True)
+            # Renamed first: one that a kill left half deleted must not look like a checkpoint.
+            path = run / "checkpoints" / f"step-{old}"
+            with contextlib.suppress(OSError):
+                path.rename(path.with_name(f".{path.name}.old"))
+    for left_over in folder.parent.glob(".step-*"):  # of a process that was killed, too; we hold the run
+        shutil.rmtree(left_over, ignore_errors=True)
     return folder
 
 
@@ -145,18 +169,25 @@ def open_checkpoint(path: Path) -> Checkpoint:
         RunError: it is damaged, or of another schema; the message names the file.
     """
     manifest = _read_manifest(path)
-    if manifest.get("schema") != SCHEMA:
+    version = manifest["versions"].get("expertise", "?")
+    if manifest["schema"] not in _READ:
         raise OtherSchemaError(
-            f"{path} has schema {manifest.get('schema')}, this version reads {SCHEMA}; "
-            f"it was written by expertise {manifest.get('versions', {}).get('expertise', '?')}"
+            f"{path} has schema {manifest['schema']}, this version reads {SCHEMA}; "
+            f"it was written by expertise {version}",
+            f"go on with expertise {version}, or start afresh with another --out",
         )
     for name, entry in manifest["files"].items():
         file = path / name
-        if not file.is_file():
-            raise RunError(f"damaged checkpoint {path}: {name} is missing")
-        if file.stat().st_size != entry["size"] or sha256_of(file) != entry["sha256"]:
+        try:
+            if not file.is_file():
+                raise RunError(f"damaged checkpoint {path}: {name} is missing")
+            whole = file.stat().st_size == entry["size"] and sha256_of(file) == entry["sha256"]
+        except OSError as error:  # a disk that fails while it is read
+            reason = error.strerror or error
+            raise RunError(f"damaged checkpoint {path}: {name} cannot be read: {reason}") from error
+        if not whole:
             raise RunError(f"damaged checkpoint {path}: {name} is not what was written")
-    return Checkpoint(path, manifest["step"])
+    return Checkpoint(path, manifest["step"], version)
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -229,7 +260,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / _MANIFEST).read_text("utf-8"))
         content = {key: value for key, value in manifest.items() if key != "sha256"}
-        whole = manifest["sha256"] == _digest(content) and isinstance(manifest["files"], dict)
+        whole = manifest["sha256"] == _digest(content) and all(
+            isinstance(manifest[key], kind)
+            for key, kind in (("files", dict), ("versions", dict), ("step", int), ("schema", int))
+        )
     except FileNotFoundError:
         raise RunError(f"damaged checkpoint {path}: {_MANIFEST} is missing") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

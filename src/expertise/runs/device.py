@@ -30,6 +30,13 @@ def resolve(name: str) -> torch.device:
     return torch.device(name)
 
 
+def shortfalls(device: torch.device) -> list[str]:
+    """What a device lacks and how it is made up for, a line each; nothing for a CPU and for CUDA."""
+    if device.type == "mps":
+        return ["Metal has no grouped products: experts run one after another there"]
+    return []
+
+
 def limit_threads(threads: int) -> None:
     """Use so many CPU threads; 0 leaves the library's choice."""
     if threads > 0:

@@ -21,6 +21,8 @@ _DISK_TROUBLE = {
     errno.EPERM,
     errno.ENOTDIR,
     errno.ENAMETOOLONG,
+    errno.EFBIG,
+    errno.EIO,
 }
 
 
@@ -42,6 +44,19 @@ def disk_errors(path: Path) -> Iterator[None]:
             else "choose another folder"
         )
         raise DiskError(f"cannot write {path}: {error.strerror}", remedy) from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, durably."""
+    missing = [p for p in (path, *path.parents) if not p.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for made in missing:
+        sync_folder(made.parent)
+
+
+def left_overs(folder: Path) -> list[Path]:
+    """What a killed process left aside in a folder while it wrote to it."""
+    return list(folder.glob(".*.part"))
 
 
 def sync_folder(path: Path) -> None:
@@ -66,7 +81,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     with disk_errors(path):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             with open(beside, "wb") as file:
                 file.write(data)
                 file.flush()
@@ -92,7 +107,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     with disk_errors(path):
         try:
-            beside.mkdir(parents=True)
+            make_folder(path.parent)
+            beside.mkdir()
             yield beside
             for file in sorted(beside.rglob("*")):
                 if file.is_file():

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from expertise.errors import RunError
 from expertise.runs import recipe as recipes
-from expertise.runs.files import disk_errors, write_atomic
+from expertise.runs.files import disk_errors, left_overs, write_atomic
 
 T = TypeVar("T")
 
@@ -44,7 +44,11 @@ def require_free_or_run(path: Path) -> None:
     """
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file, not a folder", "choose another --out")
-    if path.is_dir() and not is_run(path) and any(p.name not in (_LOCK, _OWNER) for p in path.iterdir()):
+    if not path.is_dir() or is_run(path):
+        return
+    # A run that was killed before its recipe stood holds these.
+    ours = {path / _LOCK, path / _OWNER, *left_overs(path)}
+    if any(p not in ours for p in path.iterdir()):
         raise RunError(f"{path} is not a run and is not empty", "choose another --out")
 
 
@@ -90,6 +94,17 @@ def refuse_changes(run: Path, recipe: Any, may_change: Callable[[str], bool]) ->
     return bool(changed)
 
 
+def refuse_if_held(run: Path) -> None:
+    """Refuse a run that another process holds, before any long work; `held` alone is the guard.
+
+    Raises:
+        RunError: another process holds it; it is named.
+    """
+    if (run / _LOCK).is_file():
+        with contextlib.suppress(OSError):  # who may not write there hears so from `held`
+            _acquire(run).release()
+
+
 @contextlib.contextmanager
 def held(run: Path) -> Iterator[None]:
     """Hold a run's folder against other processes.
@@ -97,20 +112,14 @@ def held(run: Path) -> Iterator[None]:
     Raises:
         RunError: another process holds it; it is named.
     """
-    from filelock import FileLock, Timeout
-
     with disk_errors(run):
         run.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(run / _LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            owner = run / _OWNER
-            name = owner.read_text("utf-8").strip() if owner.is_file() else "another process"
-            raise RunError(f"{run} is in use by {name}", "wait for it, or stop it first") from None
+        lock = _acquire(run)
     try:
         with disk_errors(run):
             (run / _OWNER).write_text(f"process {os.getpid()}\n", "utf-8")
+            for path in left_overs(run):  # nobody else writes here now
+                path.unlink(missing_ok=True)
         yield
     finally:
         (run / _OWNER).unlink(missing_ok=True)
@@ -120,3 +129,17 @@ def held(run: Path) -> Iterator[None]:
             (run / _LOCK).unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 run.rmdir()
+
+
+def _acquire(run: Path) -> Any:
+    """The run's lock, taken."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(run / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        owner = run / _OWNER
+        name = owner.read_text("utf-8").strip() if owner.is_file() else "another process"
+        raise RunError(f"{run} is in use by {name}", "wait for it, or stop it first") from None
+    return lock

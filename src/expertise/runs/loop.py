@@ -4,62 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
-from expertise.errors import DivergedError, ExpertiseError, RecipeError
-from expertise.runs import checkpoint
-from expertise.runs.device import DeviceName, memory_errors
-from expertise.runs.metrics import MetricsLog, TensorBoardSink, sum_of
+from expertise.errors import RunError
+from expertise.runs import checkpoint, divergence
+from expertise.runs.config import TrainConfig
+from expertise.runs.device import memory_errors
+from expertise.runs.divergence import Skips
+from expertise.runs.metrics import MetricsLog, TensorBoardSink, read_lines, sum_of
 from expertise.runs.optim import OptimizerConfig
 from expertise.runs.progress import Progress
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How long, how much at once, and how often to look and to save."""
-
-    steps: Annotated[int, Ge(1)]
-    """Optimizer steps."""
-    batch_size: Annotated[int, Ge(1)]
-    """Sequences per step, all micro-batches together."""
-    accumulation: Annotated[int, Ge(1)] = 1
-    """Micro-batches that a step is cut into: the same step to rounding, in less memory."""
-    evaluate_every: Annotated[int, Ge(0)] = 0
-    """Steps between evaluations; 0: only at the end."""
-    save_every: Annotated[int, Ge(0)] = 0
-    """Steps between checkpoints; 0: only at the end."""
-    log_every: Annotated[int, Ge(1)] = 10
-    """Steps between lines of metrics."""
-    keep: Annotated[int, Ge(1)] = 2
-    """How many of the latest checkpoints stay on disk."""
-    keep_every: Annotated[int, Ge(0)] = 0
-    """Checkpoints of every so many steps stay too; 0: none."""
-    seed: Annotated[int, Ge(0), Lt(2**63)] = 0
-    """Of the weights and of the order of the data."""
-    device: DeviceName = "auto"
-    """"auto" takes CUDA where present, else the CPU."""
-    threads: Annotated[int, Ge(0)] = 0
-    """CPU threads; 0: as many as the machine has cores."""
-    bfloat16: bool = False
-    """Compute products in bfloat16 (autocast); weights stay in float32."""
-    tensorboard: bool = False
-    """Also write metrics for TensorBoard."""
-
-    def __post_init__(self) -> None:
-        if self.batch_size % self.accumulation:
-            raise RecipeError(
-                f"train.batch_size ({self.batch_size}) is not a multiple of "
-                f"train.accumulation ({self.accumulation})"
-            )
+from expertise.runs.signals import Interrupted, Interrupts, Stopped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,43 +50,20 @@ class Task(Protocol):
     def losses(self, step: int, micro: int, detail: bool) -> Losses:
         """Losses of micro-batch `micro` of `step`; they depend on the weights, step and seed alone."""
 
-    def evaluate(self) -> dict[str, Any]:
-        """Numbers on held-out data, for the metrics."""
+    def after_step(self) -> None:
+        """What follows a step that was not skipped; it may change nothing but the model's state."""
+
+    def evaluate(self, between: Callable[[], None]) -> dict[str, Any]:
+        """Numbers on held-out data, for the metrics; they depend on the weights alone.
+
+        `between` is to be called between batches: it raises when the evaluation is to be broken off.
+        """
 
     def headline(self, evaluation: Mapping[str, Any]) -> str:
         """An evaluation in a few words."""
 
     def files(self) -> Mapping[str, str]:
         """Text files that belong into every checkpoint."""
-
-
-class Stopped(ExpertiseError):  # noqa: N818 - it is no error
-    """Training stopped by a signal, after saving."""
-
-    def __init__(self, signal_number: int, step: int) -> None:
-        name = signal.Signals(signal_number).name
-        super().__init__(f"stopped by {name} after step {step}; saved", "run the same command to go on")
-        self.signal_number = signal_number
-
-
-class Interrupts:
-    """Notes SIGINT and SIGTERM so that a step can end; a second SIGINT leaves at once."""
-
-    def __enter__(self) -> Interrupts:
-        self.signal_number: int | None = None
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.signal_number is not None:
-            raise KeyboardInterrupt
-        self.signal_number = number
 
 
 def train(run: Path, task: Task, config: TrainConfig, optimizer_config: OptimizerConfig) -> None:
@@ -144,33 +82,48 @@ def train(run: Path, task: Task, config: TrainConfig, optimizer_config: Optimize
     """
     optimizer = optimizer_config.build(task.model)
     first = restore(run, task.model, optimizer)
-    if first >= config.steps:
+    if first > config.steps or (first == config.steps and is_evaluated(run, first)):
         return
     log = MetricsLog(run, first, (TensorBoardSink(run),) if config.tensorboard else ())
     progress = Progress(config.steps, done=first, unit_per_step=task.units_per_step, unit=task.unit)
-    state = _State(run, task, config, optimizer_config, optimizer, log, progress)
     try:
         with Interrupts() as interrupts, progress:
-            for step in range(first, config.steps):
-                with memory_errors("train.batch_size (or raise train.accumulation)", "model.context"):
+            state = _State(run, task, config, optimizer_config, optimizer, log, progress, interrupts, first)
+            with memory_errors("train.batch_size (or raise train.accumulation)", "model.context"):
+                if first and not is_evaluated(run, first):
+                    state.look_and_save(first)  # a signal may have broken that evaluation off
+                for step in range(first, config.steps):
                     state.step(step)
-                if interrupts.signal_number is not None and step + 1 < config.steps:
-                    if state.saved != step + 1:
-                        state.save(step + 1)
-                    raise Stopped(interrupts.signal_number, step + 1)
+                    state.look_and_save(step + 1)
     finally:
         log.close()
 
 
 def restore(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Put a run's newest whole checkpoint into model and optimizer; the step it was saved at, or 0."""
+    """Put a run's newest whole checkpoint into model and optimizer; the step it was saved at, or 0.
+
+    Raises:
+        RunError: it is whole, but not of this model.
+    """
     saved = checkpoint.latest(run, set_aside=True)
     if saved is None:
         return 0
-    model.load_state_dict(saved.tensors("model"))
-    checkpoint.restore_optimizer(model, optimizer, saved.tensors("optimizer"))
+    try:
+        model.load_state_dict(saved.tensors("model"))
+        checkpoint.restore_optimizer(model, optimizer, saved.tensors("optimizer"))
+    except (RuntimeError, KeyError) as error:
+        raise RunError(
+            f"{saved.path} does not fit the model of the recipe",
+            f"it was written by expertise {saved.version}: go on with that version",
+        ) from error
     checkpoint.restore_random_states(saved.tensors("random"))
     return saved.step
+
+
+def is_evaluated(run: Path, step: int) -> bool:
+    """Whether a run's metrics hold an evaluation after this step."""
+    lines = read_lines(run / "metrics.jsonl")
+    return any(line["kind"] == "evaluation" and line["step"] == step for line in lines)
 
 
 @dataclasses.dataclass
@@ -182,14 +135,17 @@ class _State:
     optimizer: torch.optim.Optimizer
     log: MetricsLog
     progress: Progress
+    interrupts: Interrupts
+    first: int
 
     def __post_init__(self) -> None:
         self._clock = time.monotonic()
         self._since = 0
-        self.saved = -1
+        self._skips = Skips(read_lines(self.run / "metrics.jsonl"), self.first)
+        self.saved = self.first
 
     def step(self, step: int) -> None:
-        """One optimizer step (counted from 0) and whatever is due after it."""
+        """One optimizer step (counted from 0) and its line of metrics."""
         config, done = self.config, step + 1
         last = done == config.steps
         due = done % config.log_every == 0 or last
@@ -202,29 +158,49 @@ class _State:
             key: float(sum(losses.reported[key] for losses in micro)) / len(micro)
             for key in micro[0].reported
         }
-        norm = self._clip()
-        self._refuse_non_finite(done, reported, norm)
-        self.optimizer.step()
+        gradients = [p.grad for p in self.task.model.parameters() if p.grad is not None]
+        total_norm = nn.utils.get_total_norm(gradients)
+        norm = float(total_norm)
+        bad = divergence.culprit(reported, norm, self.task.model)
+        if bad:
+            self._skip(done, bad)
+        else:
+            self._update(total_norm)
         self.optimizer.zero_grad(set_to_none=True)
+        if not bad:
+            self.task.after_step()
         self._since += 1
-        if due or self._due(done, config.save_every) or self._due(done, config.evaluate_every):
-            # The step just taken may have spoilt the weights.
-            spoilt = not all(bool(p.isfinite().all()) for p in self.task.model.parameters())
-            self._refuse_non_finite(done, {"new weight": math.nan} if spoilt else {}, norm)
+        if due or self._due(done, config.evaluate_every):
+            self._refuse_spoilt(done)
         if due:
-            tables = {k: (sum(m.tables[k] for m in micro) / len(micro)) for k in micro[0].tables}
-            self._write(done, reported, tables, rate, norm)
+            if not bad:
+                tables = {k: (sum(m.tables[k] for m in micro) / len(micro)) for k in micro[0].tables}
+                self._write(done, reported, tables, rate, norm)
+            self._write_rate(done)
         self.progress.update(done, f"loss {reported['loss']:.3f}")
-        if self._due(done, config.evaluate_every):
-            self._evaluate(done)
-        if self._due(done, config.save_every):
-            self.save(done)
+
+    def look_and_save(self, done: int) -> None:
+        """Whatever is due after a step: an evaluation, a checkpoint, an end because a signal came."""
+        try:
+            if self._due(done, self.config.evaluate_every):
+                self._evaluate(done)
+            if self.saved != done and self._due(done, self.config.save_every):
+                self.save(done)
+            if done < self.config.steps:
+                self.interrupts.check()
+        except Interrupted:
+            # An evaluation that was broken off is made good when the run goes on.
+            if self.saved != done:
+                self.save(done)
+            assert self.interrupts.signal_number is not None
+            raise Stopped(self.interrupts.signal_number, done) from None
 
     def _due(self, done: int, every: int) -> bool:
         return done == self.config.steps or bool(every and done % every == 0)
 
     def save(self, step: int) -> None:
         """Write a checkpoint."""
+        self._refuse_spoilt(step)
         tensors = {
             "model": self.task.model.state_dict(),
             "optimizer": checkpoint.optimizer_tensors(self.task.model, self.optimizer),
@@ -240,21 +216,31 @@ class _State:
         reported = {key: value.detach() for key, value in losses.reported.items()}
         return Losses(losses.total.detach(), reported, {k: v.detach() for k, v in losses.tables.items()})
 
-    def _clip(self) -> float:
+    def _update(self, total_norm: Tensor) -> None:
+        """Clip and step."""
         limit = self.optimizer_config.clip or math.inf
-        return float(nn.utils.clip_grad_norm_(self.task.model.parameters(), limit))
+        nn.utils.clip_grads_with_norm_(self.task.model.parameters(), limit, total_norm)
+        self.optimizer.step()
+        self._skips.end_row()
 
-    def _refuse_non_finite(self, step: int, reported: Mapping[str, float], norm: float) -> None:
-        bad = [name for name, value in reported.items() if not math.isfinite(value)]
-        if not bad and math.isfinite(norm):
-            return
-        saved = checkpoint.latest(self.run)
-        good = f"the last good checkpoint is {saved.path}" if saved else "no checkpoint was saved before"
-        raise DivergedError(
-            f"step {step}: {'the ' + bad[0] if bad else 'the gradient'} is not finite",
-            good,
-            "try a lower optimizer.learning_rate, a longer optimizer.warmup or a lower optimizer.clip",
+    def _skip(self, step: int, bad: str) -> None:
+        """Drop a step's update, or stop: weights and the optimizer's state stay as they are."""
+        config = self.config
+        if config.on_non_finite == "stop":
+            raise divergence.diverged(self.run, step, bad, may_skip=True)
+        self._skips.add()
+        units = {self.task.unit: step * self.task.units_per_step}
+        self.log.metric(
+            kind="skipped", step=step, **units, skipped=True, reason=bad, skipped_total=self._skips.total
         )
+        if self._skips.in_a_row >= config.skip_limit:
+            raise divergence.diverged(self.run, step, bad, skipped=self._skips.in_a_row)
+        self.progress.note(f"step {step}: {bad} is not finite; skipped ({self._skips.total} so far)")
+
+    def _refuse_spoilt(self, step: int) -> None:
+        """The step just taken may have spoilt the weights: no line and no checkpoint may come of that."""
+        if not all(bool(p.isfinite().all()) for p in self.task.model.parameters()):
+            raise divergence.diverged(self.run, step, "a new weight")
 
     def _write(
         self, step: int, reported: Mapping[str, float], tables: Mapping[str, Any], rate: float, norm: float
@@ -268,6 +254,8 @@ class _State:
             gradient_norm=norm,
             **{name: _rounded(table) for name, table in tables.items()},
         )
+
+    def _write_rate(self, step: int) -> None:
         now = time.monotonic()
         seconds, self._clock = now - self._clock, now
         units, self._since = self._since * self.task.units_per_step, 0
@@ -280,8 +268,10 @@ class _State:
     def _evaluate(self, step: int) -> None:
         started = time.monotonic()
         self.task.model.eval()
-        evaluation = self.task.evaluate()
-        self._refuse_non_finite(step, {"evaluation": sum_of(evaluation)}, 0.0)
+        self.interrupts.check()
+        evaluation = self.task.evaluate(self.interrupts.check)
+        if not math.isfinite(sum_of(evaluation)):
+            raise divergence.diverged(self.run, step, "the evaluation")
         self.log.metric(
             kind="evaluation", step=step, **{self.task.unit: step * self.task.units_per_step}, **evaluation
         )
@@ -292,5 +282,5 @@ class _State:
 
 
 def _rounded(table: Tensor) -> list[float]:
-    """A table's numbers with the digits that a picture can show."""
-    return [round(float(value), 4) for value in table]
+    """A table's numbers with the four digits that a picture can show."""
+    return [float(f"{float(value):.4g}") for value in table]

@@ -17,7 +17,7 @@ Schedule = Literal["steps", "cosine", "constant"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW, clipping, and how the learning rate goes. The defaults are DeepSeekMoE's (§4.1.2)."""
+    """AdamW, clipping, and how the learning rate goes. The defaults are DeepSeekMoE's (§4.1)."""
 
     learning_rate: Annotated[float, Gt(0)]
     """Peak learning rate."""

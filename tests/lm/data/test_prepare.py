@@ -45,6 +45,17 @@ def test_streams_hold_every_document_after_an_end_of_text(corpus: Path) -> None:
             assert len(found[domain]) == prepared.documents_count[side][domain]
 
 
+@pytest.mark.parametrize("at_once", [7, 8_000_000])
+def test_frequencies_of_ids(corpus: Path, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr("expertise.lm.data.streams._TOKENS_AT_ONCE", at_once)
+    prepared = prepare(DataConfig(source=str(corpus)), SMALL)
+    stream = prepared.stream("train")
+    expected = [0] * (prepared.vocab_size + 5)
+    for token in stream.tokens.tolist():
+        expected[token] += 1
+    assert stream.frequencies(prepared.vocab_size + 5).tolist() == expected
+
+
 def test_domains_are_mixed_in_the_training_stream(corpus: Path) -> None:
     owners = prepare(DataConfig(source=str(corpus)), SMALL).stream("train").domain_ids
     assert (np.diff(owners) != 0).sum() > len(owners) // 4

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 _CHARACTERS_AT_ONCE = 8_000_000
+_TOKENS_AT_ONCE = 8_000_000
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,13 @@ class TokenStream:
     def domain_of(self, positions: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
         """The domain id (int64) of each position; an end of text belongs to the document it precedes."""
         return self.domain_ids[np.searchsorted(self.starts, positions, side="right") - 1]
+
+    def frequencies(self, vocab_size: int) -> Int[np.ndarray, " vocab"]:
+        """How often each id below `vocab_size` occurs, read piece by piece."""
+        counts = np.zeros(vocab_size, dtype=np.int64)
+        for start in range(0, len(self.tokens), _TOKENS_AT_ONCE):
+            counts += np.bincount(self.tokens[start : start + _TOKENS_AT_ONCE], minlength=vocab_size)
+        return counts
 
 
 def build_streams(

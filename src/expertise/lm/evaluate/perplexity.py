@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -86,7 +86,11 @@ def domain_texts(prepared: Prepared, split: str, max_bytes: int, context: int) -
 
 
 def evaluate(
-    model: LanguageModel, texts: list[DomainText], batch_size: int, bfloat16: bool = False
+    model: LanguageModel,
+    texts: list[DomainText],
+    batch_size: int,
+    bfloat16: bool = False,
+    between: Callable[[], None] | None = None,
 ) -> Evaluation:
     """One pass over held-out text.
 
@@ -95,6 +99,7 @@ def evaluate(
         texts: from `domain_texts`.
         batch_size: windows at once.
         bfloat16: compute products in bfloat16, as a run that trains so does.
+        between: called after each batch; it may raise to break the pass off.
     """
     bits: dict[str, float] = {}
     usage: dict[int, Usage] = {}
@@ -108,6 +113,8 @@ def evaluate(
                     usage[layer] = Usage(record.num_parts, len(texts), record.num_slots)
                 usage[layer].add(record, domains)
             del tokens
+            if between is not None:
+                between()
         bits[text.domain] = nll / math.log(2) / max(1, text.windows.num_bytes)
     return Evaluation(bits, {text.domain: text.windows.num_bytes for text in texts}, usage)
 

@@ -9,6 +9,7 @@ from typing import Any
 from expertise.errors import RecipeError, nearest
 from expertise.lm.data import Prepared, prepare
 from expertise.lm.evaluate.perplexity import domain_texts, evaluate
+from expertise.lm.evaluate.switches import Switches, switched
 from expertise.lm.initial import tokenizer_of
 from expertise.lm.load import load
 from expertise.lm.recipe import Recipe
@@ -20,7 +21,13 @@ SPLITS = ("validation", "test")
 
 
 def evaluate_run(
-    path: Path, split: str, max_bytes: int, device: str, threads: int, say: Callable[[str], None]
+    path: Path,
+    split: str,
+    max_bytes: int,
+    device: str,
+    threads: int,
+    say: Callable[[str], None],
+    switches: Switches | None = None,
 ) -> dict[str, Any]:
     """Bits per byte per domain and parts per token of a run on its own held-out text.
 
@@ -31,10 +38,11 @@ def evaluate_run(
         device: where to compute.
         threads: CPU threads; 0: one per core.
         say: told what happens.
+        switches: evaluate the model under these; None: as it was trained.
 
     Returns:
         `bits_per_byte` (with `mean`), `parts_per_token` (`mean`, `layers`, `domains`), `tasks`, `loads`,
-        `bytes`, `split`, `step`.
+        `bytes`, `split`, `step`, `switches` (those that are on).
     """
     if split not in SPLITS:
         raise RecipeError(f"no split {split!r}", nearest(split, SPLITS))
@@ -43,13 +51,15 @@ def evaluate_run(
     recipe = folder.read_recipe(run, Recipe)
     model = load(path, device)
     saved = checkpoint.open_checkpoint(path) if checkpoint.is_checkpoint(path) else checkpoint.latest(run)
-    prepared = text_of(run, recipe, say)
-    texts = domain_texts(prepared, split, max_bytes, model.config.context)
-    result = evaluate(model, texts, recipe.evaluation.batch_size, recipe.train.bfloat16).to_json()
+    switches = switches or Switches()
+    with switched(model, switches):
+        texts = domain_texts(text_of(run, recipe, say), split, max_bytes, model.config.context)
+        result = evaluate(model, texts, recipe.evaluation.batch_size, recipe.train.bfloat16).to_json()
     parts = result.pop("parts_per_token", {"mean": 0.0, "layers": [], "domains": {}})
     return {"bits_per_byte": result.pop("bits_per_byte"), "parts_per_token": parts, "tasks": {}, **result} | {
         "split": split,
         "step": saved.step if saved else 0,
+        "switches": switches.to_json(),
     }
 
 

@@ -7,5 +7,7 @@ ROUTERS = Registry(
     {
         "top_k": "expertise.mixture.routers.top_k:TopK",
         "top_p": "expertise.mixture.routers.top_p:TopP",
+        "hash": "expertise.mixture.routers.hash:Hash",
+        "context": "expertise.mixture.routers.context:Context",
     },
 )

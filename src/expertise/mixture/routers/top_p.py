@@ -6,30 +6,30 @@ import dataclasses
 import math
 from typing import Annotated, Any, Literal
 
-import torch
 from annotated_types import Ge, Gt, Le
-from torch import Tensor, nn
+from torch import Tensor
 
 from expertise.errors import RecipeError
-from expertise.mixture.routers.base import (
-    Router,
+from expertise.mixture.routers.learned import (
+    GateOptions,
+    LearnedRouter,
     RoutingDtype,
     Scale,
-    check_gating,
-    gate_values,
-    greatest,
-    init_weight,
-    softmax_affinities,
+    ScoreFunction,
 )
 from expertise.mixture.routes import Routes
-from expertise.shapes import Float
+from expertise.shapes import Float, Int
 
 
-class TopP(Router):
+class TopP(LearnedRouter):
     """Softmax, sorted, kept through the part whose cumulated probability first exceeds p (Dynamic MoE §2.2).
 
     At least one part; all of them where the sum never exceeds p. Gates are the raw probabilities, so they
     add up to a number in (p, 1]. "Exceeds" is strict, as in the released code.
+
+    A loss-free bias changes the order in which parts are taken; the mass that is cumulated stays the true
+    probability, so p keeps its meaning whatever the bias. (Out of order the mass grows more slowly: a token
+    may take more parts than without the bias, but never less mass.)
 
     Args:
         dim: width of a token.
@@ -38,6 +38,8 @@ class TopP(Router):
         max_parts: take at most so many parts, whatever their mass; None: no cap.
         normalize: divide the gates by their sum over the chosen parts.
         scale: constant on the gates, or "mean-one" (then each token's own number of parts counts).
+        scores: "softmax", or "sigmoid" of each logit; the mass is then their share of the sum.
+        bias_step: step of the loss-free bias, which is added to the scores in the order; 0: no bias.
         routing_dtype: "float32", or "activation" to compute scores in x's dtype.
 
     Raises:
@@ -45,7 +47,7 @@ class TopP(Router):
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(GateOptions):
         """What a recipe says of a top-p router."""
 
         name: Literal["top_p"] = "top_p"
@@ -54,23 +56,17 @@ class TopP(Router):
         """Probability mass that the chosen parts must pass."""
         max_parts: Annotated[int, Ge(1)] | None = None
         """At most so many parts per token; left out: no cap."""
-        normalize: bool = False
-        """Divide the gates by their sum over the chosen parts."""
-        scale: Scale = 1.0
-        """Constant on the gates, or "mean-one"."""
-        routing_dtype: RoutingDtype = "float32"
-        """Compute scores in float32, or in the "activation"'s dtype."""
         assumed_parts: Annotated[float, Ge(1)] = 2.0
         """Parts per token that counts of activated parameters and FLOPs assume."""
 
         def __post_init__(self) -> None:
+            GateOptions.__post_init__(self)
             if not 0.0 < self.p <= 1.0:
                 raise RecipeError(f"a router's p must lie in (0, 1], not {self.p}")
             if self.max_parts is not None and self.max_parts < 1:
                 raise RecipeError(f"a router's max_parts must be at least 1, not {self.max_parts}")
             if self.assumed_parts < 1:
                 raise RecipeError(f"a router's assumed_parts must be at least 1, not {self.assumed_parts}")
-            check_gating(self.scale, self.routing_dtype)
 
         def check(self, num_parts: int) -> None:
             """Refuse a cap above the number of parts."""
@@ -79,11 +75,10 @@ class TopP(Router):
                     f"a router's max_parts ({self.max_parts}) exceeds its number of parts ({num_parts})"
                 )
 
-        def build(self, dim: int, num_parts: int) -> TopP:
+        def build(self, dim: int, num_parts: int, vocab_size: int = 0) -> TopP:
             """The router for tokens of width `dim` over `num_parts` parts."""
-            return TopP(
-                dim, num_parts, self.p, self.max_parts, self.normalize, self.scale, self.routing_dtype
-            )
+            options = {field.name: getattr(self, field.name) for field in dataclasses.fields(GateOptions)}
+            return TopP(dim, num_parts, self.p, self.max_parts, **options)
 
         def num_params(self, dim: int, num_parts: int) -> int:
             """Learned numbers."""
@@ -93,6 +88,10 @@ class TopP(Router):
             """Parts that a token is assumed to take, for counting activated parameters."""
             return float(min(self.assumed_parts, self.max_parts or num_parts))
 
+        def has_logits(self) -> bool:
+            """Yes."""
+            return True
+
     def __init__(
         self,
         dim: int,
@@ -101,48 +100,48 @@ class TopP(Router):
         max_parts: int | None = None,
         normalize: bool = False,
         scale: Scale = 1.0,
+        *,
+        scores: ScoreFunction = "softmax",
+        bias_step: float = 0.0,
         routing_dtype: RoutingDtype = "float32",
     ) -> None:
-        super().__init__()
         config = TopP.Config(
-            p=p, max_parts=max_parts, normalize=normalize, scale=scale, routing_dtype=routing_dtype
+            p=p,
+            max_parts=max_parts,
+            normalize=normalize,
+            scale=scale,
+            scores=scores,
+            bias_step=bias_step,
+            routing_dtype=routing_dtype,
         )
         config.check(num_parts)
-        self.num_parts = num_parts
+        super().__init__(dim, num_parts, config)
         self.p = p
         self.max_parts = max_parts
-        self.normalize = normalize
-        self.scale = scale
-        self.routing_dtype = routing_dtype
-        self.weight = nn.Parameter(torch.empty(num_parts, dim))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the centroids anew."""
-        init_weight(self.weight)
 
     def forward(self, x: Float[Tensor, "*leading dim"], context: Any = None) -> Routes:
         """Parts for each token of x until their mass passes p; `context` is not used."""
-        logits, affinities = softmax_affinities(x, self.weight, self.routing_dtype)
+        scores = self.score(x)
         # With a cap only so many greatest parts can matter: no need to sort the rest.
-        part_ids = greatest(affinities, self.max_parts or self.num_parts)
-        sorted_affinities = affinities.gather(-1, part_ids)
+        part_ids = self.ranked(scores.raw, self.num_slots)
+        return self.routes(scores, part_ids, self.num_used(scores.affinities.gather(-1, part_ids)))
+
+    @property
+    def num_slots(self) -> int:
+        """The cap, or E without one."""
+        return self.max_parts or self.num_parts
+
+    @property
+    def num_least(self) -> int:
+        """1."""
+        return 1
+
+    def num_used(self, probabilities: Float[Tensor, "tokens slots"]) -> Int[Tensor, " tokens"]:
+        """How many of its ranked parts each token takes to pass p; all where they do not pass it."""
         # Easy to miss: a part stays when the mass BEFORE it has not passed p, so the one that crosses stays.
         # Probabilities never exceed 1; only the rounding of their sum may.
-        passed = sorted_affinities.detach().cumsum(-1) > (self.p if self.p < 1 else math.inf)
-        counts = 1 + (~passed[:, :-1]).sum(-1)
-        used = torch.arange(part_ids.shape[-1], device=x.device) < counts[:, None]
-        return Routes(
-            gates=gate_values(sorted_affinities, used, self.normalize, self.scale),
-            affinities=affinities,
-            part_ids=torch.where(used, part_ids, -1),
-            counts=counts,
-            logits=logits,
-        )
+        passed = probabilities.detach().cumsum(-1) > (self.p if self.p < 1 else math.inf)
+        return 1 + (~passed[:, :-1]).sum(-1)
 
-    def extra_repr(self) -> str:
-        """What printing the module shows of it."""
-        return (
-            f"num_parts={self.num_parts}, p={self.p}, max_parts={self.max_parts}, "
-            f"normalize={self.normalize}, scale={self.scale!r}"
-        )
+    def _shown(self) -> list[str]:
+        return [f"p={self.p}", f"max_parts={self.max_parts}"]

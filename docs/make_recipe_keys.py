@@ -1,0 +1,168 @@
+"""Writes docs/recipe-keys.md from the sentences under the fields of recipes; a test keeps it current."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import re
+import textwrap
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).with_name("recipe-keys.md")
+HEAD = """# Keys of a recipe
+
+Written by `make docs` from the sentence under each field; do not edit. How recipes work:
+[guide/02-recipes.md](guide/02-recipes.md). A key without a default must be given.
+"""
+
+
+def page() -> str:
+    """The page's text."""
+    from expertise.lm.recipe import Recipe, may_change
+
+    parts = [HEAD]
+    for title, cls, about in sections(Recipe, ""):
+        parts.append(f"## {title}\n\n{about}\n\n{table(title, cls, may_change)}")
+    parts.append("*: a run may go on with another value of this key.\n")
+    return "\n".join(parts)
+
+
+def sections(cls: Any, path: str) -> Iterator[tuple[str, Any, str]]:
+    """Every table of a recipe, in order: its dotted path, its class, a sentence about it."""
+    from expertise.runs.recipe import Choice
+
+    sentences = sentences_of(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
+    if path:
+        yield path, cls, first_paragraph(cls)
+    elif not all(nested(hint) for hint in hints.values()):
+        yield "Outside any table", cls, "These stand at the top of a recipe."
+    for field in dataclasses.fields(cls):
+        here = f"{path}.{field.name}" if path else field.name
+        for hint in flat(hints[field.name]):
+            if is_class(hint):
+                list_of = typing.get_origin(hints[field.name]) is list or "list[" in str(hints[field.name])
+                yield from sections(hint, f"{here} (each)" if list_of else here)
+            elif isinstance(hint, Choice):
+                for name, entry in hint.registry.items():
+                    if getattr(entry, "context_kind", "") == "a context vector":
+                        continue  # a language model's layers have none: refused in a recipe
+                    doc = first_paragraph(entry)
+                    yield f'{here} with name = "{name}"', entry.Config, f"{sentences[field.name]} {doc}"
+
+
+def table(title: str, cls: Any, may_change: Any) -> str:
+    """The keys of one class."""
+    sentences, hints = sentences_of(cls), typing.get_type_hints(cls, include_extras=True)
+    path = title.split(" ")[0]
+    rows = ["| key | value | default | |", "|---|---|---|---|"]
+    # What the class says itself comes before what it shares with others.
+    for field in sorted(dataclasses.fields(cls), key=lambda f: f.name not in vars(cls)["__annotations__"]):
+        if nested(hints[field.name]):
+            continue
+        mark = "*" if may_change(f"{path}.{field.name}") else ""
+        needed = field.name == "name" and title.startswith("model.router")  # parts have one that is meant
+        shown = shown_type(hints[field.name])
+        cells = (
+            f"`{field.name}`{mark}",
+            shown,
+            "" if needed else default(field),
+            sentences.get(field.name, ""),
+        )
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def sentences_of(cls: Any) -> dict[str, str]:
+    """Field → the string under it, of a class and those it inherits from."""
+    found: dict[str, str] = {}
+    for each in reversed(cls.__mro__):
+        if not dataclasses.is_dataclass(each):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(each))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for field, after in zip(body.body, body.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr):
+                assert isinstance(after.value, ast.Constant)
+                found[ast.unparse(field.target)] = " ".join(str(after.value.value).split())
+    return found
+
+
+def flat(hint: Any) -> Iterator[Any]:
+    """An annotation's parts: classes, literals, marks."""
+    if typing.get_origin(hint) is typing.Annotated:
+        marks = hint.__metadata__
+        yield from marks
+        if not any(type(mark).__name__ == "Choice" for mark in marks):
+            yield from flat(hint.__origin__)
+    elif typing.get_origin(hint) in (list, typing.Union, types.UnionType):
+        for argument in typing.get_args(hint):
+            yield from flat(argument)
+    else:
+        yield hint
+
+
+def nested(hint: Any) -> bool:
+    """Whether a field is a table of its own, with its own section."""
+    kinds = [part for part in flat(hint) if part is not type(None)]
+    return all(is_class(kind) or type(kind).__name__ == "Choice" for kind in kinds)
+
+
+def is_class(hint: Any) -> bool:
+    """Whether an annotation is a dataclass; marks such as `Ge(1)` are instances of some."""
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
+
+
+def shown_type(hint: Any) -> str:
+    """An annotation as a reader of TOML sees it."""
+    kind = typing.get_origin(hint)
+    if kind is typing.Annotated:
+        limits = ", ".join(filter(None, (limit(mark) for mark in hint.__metadata__)))
+        return f"{shown_type(hint.__origin__)} {limits}".strip()
+    if kind in (typing.Union, types.UnionType):
+        return " or ".join(shown_type(a) for a in typing.get_args(hint) if a is not type(None))
+    if kind is typing.Literal:
+        return ", ".join(f'`"{value}"`' for value in typing.get_args(hint))
+    if kind is list:
+        (inner,) = typing.get_args(hint)
+        return "tables" if dataclasses.is_dataclass(inner) else f"list of {shown_type(inner)}"
+    return {int: "integer", float: "number", str: "text", bool: "true or false"}.get(hint, str(hint))
+
+
+def limit(mark: Any) -> str:
+    """A mark such as `Ge(1)` as a sign."""
+    signs = {"Ge": ("≥", "ge"), "Gt": (">", "gt"), "Le": ("≤", "le"), "Lt": ("<", "lt")}
+    sign = signs.get(type(mark).__name__)
+    if sign is None:
+        return ""
+    bound = getattr(mark, sign[1])
+    return f"{sign[0]} {'2^63' if bound == 2**63 else bound}"
+
+
+def default(field: Any) -> str:
+    """A field's default as TOML."""
+    if field.default is dataclasses.MISSING:
+        return "" if field.default_factory is dataclasses.MISSING else "none"
+    if field.default is None or field.default == "":
+        return "none"
+    return f"`{field.default!r}`".replace("'", '"').replace("True", "true").replace("False", "false")
+
+
+def first_paragraph(cls: Any) -> str:
+    """What a class says of itself first, on one line."""
+    text = " ".join(inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].split())
+    return re.sub(r"\s+", " ", text)
+
+
+def main() -> None:
+    """Write the page."""
+    PAGE.write_text(page(), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""Families of feed-forward layers at equal size, all from one reference mixture (DeepSeekMoE §4).
+
+The reference has N full-size experts, of which a token takes K. DeepSeekMoE cuts each into m segments and
+keeps K_s segments always on: its expert parameters, total and activated, stay as many as the reference's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Annotated, Literal, TypeAlias
+
+from annotated_types import Ge, Gt, Le
+
+from expertise.errors import RecipeError, nearest
+from expertise.mixture.parts.base import PartsConfig
+from expertise.mixture.parts.swiglu import SwiGLU, SwiGLUExperts
+from expertise.mixture.routers import ROUTERS
+from expertise.mixture.routers.base import RouterConfig
+from expertise.mixture.routers.top_k import TopK
+from expertise.mixture.routers.top_p import TopP
+
+FamilyName: TypeAlias = Literal["dense", "hash", "switch", "gshard", "deepseekmoe", "dynamic"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeedForward:
+    """What stands in the feed-forward half of a layer, whoever decided it; no router: all is always on."""
+
+    router: RouterConfig | None
+    parts: PartsConfig | None
+    always: SwiGLU.Config
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FamilySizes:
+    """Counts and widths of one layer. Sizes are in hidden units: one is 3 * dim parameters of a SwiGLU."""
+
+    num_parts: int
+    """Routed experts; 0: nothing is routed."""
+    parts_per_token: float
+    """How many of them a token takes; for top-p, how many make it as large as the reference."""
+    part_hidden: int
+    """Hidden width of a routed expert; 0 where there is none."""
+    always_hidden: int
+    """Hidden width of all that is always on."""
+    intended_total: float
+    """Hidden units that the family should have in all, before widths were rounded."""
+    intended_activated: float
+    """Hidden units that a token should activate, before widths were rounded."""
+
+    def num_params(self, dim: int) -> int:
+        """Expert parameters of a layer of width `dim`, routed and always on; centroids are not experts."""
+        return 3 * dim * (self.num_parts * self.part_hidden + self.always_hidden)
+
+    def num_active_params(self, dim: int) -> int:
+        """Expert parameters that a token activates."""
+        return round(3 * dim * (self.parts_per_token * self.part_hidden + self.always_hidden))
+
+    def differences(self, dim: int) -> dict[str, float]:
+        """What rounding the widths cost: actual minus intended.
+
+        Returns:
+            `total` and `activated` in parameters, `total_percent` and `activated_percent` of what was
+            intended. All are 0 where the widths divide without rest.
+        """
+        total, activated = 3 * dim * self.intended_total, 3 * dim * self.intended_activated
+        more, more_activated = self.num_params(dim) - total, self.num_active_params(dim) - activated
+        return {
+            "total": more,
+            "total_percent": 100 * more / total,
+            "activated": more_activated,
+            "activated_percent": 100 * more_activated / activated,
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FamilyConfig:
+    """One family of layers, and the reference mixture that all of them are measured by.
+
+    | family | routed (a token takes) | always on |
+    |---|---|---|
+    | `dense` | none | `multiple` full-size experts |
+    | `hash` | N full-size (1, fixed by token id) | none |
+    | `switch` | N full-size (1) | none |
+    | `gshard` | N, `widen` times full size (K) | none |
+    | `deepseekmoe` | mN - K_s of width hidden / m (mK - K_s) | K_s of width hidden / m |
+    | `dynamic` | as `deepseekmoe`, but as many as it takes to pass `p` | as `deepseekmoe` |
+
+    Gates are the papers': raw probabilities, not normalised, scale 1. With m = 1 and K_s = 0 `dynamic` is the
+    model of Dynamic MoE and `deepseekmoe` is `gshard`. Changing `name` is all it takes to get another family
+    from the same recipe: what is cut into segments alone heeds `segments` and `shared`, and `hash`, which
+    learns no router, passes over the recipe's losses on the routes.
+
+    Raises:
+        RecipeError: the reference makes no sense, or an option belongs to another family.
+    """
+
+    name: FamilyName
+    """Which family."""
+    num_experts: Annotated[int, Ge(1)]
+    """N: full-size experts of the reference."""
+    top_k: Annotated[int, Ge(1)]
+    """K: how many of them a token takes in the reference."""
+    hidden: Annotated[int, Ge(1)]
+    """Hidden width of one full-size expert, the standard feed-forward width."""
+    segments: Annotated[int, Ge(1)] = 1
+    """m: into how many experts each full-size one is cut (deepseekmoe, dynamic)."""
+    shared: Annotated[int, Ge(0)] = 0
+    """K_s: how many of the cut experts are always on (deepseekmoe, dynamic)."""
+    p: Annotated[float, Gt(0), Le(1)] = 0.4
+    """Probability mass that the chosen experts must pass (dynamic)."""
+    max_parts: Annotated[int, Ge(1)] | None = None
+    """At most so many routed experts per token (dynamic); left out: no cap."""
+    widen: Annotated[float, Gt(0)] = 1.0
+    """Experts so many times as wide (gshard; the paper's x1.2 and x1.5)."""
+    multiple: Annotated[int, Ge(1)] = 1
+    """So many full-size experts, all always on (dense; the paper's x2, x4 and x16)."""
+    align: Annotated[int, Ge(1)] = 1
+    """Round each expert's width to the nearest multiple of this."""
+
+    def __post_init__(self) -> None:
+        if self.name not in FAMILIES:
+            raise RecipeError(f"unknown family {self.name!r}", nearest(self.name, FAMILIES))
+        for key in ("num_experts", "top_k", "hidden", "segments", "widen", "multiple", "align"):
+            if getattr(self, key) <= 0 or not math.isfinite(getattr(self, key)):
+                raise RecipeError(f"model.family.{key} must be above 0, not {getattr(self, key)}")
+        if self.top_k > self.num_experts:
+            raise RecipeError(
+                f"model.family.top_k ({self.top_k}) is larger than its num_experts ({self.num_experts})"
+            )
+        if not 0 <= self.shared < self.segments * self.top_k:
+            raise RecipeError(
+                f"model.family.shared ({self.shared}) leaves no routed expert: a token takes "
+                f"segments * top_k = {self.segments * self.top_k} in all"
+            )
+        for key, owner in (("widen", "gshard"), ("multiple", "dense")):
+            # Passed over, they would let unequal models be compared as equal ones.
+            if getattr(self, key) != 1 and self.name != owner:
+                raise RecipeError(
+                    f"model.family.{key} belongs to the family {owner!r}, not to {self.name!r}",
+                    f"leave it out, or set model.family.name to {owner!r}",
+                )
+        self.build()
+
+    def sizes(self) -> FamilySizes:
+        """Counts and widths, and what they should have come to."""
+        return FAMILIES[self.name][0](self)
+
+    def build(self) -> FeedForward:
+        """Router, parts and what is always on, as a recipe could have spelled them out.
+
+        Raises:
+            RecipeError: the router refuses its number of parts.
+        """
+        sizes = self.sizes()
+        router = FAMILIES[self.name][1](self, sizes)
+        parts = None
+        if router is not None:
+            router.check(sizes.num_parts)
+            parts = SwiGLUExperts.Config(num_parts=sizes.num_parts, hidden=sizes.part_hidden)
+        return FeedForward(router=router, parts=parts, always=SwiGLU.Config(hidden=sizes.always_hidden))
+
+    def width(self, share: float) -> int:
+        """A share of the full width, rounded to a multiple of `align`."""
+        # Not round(): it would take 0.5 down and 1.5 up.
+        return self.align * max(1, math.floor(share * self.hidden / self.align + 0.5))
+
+
+def _dense(family: FamilyConfig) -> FamilySizes:
+    return FamilySizes(
+        num_parts=0,
+        parts_per_token=0.0,
+        part_hidden=0,
+        always_hidden=family.multiple * family.width(1.0),
+        intended_total=float(family.multiple * family.hidden),
+        intended_activated=float(family.multiple * family.hidden),
+    )
+
+
+def _full_size(family: FamilyConfig, taken: int) -> FamilySizes:
+    return FamilySizes(
+        num_parts=family.num_experts,
+        parts_per_token=float(taken),
+        part_hidden=family.width(family.widen),
+        always_hidden=0,
+        intended_total=family.num_experts * family.widen * family.hidden,
+        intended_activated=taken * family.widen * family.hidden,
+    )
+
+
+def _one_of_n(family: FamilyConfig) -> FamilySizes:
+    return _full_size(family, 1)
+
+
+def _k_of_n(family: FamilyConfig) -> FamilySizes:
+    return _full_size(family, family.top_k)
+
+
+def _segmented(family: FamilyConfig) -> FamilySizes:
+    """N' = mN - K_s and K' = mK - K_s (DeepSeekMoE Eqs. 9-11)."""
+    m, shared, width = family.segments, family.shared, family.width(1 / family.segments)
+    return FamilySizes(
+        num_parts=m * family.num_experts - shared,
+        parts_per_token=float(m * family.top_k - shared),
+        part_hidden=width,
+        always_hidden=shared * width,
+        intended_total=float(family.num_experts * family.hidden),
+        intended_activated=float(family.top_k * family.hidden),
+    )
+
+
+def _no_router(_family: FamilyConfig, _sizes: FamilySizes) -> None:
+    """Nothing is routed."""
+
+
+def _hash(_family: FamilyConfig, _sizes: FamilySizes) -> RouterConfig:
+    config: RouterConfig = ROUTERS["hash"].Config()
+    return config
+
+
+def _top_k(_family: FamilyConfig, sizes: FamilySizes) -> RouterConfig:
+    return TopK.Config(k=int(sizes.parts_per_token))
+
+
+def _top_p(family: FamilyConfig, sizes: FamilySizes) -> RouterConfig:
+    return TopP.Config(p=family.p, max_parts=family.max_parts, assumed_parts=sizes.parts_per_token)
+
+
+_Sizes: TypeAlias = Callable[[FamilyConfig], FamilySizes]
+_Router: TypeAlias = Callable[[FamilyConfig, FamilySizes], RouterConfig | None]
+
+FAMILIES: dict[str, tuple[_Sizes, _Router]] = {
+    "dense": (_dense, _no_router),
+    "hash": (_one_of_n, _hash),
+    "switch": (_one_of_n, _top_k),
+    "gshard": (_k_of_n, _top_k),
+    "deepseekmoe": (_segmented, _top_k),
+    "dynamic": (_segmented, _top_p),
+}
+"""Name → how its sizes follow from the reference, and its router."""

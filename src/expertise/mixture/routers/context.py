@@ -1,0 +1,122 @@
+"""Context routing: a small network turns a context vector into dense weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, get_args
+
+import torch
+from annotated_types import Ge
+from torch import Tensor, nn
+
+from expertise.errors import RecipeError
+from expertise.mixture.routers.base import ContextKind, Router
+from expertise.mixture.routes import Routes
+from expertise.shapes import Float
+
+Squash = Literal["softmax", "sigmoid", "none"]
+"""What bounds the weights: a softmax (they sum to 1), a sigmoid (each in 0 to 1), or nothing (any sign)."""
+
+
+class Context(Router):
+    """Dense weights alpha(context) for all parts from an MLP (PSEC, arXiv 2502.05932, §4.2).
+
+    Every part is taken by every token; the weights are the same for all tokens that share a context.
+
+    Args:
+        context_dim: width of the context vector.
+        num_parts: K.
+        hidden: widths of the hidden layers.
+        squash: "softmax", "sigmoid" or "none".
+
+    Raises:
+        RecipeError: a width is not positive, or squash is none of these.
+    """
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config:
+        """What a recipe says of a context router."""
+
+        name: Literal["context"] = "context"
+        """Which router."""
+        context_dim: Annotated[int, Ge(1)]
+        """Width of the context vector."""
+        hidden: list[int] = dataclasses.field(default_factory=lambda: [256, 256])
+        """Widths of the hidden layers."""
+        squash: Squash = "none"
+        """What bounds the weights."""
+
+        def check(self, num_parts: int) -> None:
+            """Any number of parts will do."""
+
+        def build(self, dim: int, num_parts: int, vocab_size: int = 0) -> Context:
+            """The router over `num_parts` parts."""
+            return Context(self.context_dim, num_parts, self.hidden, self.squash)
+
+        def num_params(self, dim: int, num_parts: int) -> int:
+            """Learned numbers of the MLP."""
+            widths = [self.context_dim, *self.hidden, num_parts]
+            return sum((a + 1) * b for a, b in itertools.pairwise(widths))
+
+        def num_active_parts(self, num_parts: int) -> float:
+            """All of them."""
+            return float(num_parts)
+
+        def has_logits(self) -> bool:
+            """Only under a softmax are the weights probabilities."""
+            return self.squash == "softmax"
+
+    context_kind: ClassVar[ContextKind] = "a context vector"
+
+    def __init__(
+        self,
+        context_dim: int,
+        num_parts: int,
+        hidden: Sequence[int] = (256, 256),
+        squash: Squash = "none",
+    ) -> None:
+        super().__init__()
+        widths = [context_dim, *hidden, num_parts]
+        if min(widths) < 1:
+            raise RecipeError(f"a context router's widths must be positive, not {widths}")
+        if squash not in get_args(Squash):
+            raise RecipeError(f"squash is one of {', '.join(get_args(Squash))}, not {squash!r}")
+        self.context_dim = context_dim
+        self.num_parts = num_parts
+        self.squash = squash
+        layers: list[nn.Module] = []
+        for width_in, width_out in itertools.pairwise(widths):
+            layers += [nn.Linear(width_in, width_out), nn.ReLU()]
+        self.network = nn.Sequential(*layers[:-1])
+
+    def forward(self, x: Float[Tensor, "*leading dim"], context: Any = None) -> Routes:
+        """Dense routes for the tokens of x.
+
+        Args:
+            x: tokens; only their leading shape counts.
+            context: vectors whose leading shape is x's, or its beginning (one vector for a whole sequence).
+
+        Raises:
+            RecipeError: there is no context, or its shape does not fit.
+        """
+        leading = x.shape[:-1]
+        if not isinstance(context, Tensor) or not context.is_floating_point() or not context.ndim:
+            raise RecipeError("a context router needs context vectors, one per token or one per sequence")
+        if context.shape[-1] != self.context_dim or context.shape[:-1] != leading[: context.ndim - 1]:
+            raise RecipeError(
+                f"the context of shape {list(context.shape)} does not fit tokens of shape {list(leading)} "
+                f"and a context router of width {self.context_dim}"
+            )
+        logits = self.network(context.to(next(self.parameters()).dtype))
+        logits = logits.view(*context.shape[:-1], *[1] * (len(leading) - context.ndim + 1), self.num_parts)
+        logits = logits.expand(*leading, self.num_parts).reshape(-1, self.num_parts)
+        if self.squash == "softmax":
+            gates = torch.softmax(logits, dim=-1)
+            return Routes(gates=gates, affinities=gates, logits=logits)
+        return Routes.dense(torch.sigmoid(logits) if self.squash == "sigmoid" else logits)
+
+    def extra_repr(self) -> str:
+        """What printing the module shows of it."""
+        return f"context_dim={self.context_dim}, num_parts={self.num_parts}, squash={self.squash!r}"

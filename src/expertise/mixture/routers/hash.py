@@ -1,0 +1,111 @@
+"""Hash routing: a fixed part per token id, nothing learned."""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from expertise.errors import RecipeError
+from expertise.mixture.routers.base import ContextKind, Router
+from expertise.mixture.routes import Routes
+from expertise.shapes import Float, Int
+
+
+class Hash(Router):
+    """One random part per token id, drawn once, gate 1 (Hash Layers, arXiv 2106.04426; DeepSeekMoE §4.1.3).
+
+    `context` must hold the token ids. Affinities are 1 for the part and 0 for the others. The draw depends on
+    the seed alone, so the layers of one model group the token ids alike.
+
+    Args:
+        num_parts: E.
+        vocab_size: how many token ids there are.
+        seed: of the draw.
+
+    Raises:
+        RecipeError: there is no part or no token.
+    """
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config:
+        """What a recipe says of a hash router."""
+
+        name: Literal["hash"] = "hash"
+        """Which router."""
+        seed: Annotated[int, Ge(0)] = 0
+        """Of the draw of a part for each token id."""
+        balanced: bool = False
+        """Give frequent tokens out so that all parts get the same number of training tokens."""
+
+        def check(self, num_parts: int) -> None:
+            """Any number of parts will do."""
+
+        def build(self, dim: int, num_parts: int, vocab_size: int = 0) -> Hash:
+            """The router over `num_parts` parts for `vocab_size` token ids."""
+            return Hash(num_parts, vocab_size, self.seed)
+
+        def num_params(self, dim: int, num_parts: int) -> int:
+            """Nothing is learned."""
+            return 0
+
+        def num_active_parts(self, num_parts: int) -> float:
+            """One."""
+            return 1.0
+
+        def has_logits(self) -> bool:
+            """No: nothing is scored."""
+            return False
+
+    context_kind: ClassVar[ContextKind] = "token ids"
+    table: Tensor
+
+    def __init__(self, num_parts: int, vocab_size: int, seed: int = 0) -> None:
+        super().__init__()
+        if num_parts < 1 or vocab_size < 1:
+            raise RecipeError(f"a hash router needs parts and token ids, not {num_parts} and {vocab_size}")
+        self.num_parts = num_parts
+        generator = torch.Generator().manual_seed(seed)
+        self.register_buffer("table", torch.randint(num_parts, (vocab_size,), generator=generator))
+
+    def balance(self, frequencies: Int[Tensor, " vocab"]) -> None:
+        """Deal token ids out, most frequent first, each to the part with the fewest tokens so far.
+
+        No draw is left: the result depends on the frequencies alone, equal ones go by the lower id.
+
+        Args:
+            frequencies: how often each id stands in the training text.
+
+        Raises:
+            RecipeError: there is not one frequency per token id.
+        """
+        if len(frequencies) != len(self.table):
+            raise RecipeError(f"{len(frequencies)} frequencies for {len(self.table)} token ids")
+        heap = [(0, part) for part in range(self.num_parts)]
+        order = torch.sort(frequencies, descending=True, stable=True).indices.tolist()
+        counts = frequencies.tolist()
+        for token in order:
+            load, part = heapq.heappop(heap)
+            self.table[token] = part
+            # A token that never occurs still weighs something, or all of them would meet in one part.
+            heapq.heappush(heap, (load + max(1, counts[token]), part))
+
+    def forward(self, x: Float[Tensor, "*leading dim"], context: Any = None) -> Routes:
+        """One part for each token of x, by its id in `context` (int64, x's leading shape).
+
+        Raises:
+            RecipeError: there are no token ids, or not one per token.
+        """
+        if not isinstance(context, Tensor) or context.is_floating_point() or context.shape != x.shape[:-1]:
+            raise RecipeError("a hash router needs the token ids as context, one per token")
+        part_ids = self.table[context.reshape(-1)][:, None]
+        affinities = x.new_zeros(part_ids.shape[0], self.num_parts).scatter(1, part_ids, 1.0)
+        return Routes(gates=affinities.gather(1, part_ids), affinities=affinities, part_ids=part_ids)
+
+    def extra_repr(self) -> str:
+        """What printing the module shows of it."""
+        return f"num_parts={self.num_parts}, vocab_size={len(self.table)}"

@@ -1,0 +1,55 @@
+"""What a recipe says about a training, whatever is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+from annotated_types import Ge, Lt
+
+from expertise.errors import RecipeError
+from expertise.runs.device import DeviceName
+from expertise.runs.divergence import OnNonFinite
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, how much at once, and how often to look and to save."""
+
+    steps: Annotated[int, Ge(1)]
+    """Optimizer steps."""
+    batch_size: Annotated[int, Ge(1)]
+    """Sequences per step, all micro-batches together."""
+    accumulation: Annotated[int, Ge(1)] = 1
+    """Micro-batches that a step is cut into: the same step to rounding, in less memory."""
+    evaluate_every: Annotated[int, Ge(0)] = 0
+    """Steps between evaluations; 0: only at the end."""
+    save_every: Annotated[int, Ge(0)] = 0
+    """Steps between checkpoints; 0: only at the end."""
+    log_every: Annotated[int, Ge(1)] = 10
+    """Steps between lines of metrics."""
+    keep: Annotated[int, Ge(1)] = 2
+    """How many of the latest checkpoints stay on disk."""
+    keep_every: Annotated[int, Ge(0)] = 0
+    """Checkpoints of every so many steps stay too; 0: none."""
+    seed: Annotated[int, Ge(0), Lt(2**63)] = 0
+    """Of the weights and of the order of the data."""
+    device: DeviceName = "auto"
+    """"auto" takes CUDA where present, else the CPU."""
+    threads: Annotated[int, Ge(0)] = 0
+    """CPU threads; 0: as many as the machine has cores."""
+    bfloat16: bool = False
+    """Compute products in bfloat16 (autocast); weights stay in float32."""
+    tensorboard: bool = False
+    """Also write metrics for TensorBoard."""
+    on_non_finite: OnNonFinite = "stop"
+    """A loss or gradient that is not finite: "stop", or "skip" the step: its batch is passed over."""
+    skip_limit: Annotated[int, Ge(1)] = 10
+    """So many skipped steps in a row stop the run after all."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.accumulation:
+            raise RecipeError(
+                f"train.batch_size ({self.batch_size}) is not a multiple of "
+                f"train.accumulation ({self.accumulation})"
+            )

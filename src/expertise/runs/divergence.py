@@ -1,0 +1,79 @@
+"""Losses and gradients that are not finite: what to say of them, and steps that are passed over."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from expertise.errors import DivergedError
+from expertise.runs import checkpoint
+
+OnNonFinite = Literal["stop", "skip"]
+
+
+def culprit(reported: Mapping[str, float], norm: float, model: nn.Module) -> str:
+    """What is not finite in a step, in words; empty when all is.
+
+    Args:
+        reported: the parts of the loss.
+        norm: of the whole gradient, before it is clipped.
+        model: its gradients tell where a gradient went wrong first.
+    """
+    for name, value in reported.items():
+        if not math.isfinite(value):
+            return "the loss" if name == "loss" else f"{name} (a part of the loss)"
+    if math.isfinite(norm):
+        return ""
+    bad = (n for n, p in model.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all()))
+    first = next(bad, None)
+    # Finite numbers whose squares are not give a norm that is not.
+    return f"the gradient of {first}" if first else "the norm of the gradient"
+
+
+def diverged(run: Path, step: int, what: str, *, may_skip: bool = False, skipped: int = 0) -> DivergedError:
+    """The error that ends a run: step, part, the last good checkpoint, what to try.
+
+    Args:
+        run: the run's folder.
+        step: steps done, this one included.
+        what: from `culprit`, or other words.
+        may_skip: whether passing the step over would have been a way out.
+        skipped: how many steps in a row were passed over before, this one included.
+    """
+    saved = checkpoint.latest(run)
+    good = f"the last good checkpoint is {saved.path}" if saved else "no checkpoint was saved before"
+    keys = "a lower optimizer.learning_rate, a longer optimizer.warmup or a lower optimizer.clip"
+    hints = [good, f"try, with another --out, {keys}"]
+    if may_skip:
+        hints.append("or go on with this run and pass such steps over: --set train.on_non_finite=skip")
+    after = f", and {skipped} steps in a row were skipped" if skipped else ""
+    return DivergedError(f"step {step}: {what} is not finite{after}", *hints)
+
+
+class Skips:
+    """Counts the steps whose update was dropped. Each has a line of metrics, from which the counts come back.
+
+    Args:
+        lines: the run's metrics up to `step`.
+        step: where the run goes on.
+    """
+
+    def __init__(self, lines: Iterable[Mapping[str, Any]], step: int) -> None:
+        steps = {line["step"] for line in lines if line["kind"] == "skipped"}
+        self.total = len(steps)
+        self.in_a_row = 0
+        while step - self.in_a_row in steps:
+            self.in_a_row += 1
+
+    def add(self) -> None:
+        """One more step was dropped."""
+        self.total += 1
+        self.in_a_row += 1
+
+    def end_row(self) -> None:
+        """A step was taken."""
+        self.in_a_row = 0
