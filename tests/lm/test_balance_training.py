@@ -16,7 +16,8 @@ from expertise.lm import load, objective
 from expertise.lm.data import prepare
 from expertise.lm.evaluate.run import evaluate_run
 from expertise.lm.recipe import BalanceConfig
-from expertise.lm.train import LanguageModelTask, train
+from expertise.lm.task import LanguageModelTask
+from expertise.lm.train import train
 from expertise.mixture import Hash, TopK
 from expertise.mixture.mixture import recording
 from expertise.runs.metrics import read_lines

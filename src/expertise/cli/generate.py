@@ -32,6 +32,9 @@ def generate(
     stop: Annotated[
         str | None, typer.Option(help="Text of the token that ends it; default: the end of text.")
     ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Ask with the run's chat template; show the answer alone.")
+    ] = False,
     show: Annotated[str | None, typer.Option(help="'parts' colours each token by how many it took.")] = None,
     device: Device = None,
     threads: Threads = None,
@@ -59,7 +62,8 @@ def generate(
         no_repeat=4 if greedy else None,
         seed=seed,
         stop=stop,
-        with_prompt=True,
+        with_prompt=not chat,
+        chat=chat,
     )
     if as_json:
         given = list(pieces)

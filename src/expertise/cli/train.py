@@ -27,10 +27,11 @@ def train(
     Example: expertise train demo --set train.steps=100 --out runs/short
     """
     from expertise.lm import train as training
+    from expertise.runs import recipe as recipes
     from expertise.runs.progress import say
 
-    name, wanted = read_recipe(recipe, settings(set_, device, threads))
-    run = out or Path("runs") / name
+    run = out or Path("runs") / recipes.find(recipe)[0]
+    name, wanted = read_recipe(recipe, settings(set_, device, threads), run)
     if check:
         training.check(wanted, run, say)
         if as_json:
@@ -45,10 +46,18 @@ def train(
         print(f"see what each expert learnt: expertise inspect {run}")
 
 
-def read_recipe(name: str, changes: list[str]) -> tuple[str, Recipe]:
-    """A language model's recipe by name or path, with settings applied."""
+def read_recipe(name: str, changes: list[str], run: Path | None = None) -> tuple[str, Recipe]:
+    """A language model's recipe by name or path, with settings applied, and with what its `init` gives.
+
+    Args:
+        name: of a shipped recipe, or the path of a file.
+        changes: settings, as `--set` takes them.
+        run: the run that it is for, where there is one.
+    """
+    from expertise.lm.initial import filled_in
     from expertise.lm.recipe import Recipe
     from expertise.runs import recipe as recipes
 
     stem, text = recipes.find(name)
-    return stem, recipes.build(recipes.override(recipes.parse(text, name), changes), Recipe)
+    values = recipes.override(recipes.parse(text, name), changes)
+    return stem, recipes.build(filled_in(values, run), Recipe)

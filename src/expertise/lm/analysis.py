@@ -96,9 +96,15 @@ def analyse_layers(
 
 def passage(model: LanguageModel, text: DomainText, num_tokens: int) -> Passage:
     """The first tokens of a domain's held-out text, with the parts that each took in every layer."""
-    ids = text.windows.ids[: min(num_tokens, model.config.context)]
+    windows, documents = text.windows, None
+    ids = windows.ids[: min(num_tokens, model.config.context)]
+    if windows.documents is not None and len(windows.documents):
+        # The first window's tokens, without padding and as they were attended to.
+        kept = windows.documents[0, :num_tokens]
+        documents = kept[kept >= 0][None].to(model.device)
+        ids = windows.tokens[0, : documents.shape[1]]
     with torch.inference_mode(), recording(model):
-        model(ids[None].to(model.device))
+        model(ids[None].to(model.device), documents=documents)
     routes = {
         layer: mixture.last_routes.detached()
         for layer, mixture in model.mixtures().items()

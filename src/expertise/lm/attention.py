@@ -1,13 +1,34 @@
-"""Rotary positions, grouped-query attention, and the cache of keys and values."""
+"""Rotary positions, grouped-query attention, documents side by side, and the cache of keys and values."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from expertise.lm.config import ModelConfig
-from expertise.shapes import Float
+from expertise.shapes import Bool, Float, Int
+
+
+@dataclasses.dataclass(frozen=True)
+class Spans:
+    """Documents side by side in one window: each is attended to by itself, and its positions start at 0."""
+
+    positions: Int[Tensor, "batch time"]
+    """Of each token in its document."""
+    mask: Bool[Tensor, "batch 1 time time"]
+    """Which token (third dimension) attends to which (last): block-diagonal and causal."""
+
+    @classmethod
+    def of(cls, documents: Int[Tensor, "batch time"]) -> Spans:
+        """From the number of each token's document; a run of equal numbers is one document."""
+        time = torch.arange(documents.shape[1], device=documents.device)
+        new = documents.diff(dim=1, prepend=documents[:, :1] - 1) != 0
+        first = torch.where(new, time, 0).cummax(1).values
+        same = first[:, :, None] == first[:, None, :]
+        return cls(time - first, (same & (time[:, None] >= time))[:, None])
 
 
 class Rotary(nn.Module):
@@ -31,11 +52,14 @@ class Rotary(nn.Module):
         self.register_buffer("sine", angles.sin().float(), persistent=False)
 
     def forward(
-        self, heads: Float[Tensor, "batch heads time head_dim"], start: int
+        self, heads: Float[Tensor, "batch heads time head_dim"], at: int | Int[Tensor, "batch time"]
     ) -> Float[Tensor, "batch heads time head_dim"]:
-        """Turn queries or keys that stand at positions start, start + 1, …"""
-        end = start + heads.shape[-2]
-        cosine, sine = self.cosine[start:end].to(heads.dtype), self.sine[start:end].to(heads.dtype)
+        """Turn queries or keys that stand at these positions, or at `at`, `at` + 1, …"""
+        if isinstance(at, int):
+            cosine, sine = (table[at : at + heads.shape[-2]] for table in (self.cosine, self.sine))
+        else:
+            cosine, sine = self.cosine[at][:, None], self.sine[at][:, None]
+        cosine, sine = cosine.to(heads.dtype), sine.to(heads.dtype)
         first, second = heads.chunk(2, dim=-1)
         return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
 
@@ -89,9 +113,13 @@ class Attention(nn.Module):
         self.key_norm = norm(self.head_dim, config.norm_epsilon) if norm else nn.Identity()
 
     def forward(
-        self, x: Float[Tensor, "batch time dim"], rotary: Rotary, cache: KeyValueCache | None = None
+        self,
+        x: Float[Tensor, "batch time dim"],
+        rotary: Rotary,
+        cache: KeyValueCache | None = None,
+        spans: Spans | None = None,
     ) -> Float[Tensor, "batch time dim"]:
-        """Each position attends to itself and those before it, cached ones included."""
+        """Each position attends to itself and those before it (of its document), cached ones included."""
         batch, time, _ = x.shape
         heads = self.qkv(x).view(batch, time, -1, self.head_dim).transpose(1, 2)
         queries = heads[:, : self.num_heads]
@@ -102,15 +130,17 @@ class Attention(nn.Module):
             # In the norms' own dtype: under autocast a mixed one warns and is slow.
             dtype = self.query_norm.weight.dtype
             queries, keys = self.query_norm(queries.to(dtype)), self.key_norm(keys.to(dtype))
-        queries, keys = rotary(queries, start), rotary(keys, start)
+        at = start if spans is None else spans.positions
+        queries, keys = rotary(queries, at), rotary(keys, at)
         if cache is not None:
             keys, values = cache.extend(self.layer, keys, values)
         groups = self.num_heads // self.kv_heads
         if groups > 1:
             keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
-        mask = None
+        mask = None if spans is None else spans.mask
         if start and time > 1:
             # Query i stands at position start + i; torch's is_causal would align it with key i.
             mask = torch.ones(time, start + time, dtype=torch.bool, device=x.device).tril(start)
-        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=start == 0)
+        causal = mask is None and start == 0
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=causal)
         return self.output(mixed.transpose(1, 2).reshape(batch, time, -1))  # type: ignore[no-any-return]

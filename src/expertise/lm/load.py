@@ -9,19 +9,25 @@ import torch
 
 from expertise.errors import RunError
 from expertise.lm.config import ModelConfig
+from expertise.lm.data.chat import Chat
 from expertise.lm.data.tokenizer import load_tokenizer
 from expertise.lm.model import LanguageModel
 from expertise.runs import checkpoint, folder
 from expertise.runs import recipe as recipes
+from expertise.runs.checkpoint import Checkpoint
 from expertise.runs.device import resolve
 
 CONFIG = "model.json"
 """The architecture, beside the weights of a checkpoint."""
 TOKENIZER = "tokenizer.json"
+CHAT = "chat_template.jinja"
+"""The chat template of a model that was trained on messages."""
+GENERATION = "generation.json"
+"""How a model is to be asked: `reads_documents`."""
 
 
 def load(path: str | Path, device: str = "cpu") -> LanguageModel:
-    """A language model with its weights and, where there is one, its tokenizer.
+    """A language model with its weights and, where there are such, its tokenizer and its chat template.
 
     Args:
         path: a run (its newest whole checkpoint is taken) or a checkpoint's folder.
@@ -33,22 +39,55 @@ def load(path: str | Path, device: str = "cpu") -> LanguageModel:
     Raises:
         RunError: the folder is neither, holds no whole checkpoint, or what it holds does not fit together.
     """
-    path = Path(path)
-    if checkpoint.is_checkpoint(path):
-        found = checkpoint.open_checkpoint(path)
-    else:
-        saved = checkpoint.latest(folder.require_run(path))
-        if saved is None:
-            raise RunError(f"{path} has no checkpoint yet", "train.save_every sets how often one is written")
-        found = saved
-    config = recipes.build(json.loads(found.text(CONFIG)), ModelConfig)
+    found = find_checkpoint(Path(path))
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are thrown away
-        model = LanguageModel(config)
-    try:
-        model.load_state_dict(found.tensors("model"))
-    except RuntimeError as error:
-        first = str(error).splitlines()[1 if "\n" in str(error) else 0].strip()
-        raise RunError(f"the weights in {found.path} do not fit its {CONFIG}: {first}") from None
+        model = LanguageModel(config_of(found))
+    load_weights(model, found, f"its {CONFIG}")
     if (found.path / TOKENIZER).is_file():
         model.tokenizer = load_tokenizer(found.path / TOKENIZER)
+    if (found.path / CHAT).is_file():
+        model.chat = Chat(found.text(CHAT))
+    if (found.path / GENERATION).is_file():
+        model.reads_documents = bool(json.loads(found.text(GENERATION))["reads_documents"])
     return model.to(resolve(device)).eval()
+
+
+def find_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint at a path, or the newest whole one of the run there.
+
+    Raises:
+        RunError: there is neither, or the run has no whole checkpoint.
+    """
+    if checkpoint.is_checkpoint(path):
+        return checkpoint.open_checkpoint(path)
+    saved = checkpoint.latest(folder.require_run(path))
+    if saved is None:
+        raise RunError(f"{path} has no checkpoint yet", "train.save_every sets how often one is written")
+    return saved
+
+
+def config_of(saved: Checkpoint) -> ModelConfig:
+    """The architecture of a checkpoint."""
+    return recipes.build(json.loads(saved.text(CONFIG)), ModelConfig)
+
+
+def load_weights(model: LanguageModel, saved: Checkpoint, owner: str) -> None:
+    """Put a checkpoint's weights into a model.
+
+    Args:
+        model: the model.
+        saved: the checkpoint.
+        owner: what the model was built from, for the message.
+
+    Raises:
+        RunError: a parameter is missing, not known, or of another shape; both shapes are named.
+    """
+    tensors, own = saved.tensors("model"), model.state_dict()
+    for name in [*own, *tensors]:
+        there = list(tensors[name].shape) if name in tensors else "missing"
+        here = list(own[name].shape) if name in own else "not known"
+        if there != here:
+            raise RunError(
+                f"the weights in {saved.path} do not fit {owner}: {name} is {there}, the model has it {here}"
+            )
+    model.load_state_dict(tensors)

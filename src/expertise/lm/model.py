@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from expertise.errors import RecipeError
-from expertise.lm.attention import Attention, KeyValueCache, Rotary
+from expertise.lm.attention import Attention, KeyValueCache, Rotary, Spans
 from expertise.lm.config import ModelConfig
 from expertise.mixture.mixture import Mixture
 from expertise.mixture.parts.swiglu import SwiGLU
@@ -18,6 +18,8 @@ from expertise.shapes import Float, Int
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+    from expertise.lm.data.chat import Chat
 
 
 class Block(nn.Module):
@@ -47,9 +49,10 @@ class Block(nn.Module):
         tokens: Int[Tensor, "batch time"],
         rotary: Rotary,
         cache: KeyValueCache | None = None,
+        spans: Spans | None = None,
     ) -> Float[Tensor, "batch time dim"]:
         """The layer applied to the residual stream; `tokens` are the ids, for routers that go by them."""
-        x = x + self.attention(self.attention_norm(x), rotary, cache)
+        x = x + self.attention(self.attention_norm(x), rotary, cache, spans)
         normed = self.feed_forward_norm(x)
         if isinstance(self.feed_forward, Mixture):
             return x + self.feed_forward(normed, tokens)  # type: ignore[no-any-return]
@@ -64,6 +67,9 @@ class LanguageModel(nn.Module):
 
     Attributes:
         tokenizer: the tokenizer that it was trained with, where known.
+        chat: the chat template that it was trained with, where there was one.
+        reads_documents: whether it was trained on documents one by one, each with an end of text before it:
+            then a prompt must have one, too.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -72,6 +78,8 @@ class LanguageModel(nn.Module):
             raise RecipeError("a model needs model.vocab_size (a run takes its tokenizer's)")
         self.config = config
         self.tokenizer: Tokenizer | None = None
+        self.chat: Chat | None = None
+        self.reads_documents = False
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.num_layers))
         self.norm = nn.RMSNorm(config.dim, config.norm_epsilon)
@@ -120,35 +128,47 @@ class LanguageModel(nn.Module):
         return {index: module for index, module in found.items() if isinstance(module, Mixture)}
 
     def hidden(
-        self, tokens: Int[Tensor, "batch time"], cache: KeyValueCache | None = None
+        self,
+        tokens: Int[Tensor, "batch time"],
+        cache: KeyValueCache | None = None,
+        documents: Int[Tensor, "batch time"] | None = None,
     ) -> Float[Tensor, "batch time dim"]:
-        """Normed hidden states before the head.
+        """Normed hidden states before the head; see `forward`.
 
         Raises:
-            RecipeError: the sequence (with what is cached) is longer than the context.
+            RecipeError: the sequence (with what is cached) is longer than the context, or there are documents
+                and a cache.
         """
+        if cache is not None and documents is not None:
+            raise RecipeError("a cache holds one sequence per row: it cannot be used with documents")
         start = cache.length if cache else 0
         if start + tokens.shape[1] > self.config.context:
             raise RecipeError(
                 f"{start + tokens.shape[1]} tokens do not fit the context of {self.config.context}"
             )
+        spans = None if documents is None else Spans.of(documents)
         x = self.embedding(tokens)
         for block in self.blocks:
-            x = block(x, tokens, self.rotary, cache)
+            x = block(x, tokens, self.rotary, cache, spans)
         if cache is not None:
             cache.advance(tokens.shape[1])
         return self.norm(x)  # type: ignore[no-any-return]
 
     def forward(
-        self, tokens: Int[Tensor, "batch time"], cache: KeyValueCache | None = None
+        self,
+        tokens: Int[Tensor, "batch time"],
+        cache: KeyValueCache | None = None,
+        documents: Int[Tensor, "batch time"] | None = None,
     ) -> Float[Tensor, "batch time vocab"]:
         """Logits of the next token at every position.
 
         Args:
             tokens: ids (int64).
             cache: keys and values of the tokens before; extended by these.
+            documents: the number of each token's document, where a row holds several side by side: each is
+                then computed as if it were alone. None: a row is one text.
         """
-        return F.linear(self.hidden(tokens, cache), self.head_weight)
+        return F.linear(self.hidden(tokens, cache, documents), self.head_weight)
 
     def generate(
         self,

@@ -64,6 +64,8 @@ class Recipe:
     """Losses on the routes."""
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     """Looks at held-out text."""
+    init: str = ""
+    """A run or a checkpoint whose weights and tokenizer a new run starts from; empty: from random weights."""
 
     def __post_init__(self) -> None:
         router = self.model.router

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 
 from expertise.errors import RecipeError, RunError
+from expertise.lm.data.documents import Document
+from expertise.lm.data.encoded import encode_documents
 from expertise.lm.data.tokenizer import end_of_text
 from expertise.lm.generate import Sampling, stream
 from expertise.lm.model import LanguageModel
 from expertise.mixture.mixture import Mixture, recording
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +43,7 @@ def continue_text(
     seed: int | None = None,
     stop: str | None = None,
     with_prompt: bool = False,
+    chat: bool = False,
 ) -> Iterator[Piece]:
     """Continue a text, piece by piece.
 
@@ -54,39 +61,103 @@ def continue_text(
         seed: of the sampling.
         stop: text of one token that ends it, beside the end of text.
         with_prompt: also give the prompt's own pieces.
+        chat: make the prompt a user's message, as the model's chat template writes it, and give the
+            assistant's answer up to the marker that ends its turn.
 
     Raises:
-        RunError: the model has no tokenizer.
+        RunError: the model has no tokenizer, or no chat template.
         RecipeError: the prompt is empty or too long, or `stop` is not one token.
     """
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise RunError("this model has no tokenizer: it continues tokens, not text")
+    stops = _stops(tokenizer, stop)
+    prompt_ids = _asked(model, prompt) if chat else tokenizer.encode(prompt, add_special_tokens=False).ids
+    # As in training: where documents were read one by one, an end of text stood before each.
+    before = [end_of_text(tokenizer)] if model.reads_documents else []
+    ending = _Ending(model.chat.end if chat and model.chat else "")
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, no_repeat=no_repeat)
+    decoder = _Decoder(tokenizer)
+    waiting = [(token, False) for token in [*before, *prompt_ids]]
+    hidden = len(before)
+    tokens = torch.tensor([[*before, *prompt_ids]], dtype=torch.int64).reshape(1, -1)
+    with recording(model) as mixtures:
+        for step in stream(model, tokens, max_new_tokens, sampling, seed, tuple(sorted(stops))):
+            counts = _counts(mixtures, len(waiting))[hidden:]
+            waiting, hidden = waiting[hidden:], 0
+            for (token, generated), parts in zip(waiting, counts, strict=True):
+                text = decoder.add(token)
+                if generated:
+                    text = ending.add(text)
+                if generated or with_prompt:
+                    yield Piece(text, parts, generated)
+            if ending.reached:
+                return
+            chosen = int(step.tokens[0])
+            waiting = [] if chosen in stops else [(chosen, True)]
+            if chosen in stops and (rest := ending.add(decoder.rest()) + ending.rest()):
+                yield Piece(rest, [], True)
+    for token, generated in waiting[hidden:]:
+        text = decoder.add(token) + decoder.rest()
+        if generated:
+            text = ending.add(text) + ending.rest()
+        if generated or with_prompt:
+            yield Piece(text, [], generated)
+
+
+def _stops(tokenizer: Tokenizer, stop: str | None) -> set[int]:
+    """The end of text, and the token that is asked for beside it."""
     stops = {end_of_text(tokenizer)}
     if stop is not None:
         ids = tokenizer.encode(stop, add_special_tokens=False).ids
         if len(ids) != 1:
             raise RecipeError(f"--stop {stop!r} is {len(ids)} tokens, it must be one")
         stops.add(ids[0])
-    prompt_ids = tokenizer.encode(prompt, add_special_tokens=False).ids
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, no_repeat=no_repeat)
-    decoder = _Decoder(tokenizer)
-    waiting = [(token, False) for token in prompt_ids]
-    tokens = torch.tensor([prompt_ids], dtype=torch.int64).reshape(1, -1)
-    with recording(model) as mixtures:
-        for step in stream(model, tokens, max_new_tokens, sampling, seed, tuple(sorted(stops))):
-            counts = _counts(mixtures, len(waiting))
-            for (token, generated), parts in zip(waiting, counts, strict=True):
-                text = decoder.add(token)
-                if generated or with_prompt:
-                    yield Piece(text, parts, generated)
-            chosen = int(step.tokens[0])
-            waiting = [] if chosen in stops else [(chosen, True)]
-            if chosen in stops and (rest := decoder.rest()):
-                yield Piece(rest, [], True)
-    for token, generated in waiting:
-        if generated or with_prompt:
-            yield Piece(decoder.add(token) + decoder.rest(), [], generated)
+    return stops
+
+
+def _asked(model: LanguageModel, prompt: str) -> list[int]:
+    """A user's message as the model read such in training, up to where the assistant speaks."""
+    if model.chat is None:
+        raise RunError(
+            "this model has no chat template: it was not trained on messages",
+            "leave --chat out and give the whole prompt",
+        )
+    found = model.chat.prompt([{"role": "user", "content": prompt}])
+    assert model.tokenizer is not None
+    document = Document("prompt", "prompt", found.text, learnt=(), markers=found.markers)
+    (encoded,) = encode_documents(model.tokenizer, [document])
+    return [int(token) for token in encoded.ids]
+
+
+class _Ending:
+    """Lets text through up to a marker; text that may be the marker's beginning waits.
+
+    Args:
+        marker: any text, of one token or several; empty: nothing ends it.
+    """
+
+    def __init__(self, marker: str) -> None:
+        self._marker = marker
+        self._held = ""
+        self.reached = False
+
+    def add(self, text: str) -> str:
+        """What can be shown once this text has come."""
+        if not self._marker:
+            return text
+        held = self._held + text
+        at = held.find(self._marker)
+        self.reached = self.reached or at >= 0
+        if at < 0:
+            longest = min(len(held), len(self._marker) - 1)
+            at = len(held) - next(n for n in range(longest, -1, -1) if held.endswith(self._marker[:n]))
+        self._held = "" if self.reached else held[at:]
+        return held[:at]
+
+    def rest(self) -> str:
+        """What waited and was no marker."""
+        return self._held
 
 
 class _Decoder:

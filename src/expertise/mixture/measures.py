@@ -95,9 +95,7 @@ class Usage:
         known = domains[keep].cpu()
         if routes.num_slots > self.max_parts and counts.numel() and int(counts.max()) > self.max_parts:
             raise RecipeError(f"a token took {int(counts.max())} parts, max_parts is {self.max_parts}")
-        self.by_domain += parts_by_domain(
-            _select(routes, keep), known.to(keep.device), self.num_domains
-        ).cpu()
+        self.by_domain += parts_by_domain(routes.select(keep), known.to(keep.device), self.num_domains).cpu()
         flat = known * (self.max_parts + 1) + counts
         self.histogram += torch.bincount(flat, minlength=self.histogram.numel()).view_as(self.histogram)
         self.entropy_sum += float(token_entropy(routes)[keep].double().sum())
@@ -123,15 +121,6 @@ class Usage:
     def mean_entropy(self) -> float:
         """Mean entropy of the affinities, in nats."""
         return self.entropy_sum / max(1, self.num_tokens)
-
-
-def _select(routes: Routes, keep: Tensor) -> Routes:
-    return Routes(
-        gates=routes.gates[keep],
-        affinities=routes.affinities[keep],
-        part_ids=None if routes.part_ids is None else routes.part_ids[keep],
-        counts=None if routes.counts is None else routes.counts[keep],
-    )
 
 
 def _mean_of_histogram(histogram: Tensor) -> float:

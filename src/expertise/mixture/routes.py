@@ -93,6 +93,11 @@ class Routes:
         table = torch.zeros_like(self.affinities, dtype=self.gates.dtype)
         return table.scatter_add(1, self.part_ids.clamp(min=0), self.gates * self.used())
 
+    def select(self, tokens: Bool[Tensor, " tokens"]) -> Routes:
+        """The record of these tokens alone."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Routes(**{k: v[tokens] if isinstance(v, Tensor) else v for k, v in fields.items()})
+
     def detached(self) -> Routes:
         """The same record without its graph, to keep or to move."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

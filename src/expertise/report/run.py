@@ -61,7 +61,7 @@ def run_record(run: Path, say: Callable[[str], None], device: str) -> dict[str, 
 
     from expertise.lm.evaluate.run import text_of
     from expertise.lm.recipe import Recipe
-    from expertise.lm.train import with_vocabulary
+    from expertise.lm.task import with_vocabulary
 
     recipe = folder.read_recipe(run, Recipe)
     lines = read_lines(run / "metrics.jsonl")
@@ -244,7 +244,8 @@ def _compressors(tokenizer: Any, texts: list[Any]) -> dict[str, dict[str, float]
     for name, compress in programs.items():
         bits = {}
         for text in texts:
-            raw = tokenizer.decode(text.windows.ids.tolist(), skip_special_tokens=True).encode()
+            counted = text.windows.targets[text.windows.targets >= 0]
+            raw = tokenizer.decode(counted.tolist(), skip_special_tokens=True).encode()
             bits[text.domain] = 8 * len(compress(raw)) / max(1, len(raw))
         bits["mean"] = sum(bits.values()) / len(bits)
         result[name] = bits

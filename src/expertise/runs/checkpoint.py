@@ -157,6 +157,11 @@ def latest(run: Path, *, set_aside: bool = False) -> Checkpoint | None:
     return None
 
 
+def any_saved(run: Path) -> bool:
+    """Whether a run ever saved a checkpoint, whole or damaged."""
+    return any((run / "checkpoints").glob("step-*"))
+
+
 def open_checkpoint(path: Path) -> Checkpoint:
     """A checkpoint by its folder, every file held against the manifest.
 

@@ -1,32 +1,41 @@
 """Text for language models: sources → divided text → tokens → batches, each step cached and repeatable.
 
-Reading order: `config.py` → `sources.py` (`readers.py`, `hub.py`, `installed.py`) → `corpus.py` (`split.py`)
-→ `tokenizer.py` → `streams.py` → `prepare.py`, which joins them → `batches.py`, `windows.py`.
+Reading order: `config.py` → `sources.py` (`readers.py`, `hub.py`, `installed.py`) → `kinds.py` (`chat.py`) →
+`corpus.py` (`split.py`) → `tokenizer.py`, `encoded.py` → `streams.py` → `prepare.py`, which joins them →
+`batches.py`, `packed.py`, `windows.py`.
 """
 
 from __future__ import annotations
 
-from expertise.lm.data.batches import Batch, Batches
+from expertise.lm.data.batches import IGNORED, PADDING, Batch, Batches, Windows
+from expertise.lm.data.chat import Chat
 from expertise.lm.data.config import DataConfig, SourceTable, TokenizerConfig, require_source
 from expertise.lm.data.documents import Document, Source
+from expertise.lm.data.encoded import encode_documents
+from expertise.lm.data.packed import PackedBatches
 from expertise.lm.data.prepare import Prepared, prepare
 from expertise.lm.data.sources import open_sources, source_digest
 from expertise.lm.data.streams import TokenStream
 from expertise.lm.data.tokenizer import load_tokenizer
-from expertise.lm.data.windows import IGNORED, EvaluationWindows, evaluation_windows
+from expertise.lm.data.windows import EvaluationWindows, evaluation_windows
 
 __all__ = [
     "IGNORED",
+    "PADDING",
     "Batch",
     "Batches",
+    "Chat",
     "DataConfig",
     "Document",
     "EvaluationWindows",
+    "PackedBatches",
     "Prepared",
     "Source",
     "SourceTable",
     "TokenStream",
     "TokenizerConfig",
+    "Windows",
+    "encode_documents",
     "evaluation_windows",
     "load_tokenizer",
     "open_sources",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,12 @@ from expertise.errors import DataError
 from expertise.lm.data.streams import TokenStream
 from expertise.shapes import Int
 
+IGNORED = -100
+"""The target of what is not learnt, which `torch.nn.functional.cross_entropy` leaves out by default."""
+
+PADDING = -1
+"""The document and the domain of a token that only fills a window."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -21,17 +28,62 @@ class Batch:
     """Ids that go in."""
 
     targets: Int[Tensor, "batch time"]
-    """The id that follows each of them."""
+    """The id that follows each of them, or `IGNORED` where it is not learnt."""
 
     domains: Int[Tensor, "batch time"]
     """The domain id of each token that goes in; an end of text belongs to the document it precedes."""
 
+    documents: Int[Tensor, "batch time"] | None = None
+    """The number of each token's document in its window, or `PADDING`; None: attention crosses documents."""
 
-class Batches:
-    """Windows of a stream in random order, each once per epoch.
+    def num_targets(self) -> int:
+        """How many targets are learnt."""
+        return int((self.targets != IGNORED).sum())
+
+
+class Windows(abc.ABC):
+    """Windows in random order, each once per epoch.
+
+    Each epoch has its own permutation of them; batches run on from one epoch into the next.
+
+    Args:
+        num_windows: how many there are.
+        batch_size: sequences per batch.
+        seed: of the permutations, 0 or more.
+    """
+
+    def __init__(self, num_windows: int, batch_size: int, seed: int) -> None:
+        self.num_windows, self.batch_size, self.seed = num_windows, batch_size, seed
+        self._orders: dict[int, Int[np.ndarray, " windows"]] = {}
+
+    def batch(self, index: int) -> Batch:
+        """The batch of this index, 0 or more: the same whatever was asked before."""
+        drawn = np.arange(index * self.batch_size, (index + 1) * self.batch_size)
+        windows = [self._order(int(i // self.num_windows))[i % self.num_windows] for i in drawn]
+        return self.read(np.array(windows))
+
+    @abc.abstractmethod
+    def read(self, windows: Int[np.ndarray, " batch"]) -> Batch:
+        """These windows, in this order."""
+
+    def notes(self) -> list[str]:
+        """What a user may want to know about how documents fit the windows: one line each."""
+        return []
+
+    def _order(self, epoch: int) -> Int[np.ndarray, " windows"]:
+        """The epoch's permutation; the latest two are kept, because a batch may lie in both."""
+        if epoch not in self._orders:
+            if len(self._orders) > 1:
+                del self._orders[min(self._orders)]
+            self._orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(self.num_windows)
+        return self._orders[epoch]
+
+
+class Batches(Windows):
+    """Windows of a stream, with attention across documents.
 
     Windows hold `context` + 1 tokens and start every `context` tokens, so each token but the first is a
-    target once. Each epoch has its own permutation of them; batches run on from one epoch into the next.
+    target once.
 
     Args:
         stream: the tokens.
@@ -44,29 +96,21 @@ class Batches:
     """
 
     def __init__(self, stream: TokenStream, context: int, batch_size: int, seed: int) -> None:
-        self.stream, self.context, self.batch_size, self.seed = stream, context, batch_size, seed
         have, needed = len(stream.tokens), batch_size * context + 1
         if have < needed:
             raise DataError(
                 f"the training text has {have:,} tokens, but one batch needs {needed:,}",
                 f"lower train.batch_size ({batch_size}) or model.context ({context}), or add text",
             )
-        self.num_windows = (have - 1) // context
-        self._orders: dict[int, Int[np.ndarray, " windows"]] = {}
+        super().__init__((have - 1) // context, batch_size, seed)
+        self.stream, self.context = stream, context
 
-    def batch(self, index: int) -> Batch:
-        """The batch of this index, 0 or more: the same whatever was asked before."""
-        drawn = np.arange(index * self.batch_size, (index + 1) * self.batch_size)
-        windows = np.array([self._order(int(i // self.num_windows))[i % self.num_windows] for i in drawn])
+    def read(self, windows: Int[np.ndarray, " batch"]) -> Batch:
+        """These windows, in this order."""
         positions = windows[:, None] * self.context + np.arange(self.context + 1)
         ids = torch.from_numpy(self.stream.tokens[positions].astype(np.int64))
         domains = torch.from_numpy(self.stream.domain_of(positions[:, :-1]))
-        return Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), domains)
-
-    def _order(self, epoch: int) -> Int[np.ndarray, " windows"]:
-        """The epoch's permutation; the latest two are kept, because a batch may lie in both."""
-        if epoch not in self._orders:
-            if len(self._orders) > 1:
-                del self._orders[min(self._orders)]
-            self._orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(self.num_windows)
-        return self._orders[epoch]
+        targets = ids[:, 1:].contiguous()
+        if self.stream.learnt is not None:
+            targets[~torch.from_numpy(self.stream.learnt[positions[:, 1:]])] = IGNORED
+        return Batch(ids[:, :-1].contiguous(), targets, domains)

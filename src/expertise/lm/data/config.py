@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from expertise.errors import RecipeError
+from expertise.errors import RecipeError, nearest
+from expertise.registry import Registry
 
 INSTALLED = "installed"
 """The source that reads the text which comes with this package's environment."""
 
 SMALLEST_VOCABULARY = 260
 """256 bytes, the end of text, and room for a few merges."""
+
+KINDS = Registry(
+    "kind of data",
+    {
+        "text": "expertise.lm.data.kinds:Text",
+        "prompt": "expertise.lm.data.kinds:Prompt",
+        "messages": "expertise.lm.data.kinds:Messages",
+    },
+)
+"""To add a kind of data write a class in `kinds.py` and add a line here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +47,15 @@ class SourceTable:
     field: str = "text"
     """The field that holds the text, in JSON Lines, Parquet and hub data sets."""
 
+    prompt_field: str = "prompt"
+    """The field that holds what is given, for data of the kind `prompt`."""
+
+    completion_field: str = "completion"
+    """The field that holds what is to be answered, for data of the kind `prompt`."""
+
+    messages_field: str = "messages"
+    """The field that holds the list of messages, for data of the kind `messages`."""
+
     split: str = "train"
     """The hub data set's split to read; it is split again here."""
 
@@ -57,15 +77,38 @@ class DataConfig:
     source: str | list[SourceTable] = ""
     """`"installed"`, a path to a file or folder, or tables with `path` or `hub`, and `domain`."""
 
+    kind: str = "text"
+    """`"text"`; or records with the loss on what is answered only: `"prompt"` (prompt and completion) or
+    `"messages"` (conversations)."""
+
+    pack: Literal["auto", "stream", "documents"] = "auto"
+    """What a window holds: a piece of one `"stream"`, with attention across documents, or whole
+    `"documents"`, with attention inside each; `"auto"`: the stream for text, documents for records."""
+
+    template: str = ""
+    """The jinja2 chat template that makes text of messages; empty: ChatML."""
+
     cap_bytes: Annotated[int, Ge(0)] = 0
     """How many bytes of each domain are kept at most; 0 keeps all."""
 
     deduplicate: bool = True
-    """Whether a paragraph of 60 bytes or more is kept only the first time it is met, over all domains."""
+    """Whether a paragraph of 60 bytes or more, or a whole record, is kept only the first time it is met,
+    over all domains."""
 
     def __post_init__(self) -> None:
         if self.cap_bytes < 0:
             raise RecipeError(f"data.cap_bytes is {self.cap_bytes}, but must be 0 (no cap) or more")
+        if self.kind not in KINDS:
+            raise RecipeError(f"data.kind: unknown {self.kind!r}", nearest(self.kind, KINDS))
+        if self.template and self.kind != "messages":
+            raise RecipeError(f"data.template is for data.kind = 'messages', not {self.kind!r}")
+        if self.source == INSTALLED and self.kind != "text":
+            raise RecipeError(f"the installed text has no records of the kind {self.kind!r}", "name a file")
+
+    @property
+    def packed(self) -> bool:
+        """Whether a window holds whole documents, each attended to by itself."""
+        return self.pack == "documents" or (self.pack == "auto" and self.kind != "text")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,7 @@ from expertise.lm.data.split import (
 
 _BLANK_LINES = re.compile(r"(\n(?:[ \t]*\n)+)")
 _SHORTEST_DUPLICATE = 60
+_SPANS = ("learnt", "markers")
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,20 @@ class _Piece:
     id: str
     start: int
     size: int
+    spans: int = 0
+    """Bytes of JSON after the text: where it is learnt, for a record."""
 
 
 class Deduplicator:
-    """Drops paragraphs (between blank lines, 60 bytes or more) that were met before, in any document."""
+    """Drops paragraphs (between blank lines, 60 bytes or more) that were met before, in any document.
+
+    Of records it knows whole ones: a conversation without one of its paragraphs would be another.
+    """
 
     def __init__(self) -> None:
         self._seen: set[bytes] = set()
+        self.num_records = 0
+        """Records that were met before."""
 
     def __call__(self, text: str) -> str:
         """`text` without paragraphs already seen; what is left is unchanged, byte for byte."""
@@ -62,16 +70,27 @@ class Deduplicator:
             kept.extend(parts[i : i + 2])
         return "".join(kept)
 
+    def is_known(self, record: Document) -> bool:
+        """Whether a record with the same text, learnt in the same places, was met before."""
+        key = hashlib.blake2b(json.dumps([record.text, record.learnt]).encode(), digest_size=16).digest()
+        known = key in self._seen
+        self._seen.add(key)
+        self.num_records += known
+        return known
+
 
 def build_text(
     sources: list[Source], cap_bytes: int, deduplicate: bool, folder: Path, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Write `train.jsonl`, `validation.jsonl` and `test.jsonl`, documents of all domains in hash order.
 
+    A record (a document with something to learn in it) stays as it is: it is never cut, neither at a cap nor
+    to be divided, and dropped only when all of it was met before.
+
     Args:
         sources: where the text comes from, in order; several may share a domain.
         cap_bytes: bytes of each domain that are kept; 0 keeps all. The document that crosses it is cut.
-        deduplicate: whether repeated paragraphs are dropped.
+        deduplicate: whether repeated paragraphs, or repeated records, are dropped.
         folder: an empty folder.
         say: told what is happening, a line at a time.
 
@@ -93,8 +112,8 @@ def build_text(
             chosen.sort(key=lambda item: (item[0], item[2].start))
             with (folder / f"{side}.jsonl").open("w", encoding="utf-8", newline="\n") as file:
                 for _, domain, piece in chosen:
-                    text = _read(spool, piece).decode()
-                    row = {"id": piece.id, "domain": domain, "text": text}
+                    row = {"id": piece.id, "domain": domain, "text": _read(spool, piece).decode()}
+                    row |= _spans(spool, piece)
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
                     num_bytes[side][domain] += piece.size
                     num_documents[side][domain] += 1
@@ -105,13 +124,13 @@ def stored_documents(folder: Path, side: str) -> Iterator[Document]:
     """What `build_text` stored for one side, in stored order."""
     with (folder / f"{side}.jsonl").open(encoding="utf-8", newline="\n") as file:
         for line in file:
-            yield Document(**json.loads(line))
+            yield Document.from_json(json.loads(line))
 
 
 def _gather(
     sources: list[Source], cap: int, deduplicate: bool, spool: IO[bytes], say: Callable[[str], None]
 ) -> tuple[dict[str, list[_Piece]], list[str]]:
-    clean = Deduplicator() if deduplicate else str
+    clean = Deduplicator() if deduplicate else None
     pieces: dict[str, list[_Piece]] = {}
     total: dict[str, int] = {}
     notes: list[str] = []
@@ -127,12 +146,11 @@ def _gather(
         # Closing the generator at the cap closes the file it reads.
         with contextlib.closing(_documents(source)) as documents:
             for document in documents:
-                text = clean(normalise(document.text))
-                if not text.strip():
+                piece = _kept(document, clean, spool)
+                if piece is None:
                     continue
-                raw = text.encode()
-                kept.append(_Piece(document.id, spool.tell(), spool.write(raw)))
-                have += len(raw)
+                kept.append(piece)
+                have += piece.size
                 if limit and have >= limit:
                     break
         total[domain] = have
@@ -147,9 +165,25 @@ def _gather(
                 f"the domain {domain!r} has no text left",
                 "its files are empty, or another domain holds the same paragraphs (data.deduplicate = false)",
             )
+    if clean is not None and clean.num_records:
+        notes.append(f"{clean.num_records} records were met before and are left out")
     if cap:
         pieces = {domain: _capped(kept, cap, spool) for domain, kept in pieces.items()}
     return pieces, notes
+
+
+def _kept(document: Document, clean: Deduplicator | None, spool: IO[bytes]) -> _Piece | None:
+    """The document in the temporary file, unless nothing of it is new."""
+    if document.learnt is not None:
+        if clean is not None and clean.is_known(document):
+            return None
+        spans = {key: value for key, value in document.to_json().items() if key in _SPANS}
+        start, size = spool.tell(), spool.write(document.text.encode())
+        return _Piece(document.id, start, size, spool.write(json.dumps(spans).encode()))
+    text = normalise(document.text)
+    if clean is not None:
+        text = clean(text)
+    return _Piece(document.id, spool.tell(), spool.write(text.encode())) if text.strip() else None
 
 
 def _documents(source: Source) -> Generator[Document, None, None]:
@@ -157,10 +191,15 @@ def _documents(source: Source) -> Generator[Document, None, None]:
 
 
 def _capped(pieces: list[_Piece], cap: int, spool: IO[bytes]) -> list[_Piece]:
-    """The first pieces up to `cap` bytes; the one that crosses is cut, at a blank line if one is near."""
+    """The first pieces up to `cap` bytes; the one that crosses is cut, at a blank line if one is near.
+
+    A record that crosses is left out.
+    """
     kept: list[_Piece] = []
     left = cap
     for piece in pieces:
+        if piece.size > left and piece.spans:
+            break
         if piece.size > left:
             end = nice_end(_read(spool, piece), left - left // 4, left, left)
             if end > 0:
@@ -177,10 +216,12 @@ def _divide(domain: str, pieces: list[_Piece], spool: IO[bytes]) -> Iterator[tup
     if needs_sections([piece.size for piece in pieces], sides):
         total = sum(piece.size for piece in pieces)
         target = max(1, total // SECTIONS)
+        records = any(piece.spans for piece in pieces)
         pieces = [part for piece in pieces for part in _sections(piece, target, spool)]
         if len(pieces) < len(SPLITS):
+            has = f"{len(pieces)} records" if records else f"{total} bytes"
             raise DataError(
-                f"the domain {domain!r} has only {total} bytes, too few to give train, validation and test",
+                f"the domain {domain!r} has only {has}, too few to give train, validation and test",
                 "add text to its source",
             )
         sides = assign_runs([piece.size for piece in pieces])
@@ -188,7 +229,8 @@ def _divide(domain: str, pieces: list[_Piece], spool: IO[bytes]) -> Iterator[tup
 
 
 def _sections(piece: _Piece, target: int, spool: IO[bytes]) -> list[_Piece]:
-    ends = section_ends(_read(spool, piece), target) if piece.size > target else [piece.size]
+    whole = piece.spans or piece.size <= target
+    ends = [piece.size] if whole else section_ends(_read(spool, piece), target)
     if len(ends) == 1:
         return [piece]
     starts = [0, *ends[:-1]]
@@ -201,3 +243,12 @@ def _sections(piece: _Piece, target: int, spool: IO[bytes]) -> list[_Piece]:
 def _read(spool: IO[bytes], piece: _Piece) -> bytes:
     spool.seek(piece.start)
     return spool.read(piece.size)
+
+
+def _spans(spool: IO[bytes], piece: _Piece) -> dict[str, Any]:
+    """Where a record is learnt; nothing for plain text."""
+    if not piece.spans:
+        return {}
+    spool.seek(piece.start + piece.size)
+    found: dict[str, Any] = json.loads(spool.read(piece.spans))
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,29 @@ class Document:
 
     text: str
     """Its characters, as read."""
+
+    learnt: tuple[tuple[int, int], ...] | None = None
+    """Where the text that is learnt starts and ends, in characters; None: plain text, all of it is."""
+
+    markers: tuple[tuple[int, int], ...] = ()
+    """Where a chat template's markers stand, such as `<|im_end|>`: one token where a tokenizer has it."""
+
+    def num_learnt_bytes(self) -> int:
+        """UTF-8 bytes of the text that is learnt."""
+        if self.learnt is None:
+            return len(self.text.encode())
+        return sum(len(self.text[start:end].encode()) for start, end in self.learnt)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON holds them; plain text has three."""
+        values: dict[str, Any] = {"id": self.id, "domain": self.domain, "text": self.text}
+        return values if self.learnt is None else {**values, "learnt": self.learnt, "markers": self.markers}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Document:
+        """What `to_json` gave."""
+        spans = {key: tuple((a, b) for a, b in values[key]) for key in ("learnt", "markers") if key in values}
+        return cls(values["id"], values["domain"], values["text"], **spans)
 
 
 class Source(abc.ABC):

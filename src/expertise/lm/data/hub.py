@@ -7,43 +7,43 @@ import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from expertise.errors import DataError, MissingExtra, nearest
+from expertise.errors import DataError, MissingExtra
 from expertise.lm.data.config import SourceTable
 from expertise.lm.data.documents import Document, Source
-from expertise.lm.data.readers import text_value
+from expertise.lm.data.kinds import Kind
+from expertise.lm.data.readers import Row, require_columns
 
 
 class HubSource(Source):
     """The rows of one split of a hub data set, each a document.
 
     Args:
-        table: hub id, domain, field and split.
+        table: hub id, domain, fields and split.
+        kind: makes documents of the rows.
     """
 
-    def __init__(self, table: SourceTable) -> None:
+    def __init__(self, table: SourceTable, kind: Kind) -> None:
         super().__init__(table.domain)
-        self.hub, self.field, self.split = table.hub, table.field, table.split
+        self.hub, self.split, self.table, self.kind = table.hub, table.split, table, kind
+        self.fields = kind.fields(table)
 
     def documents(self) -> Iterator[Document]:
         """One document per row.
 
         Raises:
             MissingExtra: `datasets` is not installed.
-            DataError: the data set cannot be loaded, or has no text column of this name.
+            DataError: the data set cannot be loaded, lacks a column, or holds something else in it.
         """
         rows = self._call("load_dataset", split=self.split)
-        if self.field not in rows.column_names:
-            raise DataError(
-                f"{self.hub} has no column {self.field!r}", nearest(self.field, rows.column_names)
-            )
-        for number, row in enumerate(rows.select_columns([self.field])):
-            text = text_value(row[self.field], self.field, f"{self.hub}, row {number}")
-            yield Document(f"{self.hub}/{self.split}:{number}", self.domain, text)
+        require_columns(rows.column_names, self.fields, self.hub)
+        for number, values in enumerate(rows.select_columns(list(self.fields))):
+            row = Row(f"{self.hub}/{self.split}:{number}", f"{self.hub}, row {number}", values)
+            yield self.kind.document(row, self.table)
 
     def digest(self) -> str:
         """SHA-256 of the data set's name, its version on the hub, and what is read of it."""
         builder = self._call("load_dataset_builder")
-        listed = "\n".join([self.hub, str(builder.hash), str(builder.config.name), self.split, self.field])
+        listed = "\n".join([self.hub, str(builder.hash), str(builder.config.name), self.split, *self.fields])
         return hashlib.sha256(listed.encode()).hexdigest()
 
     def _call(self, function: str, **options: str) -> Any:

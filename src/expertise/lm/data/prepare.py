@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expertise.errors import DataError
+from expertise.lm.data.batches import Batches, Windows
 from expertise.lm.data.cache import Entry, entry, key_of
-from expertise.lm.data.config import DataConfig, TokenizerConfig
+from expertise.lm.data.chat import Chat
+from expertise.lm.data.config import KINDS, DataConfig, TokenizerConfig
 from expertise.lm.data.corpus import build_text, stored_documents
+from expertise.lm.data.documents import Document
+from expertise.lm.data.kinds import Kind
+from expertise.lm.data.packed import PackedBatches
 from expertise.lm.data.sources import digest_of, open_sources
 from expertise.lm.data.split import SPLITS
 from expertise.lm.data.streams import TokenStream, build_streams, open_stream
@@ -81,6 +86,7 @@ class Prepared:
 
     def __init__(self, data: DataConfig, tokenizer: TokenizerConfig, say: Callable[[str], None]) -> None:
         self._data, self._config, self._say = data, tokenizer, say
+        self._kind: Kind = KINDS[data.kind](data)
         self.digest = digest_of(open_sources(data))
         text = self._text()
         self.domains = tuple(text.facts["domains"])
@@ -93,6 +99,35 @@ class Prepared:
         self.end_of_text = end_of_text(self.tokenizer)
         self.vocab_size = vocab_size(self.tokenizer)
 
+    @property
+    def packed(self) -> bool:
+        """Whether a window holds whole documents, each attended to by itself."""
+        return self._data.packed
+
+    @property
+    def some_ignored(self) -> bool:
+        """Whether a batch may have targets that do not count: of records, and where windows are padded."""
+        return self.packed or self._kind.records
+
+    @property
+    def chat(self) -> Chat | None:
+        """The chat template that made text of messages, where there was one."""
+        return self._kind.chat
+
+    def batches(self, context: int, batch_size: int, seed: int) -> Windows:
+        """Training batches, packed as the recipe says.
+
+        Args:
+            context: tokens per sequence.
+            batch_size: sequences per batch.
+            seed: of their order.
+
+        Raises:
+            DataError: there is too little text for one batch.
+        """
+        kind = PackedBatches if self.packed else Batches
+        return kind(self.stream("train"), context, batch_size, seed)
+
     def stream(self, split: str) -> TokenStream:
         """The tokens of `train`, `validation` or `test`, memory-mapped."""
         found = self._tokens()
@@ -100,10 +135,14 @@ class Prepared:
 
     def documents(self, split: str, domain: str) -> Iterator[str]:
         """The texts of one side and domain, in stored order."""
+        return (document.text for document in self.records(split, domain))
+
+    def records(self, split: str, domain: str) -> Iterator[Document]:
+        """The same with what is learnt of each."""
         if domain not in self.domains:
             raise KeyError(f"no domain {domain!r}; there are {', '.join(self.domains)}")
         stored = stored_documents(self._text().path, _side(split))
-        return (document.text for document in stored if document.domain == domain)
+        return (document for document in stored if document.domain == domain)
 
     def _text(self) -> Entry:
         data = self._data
@@ -137,7 +176,8 @@ class Prepared:
         return entry("tokens", key_of(self._text_key(), asked), build)
 
     def _text_key(self) -> str:
-        return key_of(self.digest, self._data.cap_bytes, self._data.deduplicate)
+        data = self._data
+        return key_of(self.digest, data.cap_bytes, data.deduplicate, *self._kind.settings())
 
     def _training_texts(self, text: Path) -> Iterator[str]:
         """The first documents of each domain's training text, an equal number of bytes for each."""

@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from expertise.errors import DataError, MissingExtra, nearest
 
-Reader = Callable[[Path, str, str], Iterator[tuple[str, str]]]
-"""(file, its id, field) → (document's id, text); the field is unused for plain text."""
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a file or of a hub data set."""
+
+    id: str
+    """The name of the document that it becomes."""
+    where: str
+    """File and line, for errors."""
+    values: dict[str, Any]
+    """Field → what it holds; the fields that were asked for, at least."""
+
+
+Reader = Callable[[Path, str, tuple[str, ...]], Iterator[Row]]
+"""(file, its id, fields) → rows; a file of plain text holds itself under the first field."""
 
 _HEAD_BYTES = 8192
+_OTHER_FIELD = "a source's table names its fields: field, prompt_field and completion_field, messages_field"
 
 
 def reader_for(path: Path) -> Reader:
     """The reader of a file, by its ending; anything unknown is plain text."""
     return _READERS.get(path.suffix.lower(), read_text)
+
+
+def has_fields(path: Path) -> bool:
+    """Whether a file has rows with fields, by its ending; anything unknown is plain text."""
+    return path.suffix.lower() in _READERS
 
 
 def is_binary(path: Path) -> bool:
@@ -41,8 +62,8 @@ def unreadable(path: Path, error: OSError) -> DataError:
     )
 
 
-def read_text(path: Path, name: str, _field: str) -> Iterator[tuple[str, str]]:
-    """The whole file as one document.
+def read_text(path: Path, name: str, fields: tuple[str, ...]) -> Iterator[Row]:
+    """The whole file as one row.
 
     Raises:
         DataError: it cannot be read, or is not UTF-8; the byte offset is named.
@@ -51,14 +72,14 @@ def read_text(path: Path, name: str, _field: str) -> Iterator[tuple[str, str]]:
         raw = path.read_bytes()
     except OSError as error:
         raise unreadable(path, error) from None
-    yield name, _decode(raw, path, 0)
+    yield Row(name, str(path), {fields[0]: _decode(raw, path, 0)})
 
 
-def read_json_lines(path: Path, name: str, field: str) -> Iterator[tuple[str, str]]:
-    """Each line that is not blank is a document.
+def read_json_lines(path: Path, name: str, fields: tuple[str, ...]) -> Iterator[Row]:
+    """Each line that is not blank is a row.
 
     Raises:
-        DataError: a line is not a JSON object, or has no text under `field`; file and line are named.
+        DataError: a line is not a JSON object, or lacks a field; file and line are named.
     """
     offset = 0
     try:
@@ -67,17 +88,18 @@ def read_json_lines(path: Path, name: str, field: str) -> Iterator[tuple[str, st
                 line = _decode(raw, path, offset).removeprefix("\ufeff")
                 offset += len(raw)
                 if line.strip():
-                    yield f"{name}:{number}", _field_of_line(line, field, f"{path}, line {number}")
+                    where = f"{path}, line {number}"
+                    yield Row(f"{name}:{number}", where, _object(line, fields, where))
     except OSError as error:
         raise unreadable(path, error) from None
 
 
-def read_parquet(path: Path, name: str, field: str) -> Iterator[tuple[str, str]]:
-    """Each row is a document; needs the extra `data`.
+def read_parquet(path: Path, name: str, fields: tuple[str, ...]) -> Iterator[Row]:
+    """Its rows; needs the extra `data`.
 
     Raises:
         MissingExtra: pyarrow is not installed.
-        DataError: the file is not Parquet, or has no text column of this name.
+        DataError: the file is not Parquet, or has no column of one of these names.
     """
     try:
         import pyarrow  # optional and slow to import
@@ -88,16 +110,26 @@ def read_parquet(path: Path, name: str, field: str) -> Iterator[tuple[str, str]]
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             columns = file.schema_arrow.names
-            if field not in columns:
-                raise DataError(f"{path} has no column {field!r}", nearest(field, columns))
-            for batch in file.iter_batches(columns=[field]):
-                for value in batch.column(0).to_pylist():
+            require_columns(columns, fields, str(path))
+            for batch in file.iter_batches(columns=list(fields)):
+                for values in batch.to_pylist():
                     row += 1
-                    yield f"{name}:{row}", text_value(value, field, f"{path}, row {row}")
+                    yield Row(f"{name}:{row}", f"{path}, row {row}", values)
     except OSError as error:
         raise unreadable(path, error) from None
     except pyarrow.ArrowException as error:
         raise DataError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from None
+
+
+def require_columns(columns: Sequence[str], fields: tuple[str, ...], where: str) -> None:
+    """Refuse a table that lacks a column.
+
+    Raises:
+        DataError: the first missing one is named, with the nearest that is there.
+    """
+    for field in fields:
+        if field not in columns:
+            raise DataError(f"{where} has no column {field!r}", nearest(field, columns))
 
 
 def text_value(value: object, field: str, where: str) -> str:
@@ -110,11 +142,11 @@ def text_value(value: object, field: str, where: str) -> str:
         return value
     raise DataError(
         f"{where}: {field!r} is {type(value).__name__}, not text",
-        "name the field that holds the text: field = …",
+        _OTHER_FIELD,
     )
 
 
-def _field_of_line(line: str, field: str, where: str) -> str:
+def _object(line: str, fields: tuple[str, ...], where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:
@@ -125,9 +157,14 @@ def _field_of_line(line: str, field: str, where: str) -> str:
         raise DataError(
             f"{where}: a JSON {type(row).__name__}, not an object", "each line must be one JSON object"
         )
-    if field not in row:
-        raise DataError(f"{where}: no field {field!r}", nearest(field, row), "set it with field = …")
-    return text_value(row[field], field, where)
+    for field in fields:
+        if field not in row:
+            raise DataError(
+                f"{where}: no field {field!r}",
+                nearest(field, row),
+                _OTHER_FIELD,
+            )
+    return row
 
 
 def _decode(raw: bytes, path: Path, offset: int) -> str:

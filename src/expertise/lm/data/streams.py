@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from expertise.lm.data.corpus import stored_documents
+from expertise.lm.data.documents import Document
+from expertise.lm.data.encoded import Encoded, encode_documents
 from expertise.lm.data.split import SPLITS
-from expertise.lm.data.tokenizer import encode, end_of_text, vocab_size
-from expertise.shapes import Int
+from expertise.lm.data.tokenizer import end_of_text, vocab_size
+from expertise.shapes import Bool, Int
 
 if TYPE_CHECKING:
     import tokenizers
@@ -38,6 +41,14 @@ class TokenStream:
     domains: tuple[str, ...]
     """The domains' names."""
 
+    learnt: Bool[np.ndarray, " tokens"] | None = None
+    """Which tokens are learnt when they are the next one; None: all. An end of text is learnt where the token
+    before it is: it says that an answer is over."""
+
+    def ends(self) -> Int[np.ndarray, " spans"]:
+        """Where the token after each document would stand."""
+        return np.append(self.starts[1:], len(self.tokens))
+
     def domain_of(self, positions: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
         """The domain id (int64) of each position; an end of text belongs to the document it precedes."""
         return self.domain_ids[np.searchsorted(self.starts, positions, side="right") - 1]
@@ -54,6 +65,8 @@ def build_streams(
     text: Path, tokenizer: tokenizers.Tokenizer, domains: tuple[str, ...], folder: Path
 ) -> dict[str, Any]:
     """Encode stored text: `SIDE.tokens` (little-endian uint16 or uint32), `SIDE.starts` and `SIDE.domains`.
+
+    Records have `SIDE.learnt` too, a byte per token.
 
     Args:
         text: a folder written by `build_text`.
@@ -72,14 +85,22 @@ def build_streams(
         starts: list[int] = []
         owners: list[int] = []
         at = 0
-        with (folder / f"{side}.tokens").open("wb") as file:
-            for domain, ids in _encoded(text, side, tokenizer):
+        # The end of text before a document closes the one before it.
+        closes = np.zeros(1, dtype=bool)
+        with (folder / f"{side}.tokens").open("wb") as file, contextlib.ExitStack() as stack:
+            marks: IO[bytes] | None = None
+            for document, encoded in _encoded(text, side, tokenizer):
                 starts.append(at)
-                owners.append(number[domain])
+                owners.append(number[document.domain])
                 end.tofile(file)
-                ids.astype(dtype).tofile(file)
-                at += len(ids) + 1
-                counts[side][domain] += len(ids) + 1
+                encoded.ids.astype(dtype).tofile(file)
+                if encoded.learnt is not None:
+                    marks = marks or stack.enter_context((folder / f"{side}.learnt").open("wb"))
+                    closes.tofile(marks)
+                    encoded.learnt.tofile(marks)
+                    closes = encoded.learnt[-1:]
+                at += len(encoded.ids) + 1
+                counts[side][document.domain] += len(encoded.ids) + 1
         _write(folder / f"{side}.starts", starts)
         _write(folder / f"{side}.domains", owners)
     return {"dtype": dtype, "tokens": counts}
@@ -87,31 +108,29 @@ def build_streams(
 
 def open_stream(folder: Path, side: str, dtype: str, domains: tuple[str, ...]) -> TokenStream:
     """Memory-map what `build_streams` wrote."""
+    learnt = folder / f"{side}.learnt"
     return TokenStream(
         tokens=np.memmap(folder / f"{side}.tokens", dtype=dtype, mode="r"),
         starts=np.fromfile(folder / f"{side}.starts", dtype="<i8").astype(np.int64),
         domain_ids=np.fromfile(folder / f"{side}.domains", dtype="<i8").astype(np.int64),
         domains=domains,
+        learnt=np.memmap(learnt, dtype=bool, mode="r") if learnt.is_file() else None,
     )
 
 
-def _encoded(
-    text: Path, side: str, tokenizer: tokenizers.Tokenizer
-) -> Iterator[tuple[str, Int[np.ndarray, " tokens"]]]:
+def _encoded(text: Path, side: str, tokenizer: tokenizers.Tokenizer) -> Iterator[tuple[Document, Encoded]]:
     documents = stored_documents(text, side)
     while True:
-        names: list[str] = []
-        texts: list[str] = []
+        some: list[Document] = []
         size = 0
         for document in documents:
-            names.append(document.domain)
-            texts.append(document.text)
+            some.append(document)
             size += len(document.text)
             if size >= _CHARACTERS_AT_ONCE:
                 break
-        if not texts:
+        if not some:
             return
-        yield from zip(names, encode(tokenizer, texts), strict=True)
+        yield from zip(some, encode_documents(tokenizer, some), strict=True)
 
 
 def _write(path: Path, values: list[int]) -> None:

@@ -34,7 +34,7 @@ class Evaluation:
     bits_per_byte: dict[str, float]
     """Per domain."""
     num_bytes: dict[str, int]
-    """UTF-8 bytes that they are over."""
+    """UTF-8 bytes that they are over: of records those that are learnt."""
     usage: dict[int, Usage]
     """Mixture layer → what its parts did; the domains are in the order of `bits_per_byte`."""
 
@@ -128,9 +128,12 @@ def passes(
     for start in range(0, len(windows.tokens), batch_size):
         tokens = windows.tokens[start : start + batch_size].to(device)
         targets = windows.targets[start : start + batch_size].to(device)
+        documents = windows.documents
+        if documents is not None:
+            documents = documents[start : start + batch_size].to(device)
         with torch.inference_mode(), recording(model):
             with autocast:
-                logits = model(tokens)
+                logits = model(tokens, documents=documents)
             losses = F.cross_entropy(
                 logits.flatten(0, 1).float(), targets.flatten(), reduction="none", ignore_index=IGNORED
             )

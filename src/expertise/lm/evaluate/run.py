@@ -10,6 +10,7 @@ from expertise.errors import RecipeError, nearest
 from expertise.lm.data import Prepared, prepare
 from expertise.lm.evaluate.perplexity import domain_texts, evaluate
 from expertise.lm.evaluate.switches import Switches, switched
+from expertise.lm.initial import tokenizer_of
 from expertise.lm.load import load
 from expertise.lm.recipe import Recipe
 from expertise.lm.train import data_of, refuse_other_text
@@ -68,6 +69,6 @@ def text_of(run: Path, recipe: Recipe, say: Callable[[str], None]) -> Prepared:
     Raises:
         RunError: the sources now give other text.
     """
-    prepared = prepare(recipe.data, recipe.tokenizer, say)
+    prepared = prepare(recipe.data, tokenizer_of(recipe, run), say)
     refuse_other_text(run, data_of(run)["digest"], prepared.digest)
     return prepared

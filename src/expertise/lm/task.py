@@ -1,0 +1,154 @@
+"""Next-token prediction as the training loop sees it: batches, losses, evaluation, files of a checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from expertise.errors import RecipeError
+from expertise.lm import objective
+from expertise.lm.config import ModelConfig
+from expertise.lm.data import Prepared
+from expertise.lm.evaluate import DomainText, domain_texts, evaluate
+from expertise.lm.initial import Initial
+from expertise.lm.load import CHAT, CONFIG, GENERATION, TOKENIZER
+from expertise.lm.model import LanguageModel
+from expertise.lm.recipe import Recipe
+from expertise.mixture.loss_free import LossFreeBalance
+from expertise.mixture.routers.hash import Hash
+from expertise.runs.device import resolve
+from expertise.runs.loop import Losses
+
+
+class LanguageModelTask:
+    """Next-token prediction, as the training loop sees it.
+
+    Args:
+        recipe: what to train.
+        prepared: its text.
+        initial: weights to start from; None: random ones (or a checkpoint that is restored later).
+    """
+
+    unit = "tokens"
+
+    def __init__(self, recipe: Recipe, prepared: Prepared, initial: Initial | None = None) -> None:
+        train = recipe.train
+        self.recipe = recipe
+        self.model_config = with_vocabulary(recipe.model, prepared.vocab_size)
+        self.units_per_step = train.batch_size * recipe.model.context
+        context = recipe.model.context
+        # Also refuses too little text, by the recipe's key.
+        self.notes = prepared.batches(context, train.batch_size, train.seed).notes()
+        self._micro = prepared.batches(context, train.batch_size // train.accumulation, train.seed)
+        self._targets: tuple[int, float | None] = (-1, None)
+        self._prepared = prepared
+        self._texts: list[DomainText] | None = None
+        device = resolve(train.device)
+        torch.manual_seed(train.seed)
+        # Drawn on the CPU, so that a seed gives the same weights on every device.
+        self.model = LanguageModel(self.model_config).to(device)
+        self.model.tokenizer = prepared.tokenizer
+        self._deal_token_ids()
+        if initial is not None:
+            initial.load_into(self.model)
+        self._balance = LossFreeBalance(self.model.mixtures().values())
+
+    def losses(self, step: int, micro: int, detail: bool) -> Losses:
+        """Losses of one micro-batch; a step's micro-batches are consecutive rows of its batch."""
+        if micro == 0:
+            self._balance.begin()
+        batch = self._micro.batch(step * self.recipe.train.accumulation + micro)
+        device = self.model.device
+        with self._autocast():
+            return objective.losses(
+                self.model,
+                batch.tokens.to(device),
+                batch.targets.to(device),
+                self.recipe.applied_balance,
+                detail,
+                self._balance.count,
+                None if batch.documents is None else batch.documents.to(device),
+                self._num_targets(step),
+            )
+
+    def after_step(self) -> None:
+        """Move the biases of loss-free balancing by the loads of the whole step, all micro-batches."""
+        self._balance.apply()
+
+    def evaluate(self, between: Callable[[], None] | None = None) -> dict[str, Any]:
+        """Bits per byte on validation text, and the use of every part there."""
+        config = self.recipe.evaluation
+        if self._texts is None:
+            context = self.recipe.model.context
+            self._texts = domain_texts(self._prepared, "validation", config.bytes_per_domain, context)
+        bfloat16 = self.recipe.train.bfloat16
+        return evaluate(self.model, self._texts, config.batch_size, bfloat16, between).to_json()
+
+    def headline(self, evaluation: Mapping[str, Any]) -> str:
+        """The mean, each domain, and the parts per token."""
+        bits = dict(evaluation["bits_per_byte"])
+        text = f"{bits.pop('mean'):.3f} bits per byte ({', '.join(f'{d} {b:.3f}' for d, b in bits.items())})"
+        if "parts_per_token" in evaluation:
+            text += f", {evaluation['parts_per_token']['mean']:.2f} parts per token"
+        return text
+
+    def files(self) -> Mapping[str, str]:
+        """Architecture, tokenizer and how to ask, so that a checkpoint stands by itself."""
+        chat = self._prepared.chat
+        documents = json.dumps({"reads_documents": True}) + "\n"
+        return {
+            CONFIG: model_json(self.model_config),
+            TOKENIZER: self._prepared.tokenizer.to_str(),
+            **({CHAT: chat.template} if chat else {}),
+            **({GENERATION: documents} if self._prepared.packed else {}),
+        }
+
+    def _num_targets(self, step: int) -> float | None:
+        """Targets of a step per micro-batch, at least 1; None where every token is one."""
+        if not self._prepared.some_ignored:
+            return None
+        if self._targets[0] != step:
+            number = self.recipe.train.accumulation
+            batches = (self._micro.batch(step * number + micro) for micro in range(number))
+            self._targets = step, max(1, sum(batch.num_targets() for batch in batches)) / number
+        return self._targets[1]
+
+    def _deal_token_ids(self) -> None:
+        """Give token ids to the parts of balanced hash routers, by their frequency in the training text."""
+        config = self.model_config.router
+        if not (isinstance(config, Hash.Config) and config.balanced):
+            return
+        frequencies = self._prepared.stream("train").frequencies(self.model_config.vocab_size)
+        for mixture in self.model.mixtures().values():
+            assert isinstance(mixture.router, Hash)
+            mixture.router.balance(torch.from_numpy(frequencies))
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if not self.recipe.train.bfloat16:
+            return contextlib.nullcontext()
+        return torch.autocast(self.model.device.type, torch.bfloat16)
+
+
+def with_vocabulary(config: ModelConfig, size: int) -> ModelConfig:
+    """The architecture with its embedding's size known.
+
+    Raises:
+        RecipeError: the recipe names a size that the tokenizer does not fit into.
+    """
+    if config.vocab_size and config.vocab_size < size:
+        raise RecipeError(
+            f"model.vocab_size ({config.vocab_size}) is smaller than the tokenizer's {size}",
+            "leave it out to take the tokenizer's",
+        )
+    return dataclasses.replace(config, vocab_size=config.vocab_size or size)
+
+
+def model_json(config: ModelConfig) -> str:
+    """An architecture as JSON that `load` reads."""
+    values = dataclasses.asdict(config)
+    return json.dumps({key: value for key, value in values.items() if value is not None}, indent=1) + "\n"
