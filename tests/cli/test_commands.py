@@ -100,6 +100,8 @@ def test_inspect_draws_the_page_and_its_numbers(run_folder: Path, expertise) -> 
     assert len(record["layers"]) == 2
     assert record["summary"]["tokens_counted"] > 0
     assert {"zlib", "lzma"} == set(record["compressors"])
+    last = record["curves"]["evaluations"][-1]
+    assert record["summary"]["bits_per_byte"] == last["bits_per_byte"]
 
 
 def test_demo_trains_draws_and_is_not_trained_again(home: Path, expertise) -> None:

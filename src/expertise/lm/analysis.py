@@ -63,7 +63,7 @@ class Passage:
 
 def analyse_layers(
     model: LanguageModel, texts: list[DomainText], batch_size: int, bfloat16: bool = False
-) -> tuple[dict[int, LayerAnalysis], dict[str, float]]:
+) -> dict[int, LayerAnalysis]:
     """Count, for every mixture layer and part, domains and tokens over held-out text.
 
     Args:
@@ -73,15 +73,12 @@ def analyse_layers(
         bfloat16: compute products in bfloat16.
 
     Returns:
-        Layer → analysis (empty for a dense model), and the loss of each domain, in nats summed over targets.
+        Layer → analysis; empty for a dense model.
     """
     layers: dict[int, LayerAnalysis] = {}
-    losses: dict[str, float] = {}
     vocab = model.config.vocab_size
     for index, text in enumerate(texts):
-        losses[text.domain] = 0.0
-        for tokens, targets, nll, routes in passes(model, text, batch_size, bfloat16):
-            losses[text.domain] += float(nll.double().sum())
+        for tokens, targets, _, routes in passes(model, text, batch_size, bfloat16):
             counted = targets.flatten() != IGNORED
             domains = torch.where(counted, index, -1)
             for layer, record in routes.items():
@@ -91,7 +88,7 @@ def analyse_layers(
                     layers[layer] = LayerAnalysis(usage, table)
                 layers[layer].usage.add(record, domains)
                 _count_tokens(layers[layer].token_counts, record, tokens.flatten(), counted)
-    return layers, losses
+    return layers
 
 
 def passage(model: LanguageModel, text: DomainText, num_tokens: int) -> Passage:

@@ -71,7 +71,7 @@ def run_record(run: Path, say: Callable[[str], None], device: str) -> dict[str, 
     last = lines[-1] if lines else {"step": 0, "tokens": 0}
     saved = checkpoint.latest(run)
     finished = saved is not None and saved.step >= recipe.train.steps
-    record = {
+    record: dict[str, Any] = {
         "title": run.resolve().name,
         "state": "finished" if finished else "training",
         "step": last["step"],
@@ -98,7 +98,12 @@ def run_record(run: Path, say: Callable[[str], None], device: str) -> dict[str, 
         "layers": [],
         "passages": [],
     }
-    return record | (_looked_at(run, recipe, prepared, device) if saved else {})
+    if saved:
+        record |= _looked_at(run, recipe, prepared, device)
+    evaluations = record["curves"]["evaluations"]
+    if evaluations:
+        record["summary"] = record.get("summary", {}) | {"bits_per_byte": evaluations[-1]["bits_per_byte"]}
+    return record
 
 
 def _curves(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -139,14 +144,14 @@ def _looked_at(run: Path, recipe: Any, prepared: Any, device: str) -> dict[str, 
     model = load(run, device)
     max_bytes = max(ANALYSED_BYTES, recipe.evaluation.bytes_per_domain)
     texts = domain_texts(prepared, "validation", max_bytes, model.config.context)
-    layers, losses = analyse_layers(model, texts, recipe.evaluation.batch_size, recipe.train.bfloat16)
-    bits = {t.domain: losses[t.domain] / 0.6931471805599453 / max(1, t.windows.num_bytes) for t in texts}
-    bits["mean"] = sum(bits.values()) / len(bits)
+    layers = analyse_layers(model, texts, recipe.evaluation.batch_size, recipe.train.bfloat16)
+    # Compressors are compared with the curve of evaluations, so they get exactly the bytes of that curve.
+    measured = domain_texts(prepared, "validation", recipe.evaluation.bytes_per_domain, model.config.context)
     passages = [passage(model, text, PASSAGE_TOKENS) for text in texts]
     words = _vocabulary(model)
     return {
-        "summary": {"bits_per_byte": bits, **_summary(layers, prepared.domains)},
-        "compressors": _compressors(prepared.tokenizer, texts),
+        "summary": _summary(layers, prepared.domains),
+        "compressors": _compressors(prepared.tokenizer, measured),
         "layers": [_layer(model, index, found, prepared.domains, words) for index, found in layers.items()],
         "passages": [_passage(found, words) for found in passages],
     }
