@@ -39,7 +39,19 @@ def load(path: str | Path, device: str = "cpu") -> LanguageModel:
     Raises:
         RunError: the folder is neither, holds no whole checkpoint, or what it holds does not fit together.
     """
-    found = find_checkpoint(Path(path))
+    return load_checkpoint(find_checkpoint(Path(path)), device)
+
+
+def load_checkpoint(found: Checkpoint, device: str = "cpu") -> LanguageModel:
+    """The model of a checkpoint that was opened before, so that it is checked once and known by its step.
+
+    Args:
+        found: the checkpoint.
+        device: "cpu", "cuda", "mps" or "auto".
+
+    Raises:
+        RunError: what it holds does not fit together.
+    """
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are thrown away
         model = LanguageModel(config_of(found))
     load_weights(model, found, f"its {CONFIG}")

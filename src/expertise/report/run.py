@@ -99,7 +99,7 @@ def run_record(run: Path, say: Callable[[str], None], device: str) -> dict[str, 
         "passages": [],
     }
     if saved:
-        record |= _looked_at(run, recipe, prepared, device)
+        record |= _looked_at(saved, recipe, prepared, device)
     evaluations = record["curves"]["evaluations"]
     if evaluations:
         record["summary"] = record.get("summary", {}) | {"bits_per_byte": evaluations[-1]["bits_per_byte"]}
@@ -135,13 +135,13 @@ def _timing(lines: list[dict[str, Any]]) -> dict[str, float]:
     return {"seconds": seconds + waited, "tokens_per_second": tokens / seconds if seconds else 0.0}
 
 
-def _looked_at(run: Path, recipe: Any, prepared: Any, device: str) -> dict[str, Any]:
+def _looked_at(saved: checkpoint.Checkpoint, recipe: Any, prepared: Any, device: str) -> dict[str, Any]:
     """What the newest checkpoint does on validation text."""
-    from expertise.lm import load
     from expertise.lm.analysis import analyse_layers, passage
     from expertise.lm.evaluate import domain_texts
+    from expertise.lm.load import load_checkpoint
 
-    model = load(run, device)
+    model = load_checkpoint(saved, device)
     max_bytes = max(ANALYSED_BYTES, recipe.evaluation.bytes_per_domain)
     texts = domain_texts(prepared, "validation", max_bytes, model.config.context)
     layers = analyse_layers(model, texts, recipe.evaluation.batch_size, recipe.train.bfloat16)

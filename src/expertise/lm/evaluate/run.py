@@ -11,7 +11,7 @@ from expertise.lm.data import Prepared, prepare
 from expertise.lm.evaluate.perplexity import domain_texts, evaluate
 from expertise.lm.evaluate.switches import Switches, switched
 from expertise.lm.initial import tokenizer_of
-from expertise.lm.load import load
+from expertise.lm.load import find_checkpoint, load_checkpoint
 from expertise.lm.recipe import Recipe
 from expertise.lm.train import data_of, refuse_other_text
 from expertise.runs import checkpoint, folder
@@ -49,8 +49,8 @@ def evaluate_run(
     limit_threads(threads)
     run = path.parent.parent if checkpoint.is_checkpoint(path) else path
     recipe = folder.read_recipe(run, Recipe)
-    model = load(path, device)
-    saved = checkpoint.open_checkpoint(path) if checkpoint.is_checkpoint(path) else checkpoint.latest(run)
+    found = find_checkpoint(path)
+    model = load_checkpoint(found, device)
     switches = switches or Switches()
     with switched(model, switches):
         texts = domain_texts(text_of(run, recipe, say), split, max_bytes, model.config.context)
@@ -58,7 +58,7 @@ def evaluate_run(
     parts = result.pop("parts_per_token", {"mean": 0.0, "layers": [], "domains": {}})
     return {"bits_per_byte": result.pop("bits_per_byte"), "parts_per_token": parts, "tasks": {}, **result} | {
         "split": split,
-        "step": saved.step if saved else 0,
+        "step": found.step,
         "switches": switches.to_json(),
     }
 
