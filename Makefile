@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "expertise needs Python 3.11, 3.12 or 3.13: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
 	@$(PYTHON) -m venv $(VENV) || \
 	  { echo "Python's venv module is missing: on Debian and Ubuntu, apt install python3-venv"; exit 2; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,hf,skills]'
 	@touch $(STAMP)
 
 demo: $(STAMP)  ## train a mixture of experts on text from this machine and draw what each expert learnt
