@@ -19,9 +19,10 @@ FOUNDATION = {"", "errors", "registry", "shapes"}
 ARROW = {
     "runs": FOUNDATION,
     "mixture": FOUNDATION,
-    "lm": FOUNDATION | {"runs", "mixture"},
-    "report": FOUNDATION | {"runs", "mixture", "lm"},
-    "cli": FOUNDATION | {"runs", "mixture", "lm", "report"},
+    "skills": FOUNDATION | {"runs", "mixture"},
+    "lm": FOUNDATION | {"runs", "mixture", "skills"},
+    "report": FOUNDATION | {"runs", "mixture", "skills", "lm"},
+    "cli": FOUNDATION | {"runs", "mixture", "skills", "lm", "report"},
 }
 
 
