@@ -39,7 +39,7 @@ class Parts(nn.Module, abc.ABC):
         """Weighted sum over all parts for every token: parts joined into one wide product."""
 
     def carry(self, x: Float[Tensor, "tokens in_features"]) -> Float[Tensor, "tokens carried"]:
-        """What a dispatch moves to the parts in place of the tokens: the tokens, unless more must go along."""
+        """What a dispatch moves to the parts for each token: the token, unless more must go along."""
         return x
 
     def dense_onto(
