@@ -111,7 +111,6 @@ class AdaptedExperts(Parts):
     ) -> None:
         super().__init__()
         self.layer = layer
-        self._gate: Callable[[Tensor], Tensor]
         self.stacks = stacks
         self._gate = gate
         first, second = (getattr(layer, name) for name in stacks)
@@ -148,12 +147,12 @@ class AdaptedExperts(Parts):
         x, alpha = self._split(rows)
         hidden = grouped_linear(x, first, offsets)
         if alpha is not None:
-            for group in self.first:
+            for group in _groups(self.first):
                 hidden = hidden + group(x, alpha, offsets)
         hidden = self._gate(hidden)
         y = grouped_linear(hidden, second, offsets)
         if alpha is not None:
-            for group in self.second:
+            for group in _groups(self.second):
                 y = y + group(hidden, alpha, offsets)
         return y
 
@@ -163,12 +162,12 @@ class AdaptedExperts(Parts):
         tokens, alpha = self._split(x)
         hidden = F.linear(tokens, first)
         if alpha is not None:
-            for group in self.first:
+            for group in _groups(self.first):
                 hidden = hidden + group.one(part, tokens, alpha)
         hidden = self._gate(hidden)
         y = F.linear(hidden, second)
         if alpha is not None:
-            for group in self.second:
+            for group in _groups(self.second):
                 y = y + group.one(part, hidden, alpha)
         return y
 
@@ -189,8 +188,7 @@ class AdaptedExperts(Parts):
     def slots(self) -> Iterator[tuple[str, Slot]]:
         """Name of the stack, and the factors of each skill on it."""
         for name, groups in zip(self.stacks, (self.first, self.second), strict=True):
-            for group in groups:
-                assert isinstance(group, StackedSkills)
+            for group in _groups(groups):
                 for slot in group.slots():
                     yield name, slot
 
@@ -199,6 +197,12 @@ class AdaptedExperts(Parts):
             constant = self._composition[0].constant
             return rows, None if constant is None else constant[None]
         return rows[:, : self.in_features], rows[:, self.in_features :]
+
+
+def _groups(modules: nn.ModuleList) -> Iterator[StackedSkills]:
+    for module in modules:
+        assert isinstance(module, StackedSkills)
+        yield module
 
 
 class ForeignExperts(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from typing import Annotated, Literal, get_args
 
@@ -39,13 +40,13 @@ class SkillConfig:
             raise SkillError(
                 f"scale_convention is one of {', '.join(get_args(Scale))}, not {self.scale_convention!r}"
             )
-        if not (self.alpha and abs(self.alpha) < float("inf")):
+        if not (self.alpha and math.isfinite(self.alpha)):
             raise SkillError(f"alpha must be finite and not 0, not {self.alpha}")
 
     @property
     def scaling(self) -> float:
         """The multiplier on `B A x`."""
-        divisor = {"alpha/r": self.rank, "alpha/sqrt(r)": self.rank**0.5, "raw": 1}[self.scale_convention]
+        divisor = {"alpha/r": float(self.rank), "alpha/sqrt(r)": math.sqrt(self.rank), "raw": 1.0}[self.scale_convention]
         return self.alpha / divisor
 
 
