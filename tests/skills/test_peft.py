@@ -229,7 +229,7 @@ Q_A, Q_B = "base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight
         ({Q_B: None}, "has no factor B for q"),
         ({Q_A: None}, "has no factor A for q"),
         ({Q_A: torch.ones(3, 3)}, r"factors of q have shapes \[3, 3\] and \[4, 2\], their rank should be 2"),
-        ({Q_A: torch.full((2, 3), torch.nan)}, "factor A of q is not finite"),
+        ({Q_A: torch.full((2, 3), torch.nan)}, "x is not finite at q"),
         ({Q_A: torch.ones(2, 3, 1, 1)}, "q.lora_A.weight of shape .* is no factor of a linear layer"),
         ({Q_B: torch.ones(4, 2).half()}, "must share a floating dtype"),
         ({"base_model.model.q.lora_magnitude_vector": torch.ones(4)}, "belongs to no plain LoRA"),

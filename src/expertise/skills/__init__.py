@@ -3,7 +3,23 @@
 Reading order: `skill.py` (what a skill is), `library.py` (where skills live), `peft.py` (their files).
 """
 
+from expertise.skills.compare import Comparison, compare_skills
 from expertise.skills.fingerprint import Fingerprint, fingerprint
+from expertise.skills.library import Library
+from expertise.skills.merge import Merged, merge_skills
 from expertise.skills.skill import Card, Factors, Skill
+from expertise.skills.verify import Verification
 
-__all__ = ["Card", "Factors", "Fingerprint", "Skill", "fingerprint"]
+__all__ = [
+    "Card",
+    "Comparison",
+    "Factors",
+    "Fingerprint",
+    "Library",
+    "Merged",
+    "Skill",
+    "Verification",
+    "compare_skills",
+    "fingerprint",
+    "merge_skills",
+]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from expertise.errors import SkillError, nearest
-from expertise.skills.skill import Factors
+from expertise.skills.skill import Factors, Skill
 
 
 def submodule(base: nn.Module, path: str) -> nn.Module | None:
@@ -57,6 +57,17 @@ def require_fit(factors: Mapping[str, Factors], base: nn.Module, what: str) -> N
             raise SkillError(f"{what} does not fit the base: {address} is {kind} there")
 
 
+def require_finite(factors: Mapping[str, Factors], what: str) -> None:
+    """Refuse factors that hold a NaN or an infinity.
+
+    Raises:
+        SkillError: the weight is named.
+    """
+    for address, made in factors.items():
+        if not bool(made.A.isfinite().all() & made.B.isfinite().all()):
+            raise SkillError(f"{what} is not finite at {address}")
+
+
 def require_copies(copies: Mapping[str, Tensor], base: nn.Module, what: str) -> None:
     """Compare weights of a base that stand in an adapter's file with the base's own.
 
@@ -70,6 +81,24 @@ def require_copies(copies: Mapping[str, Tensor], base: nn.Module, what: str) -> 
             own = None
         if own is None or own.shape != copy.shape or not torch.equal(own.cpu(), copy.to(own.dtype)):
             raise SkillError(f"{what} brings a weight of its own for {name}, which is not the base's")
+
+
+def require_alike(skills: Sequence[Skill]) -> None:
+    """Whether skills can be skills of one base, as far as they adapt the same weights.
+
+    Raises:
+        SkillError: they adapt a weight in different shapes; it is named.
+    """
+    known: dict[str, tuple[Skill, tuple[int | None, int, int, bool]]] = {}
+    for skill in skills:
+        for address, made in skill.factors.items():
+            shape = (made.num_experts, made.out_features, made.in_features, made.embedding)
+            other, first = known.setdefault(address, (skill, shape))
+            if shape != first:
+                raise SkillError(
+                    f"skills {other.name} and {skill.name} have no base in common: they adapt {address} "
+                    "in different shapes"
+                )
 
 
 def _shape(base: nn.Module, address: str) -> tuple[int | None, int, int, bool] | None:

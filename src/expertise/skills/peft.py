@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from expertise.errors import SkillError
-from expertise.skills.fit import is_transposed_linear, submodule
+from expertise.skills.fit import is_transposed_linear, require_finite, submodule
 from expertise.skills.peft_config import PeftConfig, read_config
 from expertise.skills.skill import Factors
 
@@ -82,8 +82,6 @@ def read(config: bytes, weights: bytes, where: str, base: nn.Module | None = Non
         for name, tensor in (("A", pair.A), ("B", pair.B)):
             if tensor is None:
                 raise SkillError(f"{where}: {WEIGHTS} has no factor {name} for {path}")
-            if not bool(tensor.isfinite().all()):
-                raise SkillError(f"{where}: factor {name} of {path} is not finite")
         names = _parameters(path, depths[path], settings, base)
         if not names and depth:
             raise SkillError(f"{where}: no name in target_parameters fits {path}")
@@ -99,6 +97,7 @@ def read(config: bytes, weights: bytes, where: str, base: nn.Module | None = Non
         factors[address] = made
     if not factors:
         raise SkillError(f"{where}: {WEIGHTS} holds no factors")
+    require_finite(factors, where)
     return Adapter(factors=factors, convention=settings.convention, copies=copies)
 
 
