@@ -245,7 +245,7 @@ def _smaller(skills: Iterable[Skill], energies: Iterable[Energy], share: float) 
             yield Proposal(kind="no effect", skills=(found.name,), reason=f"{found.name} changes nothing")
             continue
         kept = list(itertools.accumulate(square / total for square in squares))
-        enough = next((i + 1 for i, part in enumerate(kept) if part >= share), rank)
+        enough = next((i + 1 for i, part in enumerate(kept) if part >= share - 1e-12), rank)
         if enough < rank:
             yield Proposal(
                 kind="smaller rank",
