@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from expertise.mixture.mixture import Mixture
 from expertise.mixture.parts.low_rank import LowRankExperts
 from expertise.mixture.routers.base import Router
+from expertise.mixture.routes import Routes
+from expertise.skills.routing import ask
 from expertise.skills.skill import Factors
 from expertise.skills.targets import Target
 
@@ -60,39 +62,46 @@ class Adapted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output for x `[..., in]`, or for ids `[...]` where it is an embedding."""
+        mixture = self.mixture
         if self.embedding:
             return self._embed(x)
-        mixture, composition = self.mixture, self._composition[0]
-        if mixture.router is not None and not composition.is_given:
-            return mixture(x, context=x)  # type: ignore[no-any-return]
-        routes = composition.routes(x.shape[:-1].numel(), self.columns)
+        routes = self._routes(x, x.shape[:-1])
         if routes is None:
             return mixture.always(x)  # type: ignore[misc, no-any-return]
         return mixture(x, routes=routes)  # type: ignore[no-any-return]
 
+    def _routes(self, x: Tensor, leading: torch.Size) -> Routes | None:
+        """Alpha here: of this layer's own router, which reads x, or the composition's; None: all zero."""
+        composition, router = self._composition[0], self.mixture.router
+        if router is None or composition.is_given:
+            return composition.routes(leading, self.columns)
+        routes = ask(router, x)
+        composition.note(self.columns, routes)
+        return routes
+
     def _embed(self, ids: Tensor) -> Tensor:
-        mixture, composition, parts = self.mixture, self._composition[0], self.parts
-        y: Tensor = mixture.always(ids)  # type: ignore[misc]
-        flat = y.reshape(-1, y.shape[-1])
-        if mixture.router is not None and not composition.is_given:
-            routes = mixture.router(flat, flat)
-        else:
-            routes = composition.routes(ids.numel(), self.columns)
+        layer, parts = self.mixture.always, self.parts
+        y: Tensor = layer(ids)  # type: ignore[misc]
+        routes = self._routes(y, ids.shape)
         if routes is None:
             return y
-        mixture.note(routes)
-        low = F.embedding(ids.reshape(-1), parts.lora_A.flatten(0, 1).t())
-        scale = getattr(mixture.always, "embed_scale", None)
+        low = F.embedding(ids.reshape(-1), parts.lora_A.flatten(0, 1).t(), self.padding_idx)
+        scale = getattr(layer, "embed_scale", None)
         if scale is not None:
-            low = low * scale
+            low = low * (scale.to(low.dtype) if isinstance(scale, Tensor) else scale)
         added = F.linear(parts.scaled(low, routes.weights()), parts.joined_B())
-        return (flat + added).view(y.shape)
+        return y + added.view(y.shape)
 
     @property
     def parts(self) -> LowRankExperts:
         """The skills, stacked."""
         assert isinstance(self.mixture.parts, LowRankExperts)
         return self.mixture.parts
+
+    @property
+    def device(self) -> torch.device:
+        """Where the skills are."""
+        return self.parts.lora_A.device
 
     def slots(self) -> Iterator[Slot]:
         """The factors of each skill here."""
@@ -126,5 +135,6 @@ def _stacked(target: Target, factors: Sequence[Factors], trainable: bool) -> Low
     up = torch.stack([F.pad(f.B.detach(), (0, rank - f.rank)) for f in factors])
     parts.lora_A = nn.Parameter(down, requires_grad=trainable)
     parts.lora_B = nn.Parameter(up, requires_grad=trainable)
-    parts.scaling = torch.tensor([f.scaling for f in factors], device=down.device)
+    exact = torch.promote_types(down.dtype, torch.float32)
+    parts.scaling = torch.tensor([f.scaling for f in factors], device=down.device, dtype=exact)
     return parts
