@@ -20,7 +20,7 @@ from expertise.skills.call import Call
 from expertise.skills.pooling import RunningMean
 
 
-def composed(base: Any, reads: str, scale: float = 4.0) -> Any:
+def composed(base: Any, reads: str, scale: float = 0.7) -> Any:
     """A model whose weights differ much from token to token."""
     torch.manual_seed(1)
     skills = some_skills(base, "all", "all")
