@@ -88,7 +88,7 @@ class Call:
         return weights if times == 1 else weights.repeat_interleave(times, 0)
 
     def table(self, num_skills: int, device: torch.device) -> Tensor:
-        """Alpha of a recorded call `[tokens, K]`, float32: of all layers, or the mean over those that chose."""
+        """Alpha of a recorded call, `[tokens, K]`: of all layers, or the mean over those that chose."""
         if not self.layers:
             if self.routes is None:
                 return torch.zeros(self.most, num_skills, device=device)
