@@ -93,8 +93,7 @@ def writing(library: Path) -> Iterator[None]:
     with disk_errors(library):
         make_folder(library)
     with _locked(library / ".lock", library):
-        folders = [path for path in library.iterdir() if path.is_dir()]
-        for folder in (library, *(path for path in folders if is_skill(path))):
+        for folder in (library, *(library / name for name in skill_names(library))):
             _sweep(folder)
         yield
 
@@ -181,7 +180,7 @@ def exporting(path: Path) -> Iterator[Path]:
 
 def _sweep(folder: Path, prefix: str = ".") -> None:
     """Remove what killed writers left aside; who calls this holds the lock, so nobody is writing."""
-    for path in folder.iterdir():
+    for path in list(folder.iterdir()):
         if path.name.startswith(prefix) and _LEFT_OVER.fullmatch(path.name):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
