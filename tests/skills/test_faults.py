@@ -106,7 +106,7 @@ def test_a_killed_writer_leaves_nothing_half_done(
 @pytest.mark.parametrize("kind", writers.WORK)
 def test_many_kills_lose_nothing(library: Library, start: Make, tmp_path: Path, kind: str) -> None:
     met = kill_again_and_again(library, start, tmp_path, kind, KILLS)
-    assert met >= 5, "too few kills met something half-written"
+    assert met >= 3, "too few kills met something half-written"
     sweep(library)
 
 

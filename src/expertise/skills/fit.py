@@ -24,6 +24,17 @@ def is_transposed_linear(module: nn.Module | None) -> bool:
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
+def not_there(what: str, address: str, base: nn.Module) -> SkillError:
+    """The error that names an address which nothing that can be adapted has."""
+    names = [name for name, module in base.named_modules() if isinstance(module, nn.Linear | nn.Embedding)]
+    names += [name for name, parameter in base.named_parameters() if parameter.ndim == 3]
+    near = nearest(address, names)
+    return SkillError(
+        f"{what} adapts {address}: no linear layer, embedding or stack of experts of the base",
+        near if near.startswith("did") else "was it made for another model?",
+    )
+
+
 def require_fit(factors: Mapping[str, Factors], base: nn.Module, what: str) -> None:
     """Compare every factor with the layer it is for.
 
@@ -38,10 +49,7 @@ def require_fit(factors: Mapping[str, Factors], base: nn.Module, what: str) -> N
     for address, made in factors.items():
         found = _shape(base, address)
         if found is None:
-            raise SkillError(
-                f"{what} adapts {address}: no linear layer, embedding or stack of experts of the base",
-                _near(base, address),
-            )
+            raise not_there(what, address, base)
         experts, out_features, in_features, embedding = found
         if (made.num_experts, made.out_features, made.in_features) != (experts, out_features, in_features):
             wanted, given = (
@@ -124,10 +132,3 @@ def _shape(base: nn.Module, address: str) -> tuple[int | None, int, int, bool] |
     rows, columns = weight.shape[1:]
     out_features, in_features = (columns, rows) if getattr(owner, "is_transposed", False) else (rows, columns)
     return weight.shape[0], out_features, in_features, False
-
-
-def _near(base: nn.Module, address: str) -> str:
-    names = [name for name, module in base.named_modules() if isinstance(module, nn.Linear | nn.Embedding)]
-    names += [name for name, parameter in base.named_parameters() if parameter.ndim == 3]
-    close = nearest(address, names)
-    return close if close.startswith("did") else "was it made for another model?"

@@ -163,8 +163,8 @@ class Library:
         folder = Path(path)
         known = {"purpose": purpose, "data": data, "data_digest": data_digest, "metrics": metrics}
         inside = (self.path / folder.name).resolve() == folder.resolve() and name in (None, folder.name)
-        if not folder.is_dir():
-            raise SkillError(f"no adapter at {folder}")
+        if not inside and not (folder / CONFIG).is_file():
+            raise SkillError(f"no adapter at {folder}: it has no {CONFIG}", "name a folder that PEFT saved")
         before = read_card(folder) if inside else None
         files = read_files(folder, before)
         name = require_name(folder.resolve().name if name is None else name)
