@@ -180,13 +180,13 @@ def test_a_skill_of_another_base_is_refused_unless_forced(library: Library) -> N
     library.load("c", other)  # its base is unknown: only shapes are compared
     other.body[0] = torch.nn.Linear(6, 9)
     for name in "ac":
-        with pytest.raises(SkillError, match=r"body\.0 is 9 x 6, the skill is for 8 x 6"):
+        with pytest.raises(SkillError, match=r"at body\.0: 6 → 8 against 6 → 9"):
             library.load(name, other, force=True)
 
 
 def test_a_skill_that_does_not_fit_or_is_not_finite_is_not_added(library: Library) -> None:
     before = tree(library.path)
-    with pytest.raises(SkillError, match=r"skill x does not fit the base: body\.0 is 8 x 6"):
+    with pytest.raises(SkillError, match=r"skill 'x' does not fit the base at body\.0: 5 → 8"):
         library.add(made_up({"body.0": (2, 5, 8)}), name="x", base=judges.Net())
     skill = made_up(NET)
     skill.factors["body.0"].B[1, 1] = torch.inf

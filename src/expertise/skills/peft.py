@@ -20,9 +20,10 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from expertise.errors import SkillError
-from expertise.skills.fit import is_transposed_linear, not_there, require_finite, submodule
+from expertise.skills.fit import not_there, require_finite, submodule
 from expertise.skills.peft_config import PeftConfig, read_config
 from expertise.skills.skill import Factors
+from expertise.skills.targets import is_conv1d
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -191,7 +192,7 @@ def _stacked(
     where: str,
     base: nn.Module | None,
 ) -> tuple[str, Factors]:
-    """Address and factors of a bare parameter: `[E, out, in]`, or `[out, in]` where there is one."""
+    """Address and factors of a bare parameter: a stack `[E, out, in]`, or the plain weight of a layer."""
     full = f"{path}.{name}"
     rank, rows, columns = settings.rank_of(full), down.shape[0], up.shape[1]
     if rows % rank or rows != columns:
@@ -200,13 +201,12 @@ def _stacked(
     experts, scaling = rows // rank, settings.scaling_of(full)
     down = down.reshape(experts, rank, -1)
     up = up.reshape(-1, rank, experts).permute(2, 0, 1).contiguous()
-    if experts > 1 or (base is not None and base.get_parameter(full).ndim == 3):
+    if experts > 1 or name != "weight":
         return full, Factors(A=down, B=up, scaling=scaling)
     module = None if base is None else submodule(base, path)
-    if module is not None and (isinstance(module, nn.Embedding) or is_transposed_linear(module)):
+    if module is not None and (isinstance(module, nn.Embedding) or is_conv1d(module)):
         raise SkillError(f"{where}: {full} is stored the other way round; adapt {path} by target_modules")
-    is_layer = name == "weight" and (base is None or isinstance(module, nn.Linear))
-    return path if is_layer else full, Factors(A=down[0], B=up[0], scaling=scaling)
+    return path, Factors(A=down[0], B=up[0], scaling=scaling)
 
 
 def _natural(path: str) -> list[tuple[int, str]]:
