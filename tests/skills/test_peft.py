@@ -183,6 +183,7 @@ def test_every_field_of_pefts_configuration_is_decided() -> None:
         ("r", 0, "a rank must be a whole number above 0, not 0"),
         ("r", True, "not True"),
         ("lora_alpha", "8", "an alpha must be a finite number, not '8'"),
+        ("lora_alpha", 10**400, "too large"),
         ("rank_pattern", {"q": 1.5}, "not 1.5"),
         ("rank_pattern", {"q(": 2}, "missing \\)"),
         ("rank_pattern", [2], "adapter_config.json: "),
@@ -260,6 +261,7 @@ def test_files_that_are_no_files_of_an_adapter_are_one_line() -> None:
     for config, tensors, message in (
         (b"{", weights, "adapter_config.json is not JSON"),
         (b"[]", weights, "is not an object"),
+        (b"[" * 100_000, weights, "is not JSON"),
         (b"\xff\xfe", weights, "is not JSON"),
         (settings.encode(), weights[:-5], "adapter_model.safetensors cannot be read"),
         (settings.encode(), b"", "adapter_model.safetensors cannot be read"),

@@ -139,9 +139,9 @@ def _gather(
             raise SkillError(f"{where}: {path} is adapted as a layer and as an embedding at once")
         setattr(pair, which, tensor)
     copies = {}
+    adapted_embedding = any(pair.embedding for pair in pairs.values())
     for key, tensor in others.items():
         name = key.removeprefix(PREFIX).replace(f"{INNER}.", ".")
-        adapted_embedding = any(pair.embedding for pair in pairs.values())
         if not (key.startswith(PREFIX) and name.endswith(".weight") and adapted_embedding) or "lora_" in name:
             raise SkillError(f"{where}: {key} in {WEIGHTS} belongs to no plain LoRA")
         copies[name] = tensor
