@@ -46,8 +46,8 @@ class SkillConfig:
     @property
     def scaling(self) -> float:
         """The multiplier on `B A x`."""
-        divisor = {"alpha/r": float(self.rank), "alpha/sqrt(r)": math.sqrt(self.rank), "raw": 1.0}[self.scale_convention]
-        return self.alpha / divisor
+        divisors = {"alpha/r": float(self.rank), "alpha/sqrt(r)": math.sqrt(self.rank), "raw": 1.0}
+        return self.alpha / divisors[self.scale_convention]
 
 
 def fresh(base: nn.Module, name: str, config: SkillConfig, seed: int = 0) -> Skill:
