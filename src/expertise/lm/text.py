@@ -50,8 +50,8 @@ def continue_text(
 ) -> Iterator[Piece]:
     """Continue a text, piece by piece.
 
-    A token's parts and skills are known once it has been read, that is when the token after it is chosen; so pieces
-    come one token late.
+    A token's parts and skills are known once it has been read, that is when the token after it is chosen; so
+    pieces come one token late.
 
     Args:
         model: with its tokenizer.

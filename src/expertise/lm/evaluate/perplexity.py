@@ -53,7 +53,7 @@ class Evaluation:
         return sum(counts) / len(counts) if counts else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers: `bits_per_byte`, `bytes`, `parts_per_token`, `loads` (relative, per layer), `skills`."""
+        """Plain numbers: `bits_per_byte`, `bytes`, `parts_per_token`, `loads` (relative), `skills`."""
         result: dict[str, Any] = {
             "bits_per_byte": {k: round(v, 5) for k, v in self.bits_per_byte.items()}
             | {"mean": round(self.mean_bits_per_byte, 5)},
