@@ -135,4 +135,3 @@ class Adapted(nn.Module):
             if name.startswith("_") or "mixture" not in self._modules:
                 raise
             return getattr(self.mixture.always, name)
-

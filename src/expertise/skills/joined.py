@@ -16,6 +16,7 @@ from expertise.mixture.routes import Routes
 from expertise.shapes import Float, Int
 from expertise.skills.skill import Factors
 
+
 class RankWeights(nn.Module):
     """From weights of skills to weights of ranks: every rank gets its skill's alpha times its scaling.
 
@@ -109,6 +110,7 @@ class JoinedSkills(Parts):
     def weigh(self, gates: Float[Tensor, "tokens parts"]) -> Float[Tensor, "tokens all_ranks"]:
         """The weights of the ranks, in the dtype of the factors; one result serves every layer that is alike."""
         return self.rank_weights(gates).to(self.lora_A.dtype)  # type: ignore[no-any-return]
+
     def onto(
         self,
         y: Float[Tensor, "tokens out_features"],
@@ -145,7 +147,9 @@ class JoinedSkills(Parts):
             return down, up.transpose(0, 1).contiguous()
         most = max(ranks)
         spans = self.rank_weights.spans()
-        down = torch.stack([F.pad(self.lora_A[s], (0, 0, 0, most - r)) for s, r in zip(spans, ranks, strict=True)])
+        down = torch.stack(
+            [F.pad(self.lora_A[s], (0, 0, 0, most - r)) for s, r in zip(spans, ranks, strict=True)]
+        )
         up = torch.stack([F.pad(self.lora_B[:, s], (0, most - r)) for s, r in zip(spans, ranks, strict=True)])
         return down, up
 
@@ -153,9 +157,7 @@ class JoinedSkills(Parts):
         """Of each skill; views, so writing to them shows here."""
         scalings = self.rank_weights.scalings
         for span, scaling in zip(self.rank_weights.spans(), scalings, strict=True):
-            yield Factors(
-                A=self.lora_A[span], B=self.lora_B[:, span], scaling=scaling, embedding=embedding
-            )
+            yield Factors(A=self.lora_A[span], B=self.lora_B[:, span], scaling=scaling, embedding=embedding)
 
     def reset_parameters(self) -> None:
         """Nothing is drawn anew: a skill's factors are its own."""
