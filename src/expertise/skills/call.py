@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from expertise.errors import SkillError
 from expertise.mixture.routes import Routes
+from expertise.skills.joined import JoinedSkills
 
 
 @dataclasses.dataclass
@@ -32,8 +34,10 @@ class Call:
     """Alpha; None: every weight is zero."""
     shape: tuple[int, ...] = (1,)
     """Leading shape of what alpha was made for: `(1,)`, `(rows,)` or `(rows, tokens)`."""
-    spread: dict[Any, Routes] = dataclasses.field(default_factory=dict)
-    """Alpha as layers of some shape see it."""
+    spread: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    """Alpha as layers of some shape see it: as routes, or as weights of ranks."""
+    stands: bool = False
+    """Whether other calls go on from it."""
     most: int = 0
     """The most tokens that a layer saw; counted while recording."""
     layers: list[tuple[tuple[int, ...], Routes]] = dataclasses.field(default_factory=list)
@@ -41,8 +45,12 @@ class Call:
 
     def take(self, routes: Routes | None, shape: Sequence[int] = (1,)) -> None:
         """From here on this is alpha."""
-        self.routes, self.shape = routes, tuple(shape)
-        self.spread.clear()
+        self.routes, self.shape, self.spread = routes, tuple(shape), {}
+
+    def go_on_from(self, other: Call) -> None:
+        """Take the alpha of another call, and what was made ready of it."""
+        self.is_given, self.constant, self.stands = other.is_given, other.constant, other.stands
+        self.routes, self.shape, self.spread = other.routes, other.shape, other.spread
 
     def seen_by(self, leading: Sequence[int], columns: tuple[int, ...] | None) -> Routes | None:
         """Alpha for a layer whose input has this leading shape; see `Composition.routes`."""
@@ -55,7 +63,39 @@ class Call:
                 chosen = torch.tensor(columns, device=routes.gates.device)
                 routes = Routes.dense(routes.weights().index_select(1, chosen))
             self.spread[key] = routes
-        return self.spread[key]
+        return self.spread[key]  # type: ignore[no-any-return]
+
+    def ready(
+        self, leading: Sequence[int], columns: tuple[int, ...] | None, skills: JoinedSkills
+    ) -> Tensor | Routes | None:
+        """Alpha made ready for the skills of a layer, once for all layers that are alike.
+
+        Returns:
+            Weights of ranks for `JoinedSkills.onto`: one row where alpha is constant, else one for each token.
+            Routes where bringing tokens to their skills is faster. None: every weight is zero.
+        """
+        if self.routes is None:
+            return None
+        key = (leading, columns, skills.layout, skills._parameters["lora_A"].dtype)
+        found = self.spread.get(key)
+        if found is None:
+            # Other calls, maybe in training, may go on from this one: no tensors of inference mode then.
+            with torch.inference_mode(False) if self.stands else contextlib.nullcontext():
+                found = self.spread[key] = self._made_ready(leading, columns, skills)
+        return found
+
+    def _made_ready(
+        self, leading: Sequence[int], columns: tuple[int, ...] | None, skills: JoinedSkills
+    ) -> Tensor | Routes | None:
+        assert self.routes is not None
+        if columns is None and not skills.is_dense_for(self.routes):
+            return self.seen_by(leading, columns)
+        gates = self.routes.weights()
+        if columns is not None:
+            gates = gates.index_select(1, torch.tensor(columns, device=gates.device))
+        times = 1 if self.constant is not None else self._times(leading)
+        weights = skills.weigh(gates)
+        return weights if times == 1 else weights.repeat_interleave(times, 0)
 
     def table(self, num_skills: int, device: torch.device) -> Tensor:
         """Alpha of a recorded call, `[tokens, K]`: of all layers, or the mean over those that chose."""
