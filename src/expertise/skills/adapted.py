@@ -138,4 +138,3 @@ class Adapted(nn.Module):
             if name.startswith("_") or "mixture" not in self._modules:
                 raise
             return getattr(self.mixture.always, name)
-

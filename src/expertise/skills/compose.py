@@ -87,6 +87,8 @@ def compose(
     known = all_targets(base)
     placed = _fit(skills, known, base)
     composition = Composition(base, [skill.name for skill in skills], None, reads)
+    composition.router_config = None if isinstance(router, Router) else router
+    composition.source = source
     root = clone(base)
     make: MakeRouter | None = None
     if router is not None and reads == "layer":
