@@ -64,8 +64,9 @@ class _Calls:
         mask, documents = others.get("attention_mask"), others.get("documents")
         positions = others.get("position_ids")
         if documents is None and mask is not None and mask.ndim == 4 and positions is not None:
-            # Texts side by side in a model of transformers: each begins again at position 0.
-            documents = (positions == 0).cumsum(-1)
+            # Texts side by side in a model of transformers: each begins again at position 0. Whatever only
+            # fills the row stands behind the last of them, or counts as a text of its own.
+            mask, documents = None, (positions == 0).cumsum(-1)
         cache = others.get("past_key_values", others.get("cache"))
         call = Call(mask=mask, cache=cache, documents=documents)
         self.composition.start(call, given)
