@@ -17,9 +17,8 @@ from pathlib import Path
 
 from expertise.errors import SkillError, nearest
 from expertise.runs.files import atomic_folder, disk_errors, make_folder, sync_folder
-from expertise.skills.card import CARD, card_text, entries, now
-from expertise.skills.peft import CONFIG, WEIGHTS
-from expertise.skills.skill import Card
+from expertise.skills.card import CARD, Card, card_text, entries, now, read_card
+from expertise.skills.peft_config import CONFIG, WEIGHTS
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _LEFT_OVER = re.compile(r"\..+\.[0-9a-f]{8}\.(part|old)")
@@ -72,6 +71,16 @@ def skill_folder(library: Path, name: str) -> Path:
     return path
 
 
+def card_of(library: Path, name: str) -> Card | None:
+    """The card of a skill under the name that its folder has, or None when it has no card.
+
+    Raises:
+        SkillError: there is no such skill, or its card is damaged or another version's.
+    """
+    card = read_card(skill_folder(library, name))
+    return None if card is None else dataclasses.replace(card, name=name)
+
+
 def require_free(library: Path, name: str) -> Path:
     """The folder that a new skill may take.
 
@@ -106,7 +115,7 @@ def put(library: Path, card: Card, files: Mapping[str, bytes]) -> Card:
 
     Args:
         library: its folder.
-        card: date and files are filled in here.
+        card: its files are filled in here, and its date where it has none.
         files: content of every other file, by name.
 
     Returns:
@@ -116,7 +125,7 @@ def put(library: Path, card: Card, files: Mapping[str, bytes]) -> Card:
         SkillError: the name is taken or cannot be a skill's, or another process goes on writing.
         DiskError: the disk is full, read-only or forbidden; nothing is left there.
     """
-    card = dataclasses.replace(card, date=now(), files=entries(files))
+    card = dataclasses.replace(card, date=card.date or now(), files=entries(files))
     text = card_text(card)
     with writing(library), atomic_folder(require_free(library, card.name)) as aside:
         for name, content in files.items():
