@@ -2,7 +2,7 @@
 
 Reading order: `skill.py` (what a skill is), `library.py` (where skills live), `peft.py` (their files);
 `composing.py` (a base and skills made into one model), `adapted.py` and `experts.py` (its layers),
-`composition.py` (who has which weight, call by call).
+`composition.py` (who has which weight, call by call); `composed.py` (composed models on disk).
 
 What is public is imported when it is first used: a library is listed without torch. No module here may bear a
 public name, or Python would put the module in its place.
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from expertise.skills.card import Card, Fingerprint
     from expertise.skills.compare import Comparison, compare_skills
+    from expertise.skills.composed import load_composed, save_composed
+    from expertise.skills.composed_json import Composed, is_composed, read_composed
     from expertise.skills.composing import compose
     from expertise.skills.composition import composition_of
     from expertise.skills.derived import extended, merged, skills_of
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "card": ("Card", "Fingerprint"),
     "compare": ("Comparison", "compare_skills"),
+    "composed": ("load_composed", "save_composed"),
+    "composed_json": ("Composed", "is_composed", "read_composed"),
     "composing": ("compose",),
     "composition": ("composition_of",),
     "derived": ("extended", "merged", "skills_of"),
@@ -43,6 +47,7 @@ _HOMES = {
 __all__ = [
     "Card",
     "Comparison",
+    "Composed",
     "Factors",
     "Fingerprint",
     "Library",
@@ -55,8 +60,12 @@ __all__ = [
     "extended",
     "find_targets",
     "fingerprint",
+    "is_composed",
+    "load_composed",
     "merge_skills",
     "merged",
+    "read_composed",
+    "save_composed",
     "skills_of",
 ]
 

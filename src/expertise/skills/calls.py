@@ -61,9 +61,11 @@ class _Calls:
 
     def _start(self, given: Mapping[str, Any], others: Mapping[str, Any]) -> None:
         self.checkpointing.prepare()
-        call = Call(
-            mask=others.get("attention_mask"),
-            cache=others.get("past_key_values", others.get("cache")),
-            documents=others.get("documents"),
-        )
+        mask, documents = others.get("attention_mask"), others.get("documents")
+        positions = others.get("position_ids")
+        if documents is None and mask is not None and mask.ndim == 4 and positions is not None:
+            # Texts side by side in a model of transformers: each begins again at position 0.
+            documents = (positions == 0).cumsum(-1)
+        cache = others.get("past_key_values", others.get("cache"))
+        call = Call(mask=mask, cache=cache, documents=documents)
         self.composition.start(call, given)

@@ -177,9 +177,21 @@ class AdaptedExperts(Parts):
     def dense(
         self, x: Float[Tensor, "tokens carried"], gates: Float[Tensor, "tokens parts"]
     ) -> Float[Tensor, "tokens out_features"]:
-        """Every expert for every token, one after the other."""
-        outputs = [self.one(part, x) * gates[:, part, None].to(x.dtype) for part in range(self.num_parts)]
-        return torch.stack(outputs).sum(0)
+        """Every expert for every token, the base's part as `SwiGLUExperts.dense` computes it."""
+        first, second = (getattr(self.layer, name) for name in self.stacks)
+        tokens, alpha = self._split(x)
+        hidden = F.linear(tokens, first.flatten(0, 1)).unflatten(1, first.shape[:2])
+        experts = range(self.num_parts)
+        if alpha is not None:
+            for group in _groups(self.first):
+                hidden = hidden + torch.stack([group.one(e, tokens, alpha) for e in experts], dim=1)
+        hidden = self._gate(hidden)
+        hidden = hidden * gates.to(hidden.dtype).unsqueeze(-1)
+        y = F.linear(hidden.flatten(1), second.transpose(0, 1).flatten(1))
+        if alpha is not None:
+            for group in _groups(self.second):
+                y = y + torch.stack([group.one(e, hidden[:, e], alpha) for e in experts]).sum(0)
+        return y
 
     def is_idle(self, carried: Tensor) -> bool:
         """Whether no skill has any weight in what `carry` returned."""
@@ -236,7 +248,9 @@ class ForeignExperts(nn.Module):
             return self.parts.layer(hidden_states, top_k_index, top_k_weights)  # type: ignore[no-any-return]
         # The dispatch reads ids and gates only: who scored the experts stays the model's own business.
         affinities = top_k_weights.new_empty(hidden_states.shape[0], self.parts.num_parts)
-        routes = Routes(gates=top_k_weights, affinities=affinities, part_ids=top_k_index)
+        # A router may say "no expert" by an id behind the last one, with weight 0: then any expert will do.
+        part_ids = top_k_index.clamp(max=self.parts.num_parts - 1)
+        routes = Routes(gates=top_k_weights, affinities=affinities, part_ids=part_ids)
         return grouped(carried, routes, self.parts).to(hidden_states.dtype)
 
 
