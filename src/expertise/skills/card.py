@@ -13,6 +13,7 @@ import dataclasses
 import datetime
 import hashlib
 import json
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -153,10 +154,12 @@ def _card(*, base: Mapping[str, Any] | None, **content: Any) -> Card:
     for name, entry in card.files.items():
         if Path(name).name != name or name in (CARD, "..") or set(entry) != {"size", "sha256"}:
             raise ValueError(f"{name} is no file of this folder")
-    for value in (card.name, card.purpose, card.date):
+    for value in (card.name, card.purpose, card.date, card.data or "", card.data_digest or ""):
         value.encode()
     for table in (card.metrics, card.parents, card.targets):
         table.items()
+    for rank in card.targets.values():
+        operator.index(rank)
     return card
 
 

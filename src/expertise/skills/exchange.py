@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,5 +89,7 @@ def export_adapter(library: Path, name: str, path: Path) -> Path:
 
 def _instead(folder: Path) -> tuple[str, ...]:
     """A hint for who named a library in place of a skill."""
-    names = skill_names(folder) if folder.is_dir() else []
+    names: list[str] = []
+    with contextlib.suppress(SkillError):
+        names = skill_names(folder)
     return (f"it is a library: name one of its folders, such as {folder / names[0]}",) if names else ()
