@@ -24,6 +24,9 @@ class CausalLM(Protocol):
     """The tokenizer that it was trained with, where known."""
     chat: Chat | None
     """Its chat template, where it has one."""
+    reads_documents: bool
+    """Whether it was trained on documents one by one, each with an end of text before it: then a prompt must
+    have one, too."""
 
     @property
     def core(self) -> nn.Module:
@@ -43,10 +46,6 @@ class CausalLM(Protocol):
     @property
     def vocab_size(self) -> int:
         """How many ids it knows."""
-
-    @property
-    def before_prompt(self) -> list[int]:
-        """Ids that stood before each text in training, and so must stand before a prompt."""
 
     def mixtures(self) -> dict[int, Mixture]:
         """Layer index → its mixture, where these are ours."""

@@ -2,7 +2,7 @@
 
 Reading order: `skill.py` (what a skill is), `library.py` (where skills live), `peft.py` (their files);
 `compose.py` (a base and skills made into one model), `adapted.py` and `experts.py` (its layers),
-`composition.py` (who has which weight, call by call).
+`composition.py` (who has which weight, call by call); `composed.py` (composed models on disk).
 """
 
 from expertise.skills.compare import Comparison, compare_skills

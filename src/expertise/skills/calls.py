@@ -54,4 +54,9 @@ class _Calls:
 
     def _start(self, given: dict[str, Any], others: dict[str, Any]) -> None:
         cache = others.get("past_key_values", others.get("cache"))
-        self.composition.start(given, others.get("attention_mask"), cache)
+        mask, documents = others.get("attention_mask"), others.get("documents")
+        positions = others.get("position_ids")
+        if documents is None and mask is not None and mask.ndim == 4 and positions is not None:
+            # Texts side by side in a model of transformers: each begins again at position 0.
+            documents = (positions == 0).cumsum(-1)
+        self.composition.start(given, mask, cache, documents)

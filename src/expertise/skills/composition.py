@@ -19,9 +19,9 @@ from expertise.skills.pooling import RunningMean
 
 Reads = Literal["context", "token", "pooled", "layer"]
 """What a router sees. "context": a vector that the caller gives, one per row. "token": the hidden state of
-each token. "pooled": the mean of a row's hidden states up to and including each token, so that no token sees
-those after it. These three make one choice for all layers. "layer": each adapted layer has its own router,
-which sees that layer's input, token by token."""
+each token. "pooled": the mean of a text's hidden states up to and including each token, so that no token sees
+those after it, and no text another one beside it. These three make one choice for all layers. "layer": each
+adapted layer has its own router, which sees that layer's input, token by token."""
 
 Row = str | Mapping[str, float] | None
 """The skills of one row of a batch: one by its name, several with weights, or none."""
@@ -59,6 +59,7 @@ class Composition(nn.Module):
         self._spread: dict[tuple[int, tuple[int, ...] | None], Routes] = {}
         self._mask: Tensor | None = None
         self._cache: Any = None
+        self._documents: Tensor | None = None
         self._mean = RunningMean()
 
     # What a caller sets.
@@ -183,15 +184,19 @@ class Composition(nn.Module):
 
     # What the model's calls do.
 
-    def start(self, given: Mapping[str, Any], mask: Tensor | None, cache: Any) -> None:
+    def start(
+        self, given: Mapping[str, Any], mask: Tensor | None, cache: Any, documents: Tensor | None = None
+    ) -> None:
         """A call begins: set its alpha from what it gives, or leave that to the router.
 
         Args:
             given: `weights`, `skills` or `context`, at most one of them.
             mask: the call's attention mask, where it has one.
             cache: the call's key-value cache, where it has one.
+            documents: the number of each token's text, where a row holds several.
         """
         given, self._mask, self._cache = {**self._fixed, **given}, mask, cache
+        self._documents = documents
         chosen = [key for key in OURS if given.get(key) is not None]
         if len(chosen) > 1:
             raise SkillError(f"give one of weights, skills and context, not {' and '.join(chosen)}")
@@ -260,7 +265,7 @@ class Composition(nn.Module):
             return
         hidden = output[0] if isinstance(output, tuple) else output
         if self.reads == "pooled":
-            hidden = self._mean(hidden, self._mask, self._cache)
+            hidden = self._mean(hidden, self._mask, self._cache, self._documents)
         self._take(self.router(hidden, hidden))
 
     def routes(self, num_tokens: int, columns: tuple[int, ...] | None = None) -> Routes | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from expertise.errors import SkillError
@@ -20,13 +21,17 @@ class RunningMean:
     def __init__(self) -> None:
         self._seen: weakref.WeakKeyDictionary[Any, tuple[Tensor, Tensor]] = weakref.WeakKeyDictionary()
 
-    def __call__(self, hidden: Tensor, mask: Tensor | None, cache: Any) -> Tensor:
+    def __call__(
+        self, hidden: Tensor, mask: Tensor | None, cache: Any, documents: Tensor | None = None
+    ) -> Tensor:
         """The means `[rows, tokens, D]`, float32.
 
         Args:
             hidden: `[rows, tokens, D]`.
             mask: `[rows, at least tokens]`, 0 for padding; None: no padding.
             cache: the call's key-value cache, or None.
+            documents: `[rows, tokens]`, the number of each token's text where a row holds several, each with
+                a mean of its own.
 
         Raises:
             SkillError: the cache holds tokens that were not seen here.
@@ -35,7 +40,12 @@ class RunningMean:
         counted = hidden.new_ones(hidden.shape[:2])
         if mask is not None and mask.ndim == 2:
             counted = mask[:, -hidden.shape[1] :].to(hidden.dtype)
-        total, count = (hidden * counted[..., None]).cumsum(1), counted.cumsum(1)
+        own = hidden * counted[..., None]
+        total, count = own.cumsum(1), counted.cumsum(1)
+        if documents is not None:
+            first = _first(documents)
+            total = total - (total - own).gather(1, first[..., None].expand_as(total))
+            count = count - (count - counted).gather(1, first)
         if cache is not None:
             if _length(cache):
                 total, count = self._continued(cache, total, count)
@@ -70,3 +80,10 @@ class RunningMean:
 def _length(cache: Any) -> int:
     length = getattr(cache, "length", None)
     return int(length if length is not None else cache.get_seq_length())
+
+
+def _first(documents: Tensor) -> Tensor:
+    """The place of the first token of each token's text."""
+    time = torch.arange(documents.shape[1], device=documents.device)
+    new = documents.diff(dim=1, prepend=documents[:, :1] - 1) != 0
+    return torch.where(new, time, 0).cummax(1).values
