@@ -73,9 +73,9 @@ def count_scale(largest: int) -> Scale:
 
 
 def signed_scale(values: Sequence[float], digits: int = 2) -> Scale:
-    """Nine equal classes, symmetric around 0, onto the diverging palette; those that no value needs are left out.
+    """Nine equal classes, symmetric around 0, onto the diverging palette.
 
-    A class is labelled by its middle.
+    Those that no value needs are left out. A class is labelled by its middle.
 
     Args:
         values: any real numbers.
@@ -85,7 +85,10 @@ def signed_scale(values: Sequence[float], digits: int = 2) -> Scale:
     most = max((abs(value) for value in values), default=0.0)
     width = max(math.ceil(2 * most / NUM_SIGNED / unit - 1e-9) * unit, unit)
     middle = NUM_SIGNED // 2
-    used = [bisect.bisect_right([(k - middle + 0.5) * width for k in range(NUM_SIGNED - 1)], value) for value in values]
+    used = [
+        bisect.bisect_right([(k - middle + 0.5) * width for k in range(NUM_SIGNED - 1)], value)
+        for value in values
+    ]
     low, high = min([middle, *used]), max([middle, *used])
     return Scale(
         edges=tuple((step - middle + 0.5) * width for step in range(low, high)),

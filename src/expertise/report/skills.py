@@ -127,9 +127,7 @@ def _key_numbers(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         found.append(("parameters of all skills", compact(sum(sizes)), ""))
     ranks = sorted({int(rank) for skill in skills if (rank := look(skill, "rank")) is not None})
     if ranks:
-        found.append(
-            ("rank", str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}{'\u2013'}{ranks[-1]}", "")
-        )
+        found.append(("rank", str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}–{ranks[-1]}", ""))
     return found
 
 
@@ -165,7 +163,12 @@ def _losses(record: Mapping[str, Any]) -> dict[str, Any] | None:
             step = scale.step(saved[row, column]) if (row, column) in saved else None
             cells.append((found, step, found is not None and found == least[column]))
         body.append((_ROW_NAMES.get(row, row), row not in _ROW_NAMES, cells))
-    return {"columns": shown, "rows": body, "legend": _legend(scale), "finding": _won(record, present, columns)}
+    return {
+        "columns": shown,
+        "rows": body,
+        "legend": _legend(scale),
+        "finding": _won(record, present, columns),
+    }
 
 
 def _won(record: Mapping[str, Any], present: Sequence[str], columns: Sequence[str]) -> str:
@@ -186,7 +189,9 @@ def _won(record: Mapping[str, Any], present: Sequence[str], columns: Sequence[st
         return "In no column does the composed model need the fewest bits."
     if len(won) == len(columns):
         return "The composed model needs the fewest bits in every column."
-    return f"The composed model needs the fewest bits in {len(won)} of {len(columns)} columns: {listing(won)}."
+    return (
+        f"The composed model needs the fewest bits in {len(won)} of {len(columns)} columns: {listing(won)}."
+    )
 
 
 def _similarity(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -222,9 +227,7 @@ def _by_domain(record: Mapping[str, Any]) -> dict[str, Any] | None:
     columns = [name for name in domains(record) if look(found, name)]
     if not columns or not names:
         return None
-    means = {
-        (skill, domain): look(found, domain, skill, "mean") for skill in names for domain in columns
-    }
+    means = {(skill, domain): look(found, domain, skill, "mean") for skill in names for domain in columns}
     scale = signed_scale([float(value) for value in means.values() if value is not None])
     body = []
     for skill in names:
@@ -299,7 +302,7 @@ def _spectrum(record: Mapping[str, Any]) -> list[dict[str, Any]]:
                     f"energy-{i}",
                     f"{name}: the first of {len(energy)} ranks holds {100 * energy[0]:.0f} % of the energy, "
                     f"{enough} hold {share}.",
-                    [Line(x=list(range(1, len(energy) + 1)), y=energy, show_value=False)],
+                    [Line(x=[float(rank) for rank in range(1, len(energy) + 1)], y=energy, show_value=False)],
                     references=[("", _ENERGY)],
                     x_label="rank",
                     limits=(0.0, 1.04),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from expertise import __version__
+from expertise.lm.alpha import Alpha
 from expertise.lm.analysis import opening
 from expertise.lm.causal import CausalLM
 from expertise.lm.data import IGNORED
@@ -63,7 +64,7 @@ def skills_record(
         "base": base,
         "domains": [text.domain for text in texts],
         "composition": {
-            "router": type(routers[0]).__name__ if routers else None,
+            "router": type(routers[0]).Config.name if routers else None,
             "reads": composition.reads if routers else None,
             "weights": None if routers else dict(zip(composition.names, constant, strict=True)),
         },
@@ -162,31 +163,31 @@ def _added_logits(model: CausalLM, texts: list[DomainText], name: str) -> Tensor
 
 def _alpha(model: CausalLM, text: DomainText, batch_size: int) -> dict[str, dict[str, float]]:
     """Mean and standard deviation of each skill's weight over the tokens that count."""
-    composition = composition_of(model.core)
-    tables = []
-    with composition.recording():
-        for _, targets, _, _ in passes(model, text, batch_size):
-            tables.append(composition.alpha()[targets.flatten() != IGNORED].double())
+    names = Alpha(model).names
+    tables = [torch.empty(0, len(names), dtype=torch.float64)]
+    for batch in passes(model, text, batch_size):
+        counted = batch.targets.flatten() != IGNORED
+        alpha = torch.zeros(len(counted), len(names)) if batch.alpha is None else batch.alpha
+        tables.append(alpha[counted].double().cpu())
     alpha = torch.cat(tables)
     mean, std = alpha.mean(0).tolist(), alpha.std(0, correction=0).tolist()
-    return {
-        name: {"mean": round(mean[i], 4), "std": round(std[i], 4)} for i, name in enumerate(composition.names)
-    }
+    return {name: {"mean": round(mean[i], 4), "std": round(std[i], 4)} for i, name in enumerate(names)}
 
 
 def _passage(model: CausalLM, text: DomainText) -> dict[str, Any]:
     """The first tokens of a text with the weight of every skill."""
-    composition = composition_of(model.core)
-    beginning = opening(text, min(PASSAGE_TOKENS, model.context))
-    with torch.inference_mode(), composition.recording():
-        documents = None if beginning.documents is None else beginning.documents.to(model.device)
-        model(beginning.tokens.to(model.device), documents=documents)
-        alpha = composition.alpha().tolist()
+    start = opening(text, min(PASSAGE_TOKENS, model.context))
+    ids = start.tokens[0].tolist()
+    with torch.inference_mode(), Alpha(model).recording() as alpha:
+        documents = None if start.documents is None else start.documents.to(model.device)
+        model(start.tokens.to(model.device), documents=documents)
+        found = alpha.last(1, len(ids))
+    weights = [[0.0] * len(alpha.names)] * len(ids) if found is None else found.tolist()
     words = vocabulary(model.tokenizer, model.vocab_size)
     return {
         "domain": text.domain,
         "tokens": [
-            {"text": words[token], "alpha": [round(value, 3) for value in weights]}
-            for token, weights in zip(beginning.tokens[0].tolist(), alpha, strict=True)
+            {"text": words[token], "alpha": [round(value, 3) for value in values]}
+            for token, values in zip(ids, weights, strict=True)
         ],
     }

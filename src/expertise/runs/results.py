@@ -142,7 +142,7 @@ def _commit() -> str | None:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: S603 - our own arguments
         ["git", "-C", str(folder), *arguments],  # noqa: S607
         capture_output=True,
         text=True,
