@@ -7,7 +7,6 @@ paragraph in common: `base` (much code, a little of every other domain), `skills
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,34 +18,10 @@ from expertise.lm.data.documents import normalise
 from expertise.lm.data.installed import InstalledSource
 from expertise.lm.data.split import nice_end
 from expertise.runs.files import atomic_folder
+from reproduce.skills_lm.plan import COMMON, SKILLS, TARGETS, PoolPlan, file_of
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Pools:
-    """How much text goes where, in bytes of each domain."""
-
-    domains: tuple[str, ...] = ("headers", "docstrings", "tests", "data")
-    """Domains that get a skill."""
-    common: str = "code"
-    """What the base mostly reads."""
-    base_common: int = 4_000_000
-    base_other: int = 400_000
-    skill: int = 2_000_000
-    target: int = 700_000
-    targets: tuple[tuple[str, str], ...] = (("headers", "data"), ("docstrings", "tests"))
-    """Pairs of domains that are mixed."""
-    passage: int = 500
-    """Bytes of a passage of one domain, about."""
-    passages: int = 8
-    """Passages of a target's document."""
-
-
-def target_name(pair: tuple[str, str]) -> str:
-    """What a mixed target is called."""
-    return "+".join(pair)
-
-
-def write_pools(folder: Path, pools: Pools, say: Callable[[str], None]) -> None:
+def write_pools(folder: Path, pools: PoolPlan, say: Callable[[str], None]) -> None:
     """Write `base.CODE.jsonl`, `skill.DOMAIN.jsonl` and `target.A+B.jsonl`, unless they are there.
 
     Raises:
@@ -56,18 +31,18 @@ def write_pools(folder: Path, pools: Pools, say: Callable[[str], None]) -> None:
         return
     clean = Deduplicator()
     with atomic_folder(folder) as made:
-        for domain in (pools.common, *pools.domains):
+        for domain in (COMMON, *SKILLS):
             say(f"reading {domain}")
             texts = _documents(domain, clean)
-            if domain == pools.common:
+            if domain == COMMON:
                 _write(made / f"base.{domain}.jsonl", _take(texts, pools.base_common, domain))
                 continue
             _write(made / f"base.{domain}.jsonl", _take(texts, pools.base_other, domain))
             _write(made / f"skill.{domain}.jsonl", _take(texts, pools.skill, domain))
             _write(made / f"part.{domain}.jsonl", _take(texts, pools.target, domain))
-        for pair in pools.targets:
-            parts = [_passages(made / f"part.{domain}.jsonl", pools.passage) for domain in pair]
-            _write(made / f"target.{target_name(pair)}.jsonl", mixed(*parts, pools.passages))
+        for pair in TARGETS:
+            first, second = (_passages(made / f"part.{domain}.jsonl", pools.passage) for domain in pair)
+            _write(made / f"{file_of(pair)}.jsonl", mixed(first, second, pools.passages))
         for part in made.glob("part.*.jsonl"):
             part.unlink()
 

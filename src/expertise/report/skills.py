@@ -286,7 +286,7 @@ def _padded(token: Any, length: int) -> list[float]:
 
 def _spectrum(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One small chart per skill: how much of it the first ranks hold."""
-    charts = []
+    charts: list[dict[str, Any]] = []
     for i, skill in enumerate(rows(record, "skills")):
         energy = [float(value) for value in rows(skill, "energy")]
         if not energy or len(charts) == _MAX_CHARTS:

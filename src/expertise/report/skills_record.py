@@ -20,6 +20,7 @@ from expertise.lm.causal import CausalLM
 from expertise.lm.data import IGNORED
 from expertise.lm.evaluate.perplexity import DomainText, passes
 from expertise.lm.skills import comparison
+from expertise.mixture.routers.base import Router
 from expertise.report.skills import render
 from expertise.report.text import vocabulary
 from expertise.runs.files import write_atomic
@@ -64,7 +65,7 @@ def skills_record(
         "base": base,
         "domains": [text.domain for text in texts],
         "composition": {
-            "router": type(routers[0]).Config.name if routers else None,
+            "router": _kind(routers[0]) if routers else None,
             "reads": composition.reads if routers else None,
             "weights": None if routers else dict(zip(composition.names, constant, strict=True)),
         },
@@ -91,6 +92,11 @@ def write_skills_page(folder: Path, record: Mapping[str, Any]) -> Path:
     write_atomic(folder / RECORD, json.dumps(record, ensure_ascii=False) + "\n")
     write_atomic(folder / PAGE, render(record))
     return folder / PAGE
+
+
+def _kind(router: Router) -> str:
+    """The name that its configuration has in a recipe."""
+    return str(type(router).Config.name)  # type: ignore[attr-defined]
 
 
 def _skill(skill: Skill, found: Comparison, card: Card | None) -> dict[str, Any]:
