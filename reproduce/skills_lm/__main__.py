@@ -37,13 +37,14 @@ def run(plan: Plan, results_path: Path, folder: Path, say: Callable[[str], None]
     text = folder / "text"
     write_pools(text, plan.pools, say)
     results = Results(results_path, plan.settings() | {"text": digest(text)})
-    for seed in plan.seeds:
-        Ours(Bench(plan, results, seed, folder / f"seed-{seed}" / "ours", text, say)).measure()
-    if importlib.util.find_spec("transformers") is None:
+    foreign = importlib.util.find_spec("transformers") is not None
+    if not foreign:
         say("the tiny Llama is left out: transformers is not installed (pip install 'expertise[hf]')")
-        return
     for seed in plan.seeds:
-        Llama(Bench(plan, results, seed, folder / f"seed-{seed}" / "llama", text, say)).measure()
+        work = folder / f"seed-{seed}"
+        Ours(Bench(plan, results, seed, work / "ours", text, say)).measure()
+        if foreign:
+            Llama(Bench(plan, results, seed, work / "llama", text, say)).measure()
 
 
 def digest(text: Path) -> str:

@@ -67,7 +67,7 @@ class Plan:
     """Windows of a step."""
     dim: int = 128
     """Width of both bases."""
-    num_layers: int = 4
+    num_layers: int = 3
     """Depth of both bases."""
     vocab_size: int = 4096
     """Of the tokenizer, which is trained on the base's text."""
@@ -75,13 +75,13 @@ class Plan:
     """Experts of a mixture layer of ours; 2 of them are taken."""
     hidden: int = 128
     """Width of an expert."""
-    base_steps: int = 600
+    base_steps: int = 500
     """Of each base."""
     rank: int = 8
     """Of a skill; the joint one has as many parameters as all skills together."""
-    skill_steps: int = 200
+    skill_steps: int = 150
     """Of a skill; the joint one has as many as all skills and routers together."""
-    router_steps: int = 100
+    router_steps: int = 80
     """Of a router, and of a skill that is learnt on the target itself."""
     skill_rate: float = 3e-3
     """Learning rate of skills."""

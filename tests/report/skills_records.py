@@ -65,7 +65,7 @@ def record(num_tokens: int = 160) -> dict[str, Any]:
         ],
         "bits_per_byte": {
             "base": base,
-            **bits,
+            "skills": bits,
             "uniform": {d: value - 0.1 for d, value in base.items()},
             "composed": {d: value - (0.3 if d != "tests" else 0.05) for d, value in base.items()},
         },
@@ -115,7 +115,7 @@ def hostile() -> dict[str, Any]:
     made = record(12)
     name = "<script>alert(1)</script>&\u202e"
     made["skills"][0] |= {"name": name, "purpose": "<b>bold</b>", "data": "a\udcc3b", "parents": ["<i>", "x"]}
-    made["bits_per_byte"] = {"base": {"<i>d</i>": 2.0}, name: {"<i>d</i>": 1.0}}
+    made["bits_per_byte"] = {"base": {"<i>d</i>": 2.0}, "skills": {name: {"<i>d</i>": 1.0}}}
     made["domains"] = ["<i>d</i>", "headers"]
     made["passages"][0] |= {"domain": "<i>d</i>"}
     made["passages"][0]["tokens"][0] = {"text": "</script><img src=x onerror=alert(1)>", "alpha": [1.0]}
@@ -128,7 +128,7 @@ def many() -> dict[str, Any]:
     made = record(8)
     names = [f"a-rather-long-name-of-a-skill-{i}" for i in range(30)]
     made["skills"] = [made["skills"][i % 4] | {"name": name} for i, name in enumerate(names)]
-    made["bits_per_byte"] |= {name: {"headers": 1.9 + 0.01 * i} for i, name in enumerate(names)}
+    made["bits_per_byte"]["skills"] = {name: {"headers": 1.9 + 0.01 * i} for i, name in enumerate(names)}
     made["similarity"] = {"Cosine": [[1.0 if i == j else 0.0 for j in range(30)] for i in range(30)]}
     made["alpha"] = {"headers": {name: {"mean": 0.1, "std": 0.0} for name in names}}
     for passage in made["passages"]:

@@ -6,7 +6,7 @@ A record holds plain values, every one of which may be missing:
 - `composition`: `router` and `reads`, or `weights` (skill → alpha) where these are constant
 - `skills`: `name`, `purpose`, `rank`, `parameters`, `weights` (how many the skill adapts), `data`, `date`,
   `parents`, `energy` (share of ΔW's squared norm within the first 1, 2, … ranks, mean over the weights)
-- `bits_per_byte`: row (`base`, a skill, `uniform`, `composed`) → domain → value
+- `bits_per_byte`: `base`, `uniform` and `composed`, each domain → value; `skills`, each skill → the same
 - `similarity`: measure → K × K values
 - `proposals`: sentences
 - `alpha`: domain → skill → `mean` and `std` over the tokens of held-out text
@@ -24,12 +24,13 @@ from expertise.report.page import render_page
 from expertise.report.record import domains, look, mean, rows
 from expertise.report.text import compact, listing, number, signed
 
-BASE, COMPOSED, UNIFORM = "base", "composed", "uniform"
-"""Rows of the table that are no skill."""
+Row = tuple[str, ...]
+"""Where a row of the table of losses stands in `bits_per_byte`."""
 
 _ENERGY = 0.9
 _MAX_CHARTS = 24
-_ROW_NAMES = {BASE: "base", UNIFORM: "all with weight 1 / K", COMPOSED: "composed"}
+_BASE, _COMPOSED, _UNIFORM = ("base",), ("composed",), ("uniform",)
+_ROW_NAMES = {_BASE: "base", _UNIFORM: "all with weight 1 / K", _COMPOSED: "composed"}
 
 
 def render(record: Mapping[str, Any]) -> str:
@@ -64,9 +65,9 @@ def _names(record: Mapping[str, Any]) -> list[str]:
     return [str(look(skill, "name", default=f"skill {i}")) for i, skill in enumerate(rows(record, "skills"))]
 
 
-def _bits(record: Mapping[str, Any], row: str) -> float | None:
+def _bits(record: Mapping[str, Any], row: Row) -> float | None:
     """Mean over the domains that the row has."""
-    found = look(record, "bits_per_byte", row, default={})
+    found = look(record, "bits_per_byte", *row, default={})
     values = [float(found[name]) for name in domains(record) if look(found, name) is not None]
     return mean(values) if values else None
 
@@ -79,13 +80,13 @@ def _subtitle(record: Mapping[str, Any]) -> str:
 
 
 def _best_skill(record: Mapping[str, Any]) -> tuple[str, float] | None:
-    found = [(name, bits) for name in _names(record) if (bits := _bits(record, name)) is not None]
+    found = [(name, bits) for name in _names(record) if (bits := _bits(record, ("skills", name))) is not None]
     return min(found, key=lambda each: each[1]) if found else None
 
 
 def _headline(record: Mapping[str, Any]) -> str:
     """One sentence: what composing gave."""
-    composed, base, best = _bits(record, COMPOSED), _bits(record, BASE), _best_skill(record)
+    composed, base, best = _bits(record, _COMPOSED), _bits(record, _BASE), _best_skill(record)
     if composed is None:
         names = _names(record)
         return f"A library of {len(names)} skills." if names else "There are no skills yet."
@@ -115,7 +116,7 @@ def _lede(record: Mapping[str, Any]) -> str:
 
 def _key_numbers(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     found = []
-    composed, base, best = _bits(record, COMPOSED), _bits(record, BASE), _best_skill(record)
+    composed, base, best = _bits(record, _COMPOSED), _bits(record, _BASE), _best_skill(record)
     if composed is not None:
         versus = f"base: {number(base)}" if base is not None else ""
         found.append(("bits per byte, composed", number(composed), versus))
@@ -133,15 +134,18 @@ def _key_numbers(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def _losses(record: Mapping[str, Any]) -> dict[str, Any] | None:
     """Rows by domains: bits per byte, coloured by what they save against the base."""
-    bits = look(record, "bits_per_byte", default={})
-    wanted = [BASE, *_names(record), UNIFORM, COMPOSED]
-    present = [row for row in wanted if look(bits, row)]
-    columns = [name for name in domains(record) if any(look(bits, row, name) is not None for row in present)]
+    wanted = [_BASE, *(("skills", name) for name in _names(record)), _UNIFORM, _COMPOSED]
+    present = [row for row in wanted if look(record, "bits_per_byte", *row)]
+    columns = [
+        name
+        for name in domains(record)
+        if any(look(record, "bits_per_byte", *row, name) is not None for row in present)
+    ]
     if not present or not columns:
         return None
 
-    def value(row: str, column: str) -> float | None:
-        found = _bits(record, row) if column == "mean" else look(bits, row, column)
+    def value(row: Row, column: str) -> float | None:
+        found = _bits(record, row) if column == "mean" else look(record, "bits_per_byte", *row, column)
         return None if found is None else float(found)
 
     shown = [*columns, *(["mean"] if len(columns) > 1 else [])]
@@ -149,7 +153,7 @@ def _losses(record: Mapping[str, Any]) -> dict[str, Any] | None:
         (row, column): before - now
         for row in present
         for column in shown
-        if (before := value(BASE, column)) is not None and (now := value(row, column)) is not None
+        if (before := value(_BASE, column)) is not None and (now := value(row, column)) is not None
     }
     scale = signed_scale(list(saved.values()))
     least = {
@@ -162,7 +166,7 @@ def _losses(record: Mapping[str, Any]) -> dict[str, Any] | None:
             found = value(row, column)
             step = scale.step(saved[row, column]) if (row, column) in saved else None
             cells.append((found, step, found is not None and found == least[column]))
-        body.append((_ROW_NAMES.get(row, row), row not in _ROW_NAMES, cells))
+        body.append((_ROW_NAMES.get(row, row[-1]), row not in _ROW_NAMES, cells))
     return {
         "columns": shown,
         "rows": body,
@@ -171,20 +175,15 @@ def _losses(record: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def _won(record: Mapping[str, Any], present: Sequence[str], columns: Sequence[str]) -> str:
-    if COMPOSED not in present or len(present) < 2:
+def _won(record: Mapping[str, Any], present: Sequence[Row], columns: Sequence[str]) -> str:
+    if _COMPOSED not in present or len(present) < 2:
         return ""
-    bits = look(record, "bits_per_byte")
-    won = [
-        column
-        for column in columns
-        if look(bits, COMPOSED, column) is not None
-        and all(
-            float(bits[COMPOSED][column]) < float(bits[row][column])
-            for row in present
-            if row != COMPOSED and look(bits, row, column) is not None
-        )
-    ]
+    won = []
+    for column in columns:
+        others = [look(record, "bits_per_byte", *row, column) for row in present if row != _COMPOSED]
+        own = look(record, "bits_per_byte", *_COMPOSED, column)
+        if own is not None and all(float(own) < float(other) for other in others if other is not None):
+            won.append(column)
     if not won:
         return "In no column does the composed model need the fewest bits."
     if len(won) == len(columns):

@@ -57,7 +57,7 @@ def skills_record(
     composition = composition_of(model.core)
     skills = skills_of(model.core)
     found = compare_skills(skills, inputs=lambda skill: _added_logits(model, texts, skill.name))
-    evaluations = comparison(model, texts, batch_size)
+    bits = comparison(model, texts, batch_size)
     routers = list(composition.routers().values())
     constant = composition.default_weights().tolist()
     return {
@@ -70,7 +70,12 @@ def skills_record(
             "weights": None if routers else dict(zip(composition.names, constant, strict=True)),
         },
         "skills": [_skill(skill, found, (cards or {}).get(skill.name)) for skill in skills],
-        "bits_per_byte": {row: dict(each.bits_per_byte) for row, each in evaluations.items()},
+        "bits_per_byte": {
+            "base": bits.base.bits_per_byte,
+            "skills": {name: each.bits_per_byte for name, each in bits.skills.items()},
+            "uniform": bits.uniform.bits_per_byte,
+            "composed": bits.composed.bits_per_byte,
+        },
         "similarity": _similarity(found, [skill.name for skill in skills]),
         "proposals": [proposal.reason for proposal in found.proposals],
         "alpha": {text.domain: _alpha(model, text, batch_size) for text in texts} if routers else {},
