@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -78,9 +79,8 @@ class Foreign:
 
     def new_cache(self, rows: int) -> Any:
         """An empty key-value cache; it takes any number of sequences."""
-        from transformers import DynamicCache
-
-        return DynamicCache(config=self.core.config)  # type: ignore[arg-type]
+        transformers: Any = importlib.import_module("transformers")
+        return transformers.DynamicCache(config=self.core.config)
 
     def __call__(
         self,

@@ -7,6 +7,8 @@ Reading order: `skill.py` (what a skill is), `library.py` (where skills live), `
 
 from expertise.skills.compare import Comparison, compare_skills
 from expertise.skills.compose import compose, composition_of, extended, merged, skills_of
+from expertise.skills.composed import load_composed, save_composed
+from expertise.skills.composed_json import Composed, is_composed, read_composed
 from expertise.skills.fingerprint import Fingerprint, fingerprint
 from expertise.skills.library import Library
 from expertise.skills.merge import Merged, merge_skills
@@ -17,6 +19,7 @@ from expertise.skills.verify import Verification
 __all__ = [
     "Card",
     "Comparison",
+    "Composed",
     "Factors",
     "Fingerprint",
     "Library",
@@ -29,7 +32,11 @@ __all__ = [
     "extended",
     "find_targets",
     "fingerprint",
+    "is_composed",
+    "load_composed",
     "merge_skills",
     "merged",
+    "read_composed",
+    "save_composed",
     "skills_of",
 ]

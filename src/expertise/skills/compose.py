@@ -84,6 +84,8 @@ def compose(
     if router is not None and reads is None:
         reads = "context" if _is_context(router) else "layer"
     composition = Composition(base, [skill.name for skill in skills], None, reads or "context")
+    composition.router_config = None if isinstance(router, Router) else router
+    composition.source = source
     root = clone(base)
     if reads == "layer" and router is not None:
         if growing is not None:

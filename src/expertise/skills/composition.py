@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from expertise.errors import SkillError, nearest
-from expertise.mixture.routers.base import Router
+from expertise.mixture.routers.base import Router, RouterConfig
 from expertise.mixture.routes import Routes
 from expertise.skills.adapted import Adapted, Slot
 from expertise.skills.calls import OURS
@@ -38,6 +38,8 @@ class Composition(nn.Module):
 
     Attributes:
         adapted: address → adapted layer; experts stand under their module's address.
+        router_config: what the router was built from; None: it was given as a module, or there is none.
+        source: the module whose output the router reads; None: the input embedding.
     """
 
     def __init__(self, base: nn.Module, names: Sequence[str], router: Router | None, reads: Reads) -> None:
@@ -50,6 +52,8 @@ class Composition(nn.Module):
         self.router = router
         self.reads = reads
         self.adapted: dict[str, Adapted | AdaptedExperts] = {}
+        self.router_config: RouterConfig | None = None
+        self.source: str | None = None
         self.is_given = False
         self.is_recording = False
         self.constant: Tensor | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -74,6 +74,12 @@ class Evaluation:
         if self.skills:
             result["skills"] = {d: {k: round(v, 4) for k, v in row.items()} for d, row in self.skills.items()}
         return result
+
+
+def in_words(bits_per_byte: Mapping[str, float]) -> str:
+    """The mean and each domain in a few words."""
+    domains = ", ".join(f"{name} {bits:.3f}" for name, bits in bits_per_byte.items() if name != "mean")
+    return f"{bits_per_byte['mean']:.3f} bits per byte ({domains})"
 
 
 def domain_texts(prepared: Prepared, split: str, max_bytes: int, context: int) -> list[DomainText]:

@@ -8,6 +8,7 @@ from expertise.lm.skills.config import ComposeConfig, LearnConfig
 from expertise.lm.skills.learn import (
     LearntRouter,
     LearntSkill,
+    SideBySide,
     comparison,
     evaluate_weights,
     learn_router,
@@ -19,6 +20,7 @@ __all__ = [
     "LearnConfig",
     "LearntRouter",
     "LearntSkill",
+    "SideBySide",
     "comparison",
     "evaluate_weights",
     "learn_router",

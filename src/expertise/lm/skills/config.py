@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+import json
+from typing import Annotated, Any, TypeVar
 
 from annotated_types import Ge
 
-from expertise.errors import RecipeError
+from expertise.errors import RecipeError, nearest
 from expertise.lm.data import DataConfig
 from expertise.lm.recipe import EvaluationConfig
 from expertise.mixture.routers import ROUTERS
 from expertise.mixture.routers.base import RouterConfig
 from expertise.mixture.routers.context import Context
+from expertise.mixture.routers.top_k import TopK
+from expertise.mixture.routers.top_p import TopP
+from expertise.runs import recipe as recipes
 from expertise.runs.config import TrainConfig
 from expertise.runs.optim import OptimizerConfig
 from expertise.runs.recipe import Choice
 from expertise.skills.composition import Reads
 from expertise.skills.learn import SkillConfig
 
-LONGEST_WINDOW = 1024
-"""Tokens of a window where neither the configuration nor the base's context says less."""
+T = TypeVar("T", "LearnConfig", "ComposeConfig")
+
+
+def _context() -> Context.Config:
+    """A small network; its width is set to that of what it reads when it is built."""
+    return Context.Config(context_dim=1, hidden=[64], squash="softmax")
 
 
 def _adam(learning_rate: float) -> OptimizerConfig:
@@ -53,7 +61,7 @@ class ComposeConfig:
     data: DataConfig
     """Text of the target task."""
     router: Annotated[RouterConfig, Choice(ROUTERS, default="context")] = dataclasses.field(
-        default_factory=lambda: Context.Config(context_dim=1, hidden=[64], squash="softmax")
+        default_factory=lambda: _context()
     )
     """Who decides alpha; the width of a context router is that of what it reads, whatever stands here."""
     reads: Reads = "pooled"
@@ -74,3 +82,39 @@ class ComposeConfig:
             raise RecipeError("a language model's router reads tokens: reads is token, pooled or layer")
         if self.router.name == "hash":
             raise RecipeError("a hash router learns nothing: choose context, top_k or top_p")
+
+
+def config_of(cls: type[T], settings: list[str]) -> T:
+    """A configuration from its defaults and settings of the form `a.b=c`.
+
+    Args:
+        cls: `LearnConfig` or `ComposeConfig`.
+        settings: as `--set` takes them; `data.source` must be among them.
+
+    Raises:
+        RecipeError: a key is unknown, or a value does not fit.
+    """
+    defaults = recipes.parse(recipes.to_toml(cls(data=DataConfig())), "the defaults")
+    return recipes.build(recipes.override(defaults, settings), cls)
+
+
+def router_table(name: str, num_skills: int) -> str:
+    """A router by its name, as a table for `config_of`.
+
+    Args:
+        name: context, top_k or top_p.
+        num_skills: how many it decides over.
+
+    Raises:
+        RecipeError: there is none of this name.
+    """
+    known: dict[str, Any] = {
+        "context": _context(),
+        "top_k": TopK.Config(k=min(2, num_skills)),
+        "top_p": TopP.Config(p=0.7),
+    }
+    if name not in known:
+        raise RecipeError(f"unknown router {name!r}", nearest(name, known))
+    # JSON's values are TOML's here: texts, numbers, lists of numbers, true and false.
+    table = {k: v for k, v in dataclasses.asdict(known[name]).items() if v is not None}
+    return "{" + ", ".join(f"{key} = {json.dumps(value)}" for key, value in table.items()) + "}"
