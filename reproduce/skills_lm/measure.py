@@ -10,13 +10,12 @@ from expertise.lm.causal import CausalLM
 from expertise.lm.data import DataConfig, SourceTable, prepare
 from expertise.lm.evaluate import DomainText, domain_texts, evaluate
 from expertise.lm.evaluate.perplexity import passes
-from expertise.lm.skills import evaluate_weights, learn_router
+from expertise.lm.skills import LearntSkill, evaluate_weights, learn_router
 from expertise.mixture.routers.base import RouterConfig
 from expertise.runs.results import Results, Row
 from expertise.skills import Skill, composition_of
 from expertise.skills.adapted import Adapted
 from expertise.skills.composition import Reads
-from expertise.skills.learn import trainable
 from reproduce.skills_lm.plan import Plan, file_of, target_name
 
 BITS, SECONDS, PARTS, TRAINED = (
@@ -109,27 +108,29 @@ class Bench:
         )
         return found.mean_bits_per_byte
 
-    def learnt(self, model: CausalLM, texts: list[DomainText]) -> Values:
-        """A model that something was learnt for: its bits, and how many numbers were learnt."""
-        return {BITS: self.bits(model, texts), TRAINED: float(sum(p.numel() for p in trainable(model.core)))}
+    def learnt(self, found: LearntSkill, texts: list[DomainText]) -> Values:
+        """A skill that was learnt for this: its bits, and how many numbers it has."""
+        return {BITS: self.bits(found.model, texts), TRAINED: float(found.skill.num_params())}
 
     def composed(
         self,
         base: CausalLM,
         skills: Sequence[Skill],
         pair: tuple[str, str],
-        router: RouterConfig,
+        decides: RouterConfig,
         reads: Reads,
         row: str,
     ) -> Values:
         """Skills under a router that is learnt from the target's text."""
         pool = file_of(pair)
         work = self.folder / "routers" / f"{pool}-{len(skills)}-{row.replace(' ', '-')}"
-        config = self.plan.router_config(self.source((pool, target_name(pair))), router, reads, self.seed)
+        config = self.plan.router_config(self.source((pool, target_name(pair))), decides, reads, self.seed)
         model = learn_router(base, skills, config, work, say=self.say).model
         texts = self.texts(pool, base, "test")
-        found = self.learnt(model, texts)
-        if router.name == "top_p":
+        routers = composition_of(model.core).routers().values()
+        size = sum(parameter.numel() for router in routers for parameter in router.parameters())
+        found = {BITS: self.bits(model, texts), TRAINED: float(size)}
+        if decides.name == "top_p":
             found |= {PARTS: taken(model, texts, self.plan.batch_size)}
         return found
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from expertise.lm import LanguageModel, load
 from expertise.lm.causal import CausalLM
-from expertise.lm.skills import learn_skill
+from expertise.lm.skills import LearntSkill, learn_skill
 from expertise.lm.train import train
 from expertise.mixture.routers.base import RouterConfig
 from expertise.skills import Library, Skill, compose
@@ -86,7 +86,7 @@ class Ours:
         return self.base.around(compose(self.base, self.skills))
 
     @functools.cached_property
-    def joint(self) -> CausalLM:
+    def joint(self) -> LearntSkill:
         """One skill with the parameters of all, from all that the others and their routers learn from."""
         bench, plan = self.bench, self.bench.plan
         source = bench.source(
@@ -95,7 +95,7 @@ class Ours:
         )
         steps = len(SKILLS) * plan.skill_steps + len(TARGETS) * plan.router_steps
         config = plan.skill_config(source, len(SKILLS) * plan.rank, steps, bench.seed)
-        return learn_skill(self.base, "joint", config, bench.folder / "joint", say=bench.say).model
+        return learn_skill(self.base, "joint", config, bench.folder / "joint", say=bench.say)
 
     def _domain(self, domain: str) -> None:
         """A domain's own test text: the base, each skill alone, and the joint one."""
@@ -160,7 +160,7 @@ class Ours:
             bench.source((file_of(pair), target_name(pair))), plan.rank, plan.router_steps, bench.seed
         )
         learnt = learn_skill(self.base, "new", config, bench.folder / "new" / file_of(pair), say=bench.say)
-        return bench.learnt(learnt.model, bench.texts(file_of(pair), self.base, "test"))
+        return bench.learnt(learnt, bench.texts(file_of(pair), self.base, "test"))
 
     def _two_skills(self, pair: tuple[str, str]) -> None:
         """The same with no more than the two skills that the target is made of."""

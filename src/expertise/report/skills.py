@@ -30,7 +30,7 @@ Row = tuple[str, ...]
 _ENERGY = 0.9
 _MAX_CHARTS = 24
 _BASE, _COMPOSED, _UNIFORM = ("base",), ("composed",), ("uniform",)
-_ROW_NAMES = {_BASE: "base", _UNIFORM: "all with weight 1 / K", _COMPOSED: "composed"}
+_ROW_NAMES: dict[Row, str] = {_BASE: "base", _UNIFORM: "all with weight 1 / K", _COMPOSED: "composed"}
 
 
 def render(record: Mapping[str, Any]) -> str:
