@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,24 @@ from expertise import __version__
 from expertise.lm.alpha import Alpha
 from expertise.lm.analysis import opening
 from expertise.lm.causal import CausalLM
-from expertise.lm.data import IGNORED
-from expertise.lm.evaluate.perplexity import DomainText, passes
+from expertise.lm.data import IGNORED, DataConfig
+from expertise.lm.evaluate.perplexity import DomainText, domain_texts, passes
+from expertise.lm.evaluate.run import open_with_text
+from expertise.lm.recipe import EvaluationConfig
 from expertise.lm.skills import comparison
 from expertise.mixture.routers.base import Router
 from expertise.report.skills import render
 from expertise.report.text import vocabulary
 from expertise.runs.files import write_atomic
-from expertise.skills import Comparison, compare_skills, composition_of, skills_of
+from expertise.skills import Comparison, Library, compare_skills, composition_of, skills_of
+from expertise.skills.composed import SKILLS
+from expertise.skills.composed_json import read_composed
 from expertise.skills.skill import Card, Skill
 
 PAGE, RECORD = "skills.html", "skills.json"
 PASSAGE_TOKENS = 256
+MAX_BYTES = 65_536
+"""Held-out text of each domain that a page is made of, unless more is asked for."""
 _AGREEMENT_TOKENS = 2048
 
 
@@ -88,15 +94,50 @@ def skills_record(
     }
 
 
-def write_skills_page(folder: Path, record: Mapping[str, Any]) -> Path:
-    """Write `skills.html`, and its numbers as `skills.json`, into a folder; the page's path.
+def write_skills_report(
+    path: Path,
+    say: Callable[[str], None],
+    *,
+    data: DataConfig | None = None,
+    base: Path | str | None = None,
+    split: str = "validation",
+    max_bytes: int = MAX_BYTES,
+    device: str = "auto",
+) -> Path:
+    """Look at a composed model's folder and write `skills.html`, and its numbers as `skills.json`, into it.
+
+    Args:
+        path: a folder that `save_composed` wrote.
+        say: told what happens.
+        data: the held-out text of this; None: of what its router was learnt from.
+        base: where its base is now; None: where it was.
+        split: "validation" or "test".
+        max_bytes: text of each domain; 0: all.
+        device: where to compute.
+
+    Returns:
+        The page's path.
 
     Raises:
-        DiskError: they cannot be written.
+        SkillError: there is no composed model, or it is damaged.
+        RecipeError: no text is known.
+        DiskError: the page cannot be written.
     """
-    write_atomic(folder / RECORD, json.dumps(record, ensure_ascii=False) + "\n")
-    write_atomic(folder / PAGE, render(record))
-    return folder / PAGE
+    composed, library = read_composed(path), Library(path / SKILLS)
+    opened = open_with_text(path, say, data=data, base=base, device=device)
+    texts = domain_texts(opened.prepared, split, max_bytes, opened.window)
+    say(f"looking at {', '.join(text.domain for text in texts)}")
+    record = skills_record(
+        opened.model,
+        texts,
+        EvaluationConfig().batch_size,
+        title=path.resolve().name,
+        base=Path(str(base or composed.base.path)).name,
+        cards={name: library.card(name) for name in composed.skills},
+    )
+    write_atomic(path / RECORD, json.dumps(record, ensure_ascii=False) + "\n")
+    write_atomic(path / PAGE, render(record))
+    return path / PAGE
 
 
 def _kind(router: Router) -> str:

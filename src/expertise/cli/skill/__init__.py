@@ -7,6 +7,7 @@ COMMANDS = Registry(
     {
         "learn": "expertise.cli.skill.learn:learn",
         "compose": "expertise.cli.skill.compose:compose",
+        "report": "expertise.cli.skill.report:report",
     },
     about="Skills: learn low-rank parts for a model that stays as it is, keep them, compose them.",
 )
