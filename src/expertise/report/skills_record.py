@@ -19,7 +19,7 @@ from expertise.lm.analysis import opening
 from expertise.lm.causal import CausalLM
 from expertise.lm.data import IGNORED, DataConfig
 from expertise.lm.evaluate.perplexity import DomainText, domain_texts, passes
-from expertise.lm.evaluate.run import open_with_text
+from expertise.lm.evaluate.run import open_with_text, require_split
 from expertise.lm.recipe import EvaluationConfig
 from expertise.lm.skills import comparison
 from expertise.mixture.routers.base import Router
@@ -120,9 +120,10 @@ def write_skills_report(
 
     Raises:
         SkillError: there is no composed model, or it is damaged.
-        RecipeError: no text is known.
+        RecipeError: no text is known, or there is no such split.
         DiskError: the page cannot be written.
     """
+    require_split(split)
     composed, library = read_composed(path), Library(path / SKILLS)
     opened = open_with_text(path, say, data=data, base=base, device=device)
     texts = domain_texts(opened.prepared, split, max_bytes, opened.window)

@@ -61,7 +61,7 @@ def evaluate_model(
     where = Path(path)
     if data is None and base is None and (folder.is_run(where) or checkpoint.is_checkpoint(where)):
         return evaluate_run(where, split, max_bytes, device, threads, say, switches)
-    _require_split(split)
+    require_split(split)
     limit_threads(threads)
     opened = open_with_text(path, say, data=data, base=base, device=device)
     found = _evaluated(
@@ -149,7 +149,7 @@ def evaluate_run(
         `bits_per_byte` (with `mean`), `parts_per_token` (`mean`, `layers`, `domains`), `tasks`, `loads`,
         `bytes`, `split`, `step`, `switches` (those that are on).
     """
-    _require_split(split)
+    require_split(split)
     limit_threads(threads)
     run = path.parent.parent if checkpoint.is_checkpoint(path) else path
     recipe = folder.read_recipe(run, Recipe)
@@ -189,7 +189,8 @@ def _evaluated(
     }
 
 
-def _require_split(split: str) -> None:
+def require_split(split: str) -> None:
+    """Refuse a split that is not held out."""
     if split not in SPLITS:
         raise RecipeError(f"no split {split!r}", nearest(split, SPLITS))
 
