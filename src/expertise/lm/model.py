@@ -123,6 +123,11 @@ class LanguageModel(nn.Module):
         return self.embedding.weight.device
 
     @property
+    def weights_read_elsewhere(self) -> tuple[str, ...]:
+        """Layers whose weight another one uses, too."""
+        return ("embedding",) if self.head is None else ()
+
+    @property
     def core(self) -> LanguageModel:
         """The module that holds the weights: this one."""
         return self

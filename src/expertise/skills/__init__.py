@@ -6,9 +6,11 @@ Reading order: `skill.py` (what a skill is), `library.py` (where skills live), `
 """
 
 from expertise.skills.compare import Comparison, compare_skills
-from expertise.skills.compose import compose, composition_of, extended, merged, skills_of
+from expertise.skills.compose import compose
 from expertise.skills.composed import load_composed, save_composed
 from expertise.skills.composed_json import Composed, is_composed, read_composed
+from expertise.skills.composition import composition_of
+from expertise.skills.derived import extended, merged, skills_of
 from expertise.skills.fingerprint import Fingerprint, fingerprint
 from expertise.skills.library import Library
 from expertise.skills.merge import Merged, merge_skills

@@ -152,7 +152,7 @@ class Pass(NamedTuple):
     routes: dict[int, Routes]
     """Mixture layer → who took what."""
     alpha: Float[Tensor, "tokens skills"] | None
-    """Of a composed model: the weights of its skills, the mean over layers; None: all 0."""
+    """Of a composed model: the weights of its skills, the mean over layers."""
 
 
 def passes(model: CausalLM, text: DomainText, batch_size: int, bfloat16: bool = False) -> Iterator[Pass]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from expertise.lm.causal import CausalLM
 from expertise.lm.evaluate import DomainText, Evaluation, evaluate
-from expertise.skills.compose import composition_of
+from expertise.skills.composition import composition_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,8 @@ from expertise.runs import recipe as recipes
 from expertise.runs.config import TrainConfig
 from expertise.runs.optim import OptimizerConfig
 from expertise.runs.recipe import Choice
-from expertise.skills.composition import Reads
 from expertise.skills.learn import SkillConfig
+from expertise.skills.routing import Reads
 
 T = TypeVar("T", "LearnConfig", "ComposeConfig")
 
