@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from expertise.lm.causal import CausalLM
 from expertise.lm.data import DataConfig, SourceTable, prepare
 from expertise.lm.evaluate import DomainText, domain_texts, evaluate
-from expertise.lm.evaluate.perplexity import passes
 from expertise.lm.skills import LearntSkill, evaluate_weights, learn_router
 from expertise.mixture.routers.base import RouterConfig
+from expertise.mixture.routes import Routes
 from expertise.runs.results import Results, Row
 from expertise.skills import Skill, composition_of
-from expertise.skills.adapted import Adapted
-from expertise.skills.composition import Reads
+from expertise.skills.routing import Reads
 from reproduce.skills_lm.plan import Plan, file_of, target_name
 
 BITS, SECONDS, PARTS, TRAINED = (
@@ -137,17 +140,15 @@ class Bench:
 
 def taken(model: CausalLM, texts: list[DomainText], batch_size: int) -> float:
     """Skills that a token takes, mean over tokens and layers."""
-    layers = composition_of(model.core).adapted.values()
-    counts = []
-    for text in texts:
-        for _ in passes(model, text, 2 * batch_size):
-            noted = [
-                layer.mixture.last_routes if isinstance(layer, Adapted) else layer.last_routes
-                for layer in layers
-            ]
-            counts += [
-                float(routes.parts_per_token().double().mean()) for routes in noted if routes is not None
-            ]
+    counts: list[float] = []
+
+    def count(router: nn.Module, inputs: Any, routes: Routes) -> None:
+        counts.append(float(routes.parts_per_token().double().mean()))
+
+    with contextlib.ExitStack() as stack:
+        for router in composition_of(model.core).routers().values():
+            stack.callback(router.register_forward_hook(count).remove)
+        evaluate(model, texts, 2 * batch_size)
     return sum(counts) / len(counts)
 
 

@@ -11,7 +11,7 @@ from expertise.lm.skills import LearntSkill, learn_skill
 from expertise.lm.train import train
 from expertise.mixture.routers.base import RouterConfig
 from expertise.skills import Library, Skill, compose
-from expertise.skills.composition import Reads
+from expertise.skills.routing import Reads
 from reproduce.skills_lm.measure import BITS, Bench, Values, search_weights
 from reproduce.skills_lm.plan import (
     COMMON,
