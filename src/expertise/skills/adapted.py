@@ -85,7 +85,7 @@ class Adapted(nn.Module):
         y = F.linear(rows, own["weight"], own["bias"])
         # Nobody else has seen the output of this layer, so it may be written over.
         y = skills.onto(y, rows, weights, in_place=True)
-        return y if x.ndim == 2 else y.view(*x.shape[:-1], -1)
+        return y if x.ndim == 2 else y.view(*x.shape[:-1], y.shape[-1])
 
     def _mixed(self, x: Tensor) -> Tensor:
         routes = self._routes(x, x.shape[:-1])

@@ -19,7 +19,7 @@ from expertise.lm.skills.task import CompositionTask
 from expertise.lm.skills.training import digests_of, run
 from expertise.runs import folder
 from expertise.runs.device import limit_threads
-from expertise.skills.compose import compose
+from expertise.skills.composing import compose
 from expertise.skills.composition import composition_of
 from expertise.skills.folders import require_name
 from expertise.skills.learn import fresh, learnt, trainable

@@ -19,7 +19,7 @@ from expertise.lm.skills.task import CompositionTask
 from expertise.lm.train import DATA, data_of, refuse_other_text
 from expertise.runs import folder, loop, metrics
 from expertise.runs.files import write_atomic
-from expertise.skills.fingerprint import fingerprint
+from expertise.skills.fingerprints import fingerprint
 from expertise.skills.skill import Skill
 
 
