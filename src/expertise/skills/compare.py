@@ -125,8 +125,10 @@ def compare_skills(
         compositions: name of a composition → the skills that it uses; None: use is not looked at.
 
     Raises:
-        SkillError: skills adapt one weight in different shapes, or inputs do not fit.
+        SkillError: there is no skill, skills adapt one weight in different shapes, or inputs do not fit.
     """
+    if not skills:
+        raise SkillError("there is no skill to compare")
     require_alike(skills)
     weights = _gram_of_weights(skills)
     outputs = None if inputs is None else _gram_of_outputs(skills, inputs)

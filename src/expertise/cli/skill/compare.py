@@ -47,7 +47,7 @@ def compare(
     from expertise.skills.library import Library
 
     found = Library(require_library(library)).compare(
-        names_of(",".join(skills), "compare") if skills else None,
+        names_of(",".join(skills), "skills") if skills else None,
         base=opened(base),
         redundant=redundant,
         energy=energy,
@@ -59,13 +59,13 @@ def compare(
     names = [each.name for each in found.energies]
     width = max(len(name) for name in [*names, "cosine"]) + 2
     _cosines(found, names, width)
-    shares = "".join(f"{f'rank, {share:.0%}':>12}" for share in _SHARES)
+    shares = "".join(f"{f'{share:.0%} at rank':>13}" for share in _SHARES)
     print(f"\n{'energy':<{width}}{'norm':>10}{'rank':>6}{shares}")
     for each in found.energies:
         kept = each.shares()
         enough = [next((i for i, part in enumerate(kept, 1) if part >= share), 0) for share in _SHARES]
         rank = max(len(values) for values in each.spectrum.values())
-        print(f"{each.name:<{width}}{each.norm:>10.4g}{rank:>6}" + "".join(f"{i or '-':>12}" for i in enough))
+        print(f"{each.name:<{width}}{each.norm:>10.4g}{rank:>6}" + "".join(f"{i or '-':>13}" for i in enough))
     print("\nproposals" if found.proposals else "\nno proposals")
     for proposal in found.proposals:
         print(f"  {proposal.reason}")

@@ -52,7 +52,8 @@ def show(name: Name, library: LibraryPath = Path("skills"), as_json: Json = Fals
         known = {"library": str(library), "name": name} if card is None else card_json(library, card)
         print_json({"has_card": card is not None, **known})
         return
-    lines = _lines(card) if card else {"card": f"none; to write one: expertise skill import {folder}"}
+    write = f"expertise skill import {folder} --library {library}"
+    lines = _lines(card) if card else {"card": f"none; to write one: {write}"}
     lines["files"] = ", ".join(f"{file} {size / 1e3:,.1f} kB" for file, size in _sizes(folder).items())
     print(name)
     width = max(len(title) for title in lines) + 2

@@ -45,7 +45,7 @@ def merge(
 
     place = Library(require_library(library))
     merged = place.merge(
-        names_of(",".join(skills), "merge"),
+        names_of(",".join(skills), "skills"),
         name=name,
         weights=None if weights is None else numbers_of(weights, "--weights"),
         rank=rank,
