@@ -41,8 +41,11 @@ def import_adapter(
     files = read_files(folder, before)
     name = require_name(folder.resolve().name if name is None else name)
     adapter = read_adapter(folder, files, base)
+    card = before or Card(name=name, scale_convention=adapter.convention)
+    if known["data"] is not None:
+        card = dataclasses.replace(card, data_digest=None)  # that of other data
     card = changed(
-        before or Card(name=name, scale_convention=adapter.convention),
+        card,
         name=name,
         base=None if base is None else fingerprint(base),
         targets={address: made.rank for address, made in adapter.factors.items()},
