@@ -134,5 +134,5 @@ def test_an_unknown_router_or_source_is_refused(run_base: Path, settings: Settin
     config = config_of(ComposeConfig, settings("", "source=blocks.7"))
     with pytest.raises(SkillError, match=r"no module 'blocks\.7' for the router to read"):
         learn_router(base, [skill], config, tmp_path / "w")
-    with pytest.raises(SkillError, match="two skills have the same name"):
+    with pytest.raises(SkillError, match="cannot have two skills of the name"):
         learn_router(base, [skill, skill], config_of(ComposeConfig, settings()), tmp_path / "w")

@@ -163,7 +163,7 @@ def test_a_skill_grows_beside_others(
         (["data.source="], RecipeError, "names no data"),
         (["data.domains=['poetry']"], RecipeError, "the text has no domain 'poetry'"),
         (["data.source=nowhere"], DataError, "nowhere does not exist"),
-        (["skill.targets=['qvk']"], SkillError, "no weight of the base is called 'qvk'"),
+        (["skill.targets=['qvk']"], SkillError, "no weight of the base that can be adapted is called 'qvk'"),
         (["context=33"], RecipeError, r"context \(33\) is more than the model's, 32"),
         (["train.batch_size=100000"], DataError, "one batch needs"),
     ],

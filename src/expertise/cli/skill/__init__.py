@@ -17,6 +17,7 @@ COMMANDS = Registry(
         "add": "expertise.cli.skill.exchange:add",
         "rename": "expertise.cli.skill.change:rename",
         "remove": "expertise.cli.skill.change:remove",
+        "report": "expertise.cli.skill.report:report",
     },
     about="Skills: learn low-rank parts for a model that stays as it is, keep them, compose them.",
 )
