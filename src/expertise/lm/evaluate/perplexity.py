@@ -20,7 +20,6 @@ from expertise.mixture.mixture import recording
 from expertise.mixture.routes import Routes
 from expertise.shapes import Float, Int
 
-
 LARGEST_LOGITS = 2**28
 """Numbers of a batch's logits: a gibibyte in float32."""
 
