@@ -121,8 +121,8 @@ class JoinedSkills(Parts):
         low = F.linear(x, down) * weights
         if low.dtype != y.dtype or low.dtype != up.dtype:
             # Autocast computes products in a dtype of its own.
-            return y + (low @ up).to(y.dtype)
-        return (y.addmm_ if in_place else y.addmm)(low, up)  # type: ignore[no-any-return]
+            return y + (low @ up).to(y.dtype)  # type: ignore[no-any-return]
+        return (y.addmm_ if in_place else y.addmm)(low, up)
 
     def is_dense_for(self, routes: Routes) -> bool:
         """See `Parts`."""
