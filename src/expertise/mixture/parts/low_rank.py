@@ -22,7 +22,7 @@ more ranks would. Measured (`benchmarks/skills.py`): 60 where a batch fits the c
 
 
 def is_sparse_enough(routes: Routes, all_ranks: int) -> bool:
-    """Whether these routes are computed faster by bringing tokens to their parts than by all parts for all tokens.
+    """Whether bringing tokens to their parts is faster for these routes than all parts for all tokens.
 
     Args:
         routes: who takes what.
