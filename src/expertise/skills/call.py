@@ -70,10 +70,11 @@ class Call:
             return None
         key = (tuple(leading), columns)
         if key not in self.spread:
-            routes = self.routes.each(self._times(leading))
-            if columns is not None:
-                chosen = torch.tensor(columns, device=routes.gates.device)
-                routes = Routes.dense(routes.weights().index_select(1, chosen))
+            with self._apart():
+                routes = self.routes.each(self._times(leading))
+                if columns is not None:
+                    chosen = torch.tensor(columns, device=routes.gates.device)
+                    routes = Routes.dense(routes.weights().index_select(1, chosen))
             self.spread[key] = routes
         return self.spread[key]  # type: ignore[no-any-return]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -248,24 +248,6 @@ class Composition(nn.Module):
     def constant(self) -> Tensor | None:
         """Alpha `[K]` of this call, where it is one for all tokens."""
         return self._call.constant
-
-    def moment(self) -> Callable[[], contextlib.AbstractContextManager[None]]:
-        """Alpha as it is now, to come back to when a part of the model is computed again for gradients."""
-        call = self._call
-        kept = (call.routes, call.shape)
-
-        @contextlib.contextmanager
-        def back() -> Iterator[None]:
-            before, self._call = self._call, call
-            # What is spread inside is computed inside, the first time and again.
-            spread, call.spread = call.spread, {}
-            call.routes, call.shape = kept
-            try:
-                yield
-            finally:
-                call.spread, self._call = spread, before
-
-        return back
 
     @property
     def device(self) -> torch.device:
