@@ -22,6 +22,7 @@ from expertise.runs.files import sha256_of
 from expertise.skills import bases
 from expertise.skills.composed import base_of, load_composed, save_composed
 from expertise.skills.composed_json import COMPOSED, is_composed, read_composed
+from expertise.skills.composing import compose
 from expertise.skills.library import Library
 
 NAMES = ["a", "b"]

@@ -67,8 +67,7 @@ class Adapted(nn.Module):
             return self._embed(x)
         # Found in this way because attributes of modules are slow, and models of a few small layers feel it.
         mixture: Any = self._modules["mixture"]
-        modules: dict[str, Any] = mixture._modules
-        composition = self._composition[0]
+        composition, modules = self._composition[0], mixture._modules
         if modules.get("router") is not None or mixture._recording or composition.is_recording:
             return self._mixed(x)
         # From here on: what the mixture does, with weights that were made ready once for all layers.
@@ -81,15 +80,14 @@ class Adapted(nn.Module):
         rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
         if type(always) is not nn.Linear or _has_hooks(always):
             y = always(x)
-            flat = y.reshape(-1, y.shape[-1])
-            return skills.onto(flat, rows, weights).view(y.shape)  # type: ignore[no-any-return]
+            plain: Tensor = skills.onto(y.reshape(-1, y.shape[-1]), rows, weights)
+            return plain.view(y.shape)
         own: dict[str, Any] = always._parameters
         y = F.linear(x, own["weight"], own["bias"])
         # Nobody else has seen the output of this layer, so it may be written over.
-        if x.ndim == 2:
-            return skills.onto(y, rows, weights, in_place=True)  # type: ignore[no-any-return]
-        flat = y.reshape(-1, y.shape[-1])
-        return skills.onto(flat, rows, weights, in_place=True).view(y.shape)  # type: ignore[no-any-return]
+        flat = y if x.ndim == 2 else y.reshape(-1, y.shape[-1])
+        total: Tensor = skills.onto(flat, rows, weights, in_place=True)
+        return total if x.ndim == 2 else total.view(y.shape)
 
     def _mixed(self, x: Tensor) -> Tensor:
         routes = self._routes(x, x.shape[:-1])
@@ -128,7 +126,8 @@ class Adapted(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the skills are."""
-        return self.parts.lora_A.device
+        mixture: Any = self._modules["mixture"]
+        return mixture._modules["parts"]._parameters["lora_A"].device  # type: ignore[no-any-return]
 
     def slots(self) -> Iterator[Slot]:
         """The factors of each skill here."""
