@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from builders import llama, logits_of, own_model, random_skill, tokens
-from expertise.skills.composing import compose
 from torch import nn
 
 from expertise.errors import SkillError

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from expertise.skills.composing import compose
 
 from expertise.errors import RecipeError, RunError, SkillError
 from expertise.lm.data import DataConfig
