@@ -52,6 +52,14 @@ def page_text(results: Results, picture: str) -> str:
         "In how many seeds a row needs fewer bits than all of those that a column names, target by target "
         f"({'; '.join(columns)}).\n",
         _wins(columns),
+        f"## With little text of the target: {target_name(first)}\n",
+        "A router, or a new skill, learnt from the first kilobytes of the target's training text, again and "
+        "again for so many steps.\n",
+        markdown_table(
+            "row",
+            (ours.BASE, ours.SEQUENCE, ours.TOKEN, ours.NEW),
+            {s: results.select(ours.FEW, BITS, s) for s in settings_of(results, ours.FEW)},
+        ),
         "## Each skill on its own domain, and on the others\n",
         f"`{COMMON}` is what the base mostly read.\n",
         markdown_table(
@@ -68,6 +76,11 @@ def page_text(results: Results, picture: str) -> str:
         _how(results),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def settings_of(results: Results, table: str) -> list[str]:
+    """The settings of a table, in the order in which they came."""
+    return list(dict.fromkeys(row.setting for row in results.rows if row.table == table))
 
 
 def _wins(columns: Mapping[str, Column]) -> str:
