@@ -14,9 +14,9 @@ from expertise.lm.evaluate import domain_texts, evaluate
 from expertise.lm.reading import prepare_for
 from expertise.lm.skills import ComposeConfig, comparison, evaluate_weights, learn_router
 from expertise.lm.skills.config import config_of, router_table
-from expertise.skills.compose import compose
+from expertise.skills.composing import compose
 from expertise.skills.derived import merged
-from expertise.skills.fingerprint import fingerprint
+from expertise.skills.fingerprints import fingerprint
 from expertise.skills.library import Library
 
 Settings = Callable[..., list[str]]

@@ -21,8 +21,8 @@ from expertise.lm.skills.config import config_of
 from expertise.lm.skills.task import CompositionTask, Learning
 from expertise.runs.files import sha256_of
 from expertise.runs.signals import Stopped
-from expertise.skills.compose import compose
-from expertise.skills.fingerprint import fingerprint
+from expertise.skills.composing import compose
+from expertise.skills.fingerprints import fingerprint
 from expertise.skills.learn import SkillConfig, fresh, trainable
 from expertise.skills.library import Library
 

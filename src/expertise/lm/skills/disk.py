@@ -18,12 +18,13 @@ from expertise.lm.skills.compare import SideBySide, comparison
 from expertise.lm.skills.config import ComposeConfig, LearnConfig
 from expertise.lm.skills.learn import learn_router, learn_skill
 from expertise.runs.device import limit_threads
-from expertise.skills.compose import compose
+from expertise.skills.card import Card
 from expertise.skills.composed import save_composed
 from expertise.skills.composed_json import is_composed
+from expertise.skills.composing import compose
 from expertise.skills.folders import require_free
 from expertise.skills.library import Library
-from expertise.skills.skill import Card, Skill
+from expertise.skills.skill import Skill
 
 
 def learn_into(

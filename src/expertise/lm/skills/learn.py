@@ -19,7 +19,7 @@ from expertise.lm.skills.task import CompositionTask
 from expertise.lm.skills.training import digests_of, run
 from expertise.runs import folder
 from expertise.runs.device import limit_threads
-from expertise.skills.compose import compose
+from expertise.skills.composing import compose
 from expertise.skills.composition import composition_of
 from expertise.skills.folders import require_name
 from expertise.skills.learn import fresh, learnt, trainable
@@ -104,14 +104,13 @@ def learn_skill(
     before = evaluate_weights(
         model, task.texts(), config.evaluation.batch_size, [*alpha[:-1], 0.0], config.train.bfloat16
     )
+    bits = {"before": before.rounded_bits(), "after": after["bits_per_byte"]}
+    # Alpha is held in float32: as many digits as that has.
+    others = {skill.name: float(f"{a:.6g}") for skill, a in zip(beside, alpha[:-1], strict=True)}
     return LearntSkill(
         skill=learnt(model.core, name),
         model=model,
-        metrics={
-            "bits_per_byte": {"before": before.rounded_bits(), "after": after["bits_per_byte"]},
-            **_effort(task),
-            **({"beside": dict(zip([s.name for s in beside], alpha, strict=False))} if beside else {}),
-        },
+        metrics={"bits_per_byte": bits, **_effort(task), **({"beside": others} if beside else {})},
         data=describe_data(prepared, config),
         data_digest=prepared.digest,
     )
