@@ -23,8 +23,10 @@ Row = dict[str, Any]
 RESULTS = Path(__file__).parents[1] / "docs/results"
 
 
-def alternate(ways: Mapping[str, Callable[[], object]], rounds: int, calls: int = 1) -> dict[str, list[float]]:
-    """CPU seconds per call of each way, round by round; every round runs each of them, after a first for nothing.
+def alternate(
+    ways: Mapping[str, Callable[[], object]], rounds: int, calls: int = 1
+) -> dict[str, list[float]]:
+    """CPU seconds per call of each way, round by round; a first round counts for nothing.
 
     CPU time of this process, so that with a single thread other programs on the machine count for little.
     """

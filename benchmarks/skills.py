@@ -1,4 +1,4 @@
-"""Speed and memory of composed skills, beside PEFT: forward, a router's step, experts, small calls, a library.
+"""Speed and memory of composed skills beside PEFT: forward, a router's step, experts, small calls, library.
 
 What PEFT is measured with are its own adapters; ours are the same ones, imported. Everything in a table takes
 turns within one process on one thread; quote the ratios, not the seconds. A row `asked` says which ratio the
@@ -108,7 +108,7 @@ class Beside:
         return total
 
     def rows_in_turn(self) -> Tensor:
-        """Every row of the batch alone, with its own weights of all of PEFT's adapters: what ours computes."""
+        """Every row of the batch alone, with its own weights of all of PEFT's adapters."""
         from peft.tuners.lora import LoraLayer
 
         self.adapters.base_model.set_adapter(self.names)
@@ -130,7 +130,9 @@ def forward(rounds: int) -> Iterator[Row]:
         ways: dict[str, Callable[[], object]] = {
             ONE: lambda made=made, ids=ids: made.one(input_ids=ids),
             "base": lambda made=made, ids=ids: made.base(input_ids=ids),
-            "ours, weights per row": lambda made=made, ids=ids, w=weights: made.ours(input_ids=ids, weights=w),
+            "ours, weights per row": lambda made=made, ids=ids, w=weights: made.ours(
+                input_ids=ids, weights=w
+            ),
             "ours, router per row": lambda made=made, ids=ids: made.by_context(
                 input_ids=ids, context=made.context
             ),
@@ -154,7 +156,7 @@ def forward(rounds: int) -> Iterator[Row]:
 
 
 def step(rounds: int) -> Iterator[Row]:
-    """A training step: of the one LoRA, of routers over skills that stay as they are, of X-LoRA's classifier."""
+    """A training step: of the one LoRA, of routers over frozen skills, of X-LoRA's classifier."""
     for name, size in SIZES.items():
         made, setting = Beside(size), f"{name} skills={SKILLS} rank={RANK}"
         ways = {
@@ -168,7 +170,9 @@ def step(rounds: int) -> Iterator[Row]:
         yield row("step", setting, "asked: ours", "ratio", f"times {ONE}", 1.25)
         yield from _ratios("step", setting, alternate(ways, rounds), ONE)
         times = alternate(slow, max(2, rounds // 3))
-        yield row("step", setting, "X-LoRA (PEFT)", "ratio", f"times {ONE}", ratio(times, "X-LoRA (PEFT)", ONE))
+        yield row(
+            "step", setting, "X-LoRA (PEFT)", "ratio", f"times {ONE}", ratio(times, "X-LoRA (PEFT)", ONE)
+        )
 
 
 def experts(rounds: int) -> Iterator[Row]:
@@ -230,7 +234,9 @@ def small(rounds: int) -> Iterator[Row]:
     """Calls of small networks, as a policy makes them: two skills of rank 8, few rows."""
     torch.manual_seed(0)
     layers = [layer for _ in range(3) for layer in (nn.Linear(256, 256), nn.Mish())]
-    residual = nn.Sequential(nn.Linear(158, 256), *[Block(256) for _ in range(3)], nn.Mish(), nn.Linear(256, 6))
+    residual = nn.Sequential(
+        nn.Linear(158, 256), *[Block(256) for _ in range(3)], nn.Mish(), nn.Linear(256, 6)
+    )
     for name, base, width, num_rows in (
         ("3 linear layers of 256", nn.Sequential(*layers), 256, 1),
         ("residual network of 1.6 M", residual, 158, 1),
@@ -255,7 +261,9 @@ def small(rounds: int) -> Iterator[Row]:
         ways = {
             "base": five,
             "ours, weights for five calls": functools.partial(five, weights=weights),
-            "ours, weights in each call": lambda c=composed, x=x, w=weights: [c(x, weights=w) for _ in range(5)],
+            "ours, weights in each call": lambda c=composed, x=x, w=weights: [
+                c(x, weights=w) for _ in range(5)
+            ],
         }
         with torch.no_grad():
             times = alternate(ways, 3 * rounds, calls=40 if num_rows == 1 else 4)
@@ -263,7 +271,7 @@ def small(rounds: int) -> Iterator[Row]:
 
 
 def sparse(rounds: int) -> Iterator[Row]:
-    """Two of K low-rank parts for each token: every part for every token, tokens brought to parts, and the choice."""
+    """Two of K low-rank parts for each token: all for every token, tokens brought to parts, the choice."""
     torch.manual_seed(0)
     for dim, rank in ((512, 8), (512, 32), (2048, 8)):
         for num_parts in (8, 32, 128):
@@ -342,7 +350,9 @@ TABLES = {made.__name__: made for made in (forward, step, experts, small, sparse
 
 
 def _ratios(table: str, setting: str, times: dict[str, list[float]], reference: str) -> Iterator[Row]:
-    yield row(table, setting, reference, "seconds", "CPU s", sorted(times[reference])[len(times[reference]) // 2])
+    yield row(
+        table, setting, reference, "seconds", "CPU s", sorted(times[reference])[len(times[reference]) // 2]
+    )
     for name in times:
         if name != reference:
             yield row(table, setting, name, "ratio", f"times {reference}", ratio(times, name, reference))
@@ -393,7 +403,9 @@ def main() -> None:
     """Measure, print, and write the results file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", default=",".join(TABLES), help="tables, commas between; nothing is written then")
+    parser.add_argument(
+        "--only", default=",".join(TABLES), help="tables, commas between; nothing is written then"
+    )
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from builders import llama, logits_of, own_model, random_skill, tokens
+from expertise.skills.composing import compose
 from torch import nn
 
 from expertise.errors import SkillError
@@ -19,7 +20,6 @@ from expertise.mixture.routers.top_k import TopK
 from expertise.mixture.routers.top_p import TopP
 from expertise.runs.files import sha256_of
 from expertise.skills import bases
-from expertise.skills.composing import compose
 from expertise.skills.composed import base_of, load_composed, save_composed
 from expertise.skills.composed_json import COMPOSED, is_composed, read_composed
 from expertise.skills.library import Library

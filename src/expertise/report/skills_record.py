@@ -27,9 +27,10 @@ from expertise.report.skills import render
 from expertise.report.text import vocabulary
 from expertise.runs.files import write_atomic
 from expertise.skills import Comparison, Library, compare_skills, composition_of, skills_of
+from expertise.skills.card import Card
 from expertise.skills.composed import SKILLS
 from expertise.skills.composed_json import read_composed
-from expertise.skills.skill import Card, Skill
+from expertise.skills.skill import Skill
 
 PAGE, RECORD = "skills.html", "skills.json"
 PASSAGE_TOKENS = 256

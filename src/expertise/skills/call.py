@@ -71,12 +71,12 @@ class Call:
         """Alpha made ready for the skills of a layer, once for all layers that are alike.
 
         Returns:
-            Weights of ranks for `JoinedSkills.onto`: one row where alpha is constant, else one for each token.
+            Weights of ranks for `JoinedSkills.onto`: one row where alpha is constant, else one per token.
             Routes where bringing tokens to their skills is faster. None: every weight is zero.
         """
         if self.routes is None:
             return None
-        key = (leading, columns, skills.layout, skills._parameters["lora_A"].dtype)
+        key = (leading, columns, skills.layout, skills.lora_A.dtype)
         found = self.spread.get(key)
         if found is None:
             with self._apart():

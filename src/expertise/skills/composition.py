@@ -83,8 +83,8 @@ class Composition(nn.Module):
     def using(self, **given: Any) -> Iterator[None]:
         """Within this context every call that gives none of `weights=`, `skills=`, `context=` gets this one.
 
-        For calls that cannot pass it on, such as a `generate` that checks its arguments; and faster where many
-        calls share their alpha, which is made ready once. Weights count as they are on entering.
+        For calls that cannot pass it on, such as a `generate` that checks its arguments; and faster where
+        many calls share their alpha, which is made ready once. Weights count as they are on entering.
         """
         before = self._fixed, self._standing
         self._fixed = {

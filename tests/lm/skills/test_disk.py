@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from expertise.skills.composing import compose
 
 from expertise.errors import RecipeError, RunError, SkillError
 from expertise.lm.data import DataConfig
@@ -19,7 +20,6 @@ from expertise.lm.skills.config import config_of
 from expertise.lm.skills.disk import compose_into, learn_into, weigh_into
 from expertise.lm.text import continue_text
 from expertise.runs.files import sha256_of
-from expertise.skills.composing import compose
 from expertise.skills.composed import load_composed
 from expertise.skills.composed_json import read_composed
 from expertise.skills.library import Library
