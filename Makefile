@@ -41,8 +41,9 @@ format: $(STAMP)  ## put the code into house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## measure speed beside a peer and the physical limit
+bench: $(STAMP)  ## measure speed beside peers and the physical limit, about ten minutes
 	$(BIN)/python benchmarks/mixture_layer.py
+	$(BIN)/python benchmarks/skills.py
 
 docs: $(STAMP)  ## write docs/cli.md and docs/recipe-keys.md from the code
 	$(BIN)/python docs/make_cli.py
