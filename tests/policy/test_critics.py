@@ -179,8 +179,7 @@ def targets(critic: str, batch: Batch, config: CriticsConfig) -> tuple[Critics, 
 
 def random_batch(rows: int, costs: bool = True) -> Batch:
     torch.manual_seed(1)
-    ends = torch.zeros(rows)
-    ends[0] = 1.0
+    ends = (torch.arange(rows) < 2).float()
     cost = (torch.arange(rows) % 2).float() * 0.3
     return Batch(
         torch.randn(rows, 3),
@@ -194,20 +193,24 @@ def random_batch(rows: int, costs: bool = True) -> Batch:
 
 @pytest.mark.parametrize("row", range(4))
 def test_what_q_is_drawn_to(row: int) -> None:
-    """One row at a time: an end and no end, a cost and none."""
+    """One row at a time: ends (0 and 1) and no ends, costs (1 and 3) and none."""
     batch = random_batch(4).take(torch.tensor([row]))
+    # V_c of what follows is above -1 there, so that an end is not what it would be anyway.
+    batch = dataclasses.replace(batch, next_observations=torch.full((1, 3), 0.5))
     config = CriticsConfig(
         reward=RewardCriticConfig(hidden=[8], value_norm=False),
         safety=SafetyCriticConfig(hidden=[8], value_norm=False),
     )
     critics, wanted = targets("reward", batch, config)
     following = float(critics.v("reward", batch.next_observations))
-    expected = float(batch.rewards) + (0 if row == 0 else 0.99 * following)
+    expected = float(batch.rewards) + (0 if row < 2 else 0.99 * following)
     assert float(wanted) == pytest.approx(expected, abs=1e-4)
     critics, wanted = targets("safety", batch, config)
     h = 25.0 if row % 2 else -1.0
-    ahead = 0.01 * h + 0.99 * max(h, float(critics.v("safety", batch.next_observations)))
-    assert float(wanted) == pytest.approx(h if row == 0 else ahead, abs=1e-3)
+    following = float(critics.v("safety", batch.next_observations))
+    assert following > -0.5
+    ahead = 0.01 * h + 0.99 * max(h, following)
+    assert float(wanted) == pytest.approx(h if row < 2 else ahead, abs=1e-3)
 
 
 def test_expectiles_weigh_the_two_sides() -> None:
