@@ -19,10 +19,11 @@ FOUNDATION = {"", "errors", "registry", "shapes"}
 ARROW = {
     "runs": FOUNDATION,
     "mixture": FOUNDATION,
-    "lm": FOUNDATION | {"runs", "mixture"},
-    "policy": FOUNDATION | {"runs", "mixture"},
-    "report": FOUNDATION | {"runs", "mixture", "lm"},
-    "cli": FOUNDATION | {"runs", "mixture", "lm", "report"},
+    "skills": FOUNDATION | {"runs", "mixture"},
+    "lm": FOUNDATION | {"runs", "mixture", "skills"},
+    "policy": FOUNDATION | {"runs", "mixture", "skills"},
+    "report": FOUNDATION | {"runs", "mixture", "skills", "lm", "policy"},
+    "cli": FOUNDATION | {"runs", "mixture", "skills", "lm", "policy", "report"},
 }
 
 
@@ -71,6 +72,11 @@ def test_a_user_of_the_mixture_needs_neither_pydantic_nor_the_language_model() -
         "expertise.lm",
         "expertise.runs.loop",
     }
+
+
+def test_a_user_of_skills_needs_no_library_of_other_peoples_models() -> None:
+    heavy = {"peft", "transformers", "pydantic", "matplotlib", "tokenizers", "expertise.lm"}
+    assert not loaded_by("import expertise.skills") & heavy
 
 
 def test_importing_the_package_and_asking_for_help_load_no_torch() -> None:

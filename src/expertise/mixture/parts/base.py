@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from expertise.mixture.routes import Routes
 from expertise.shapes import Float, Int
 
 
@@ -37,6 +38,23 @@ class Parts(nn.Module, abc.ABC):
         self, x: Float[Tensor, "tokens in_features"], gates: Float[Tensor, "tokens parts"]
     ) -> Float[Tensor, "tokens out_features"]:
         """Weighted sum over all parts for every token: parts joined into one wide product."""
+
+    def carry(self, x: Float[Tensor, "tokens in_features"]) -> Float[Tensor, "tokens carried"]:
+        """What a dispatch moves to the parts for each token: the token, unless more must go along."""
+        return x
+
+    def dense_onto(
+        self,
+        y: Float[Tensor, "tokens out_features"],
+        x: Float[Tensor, "tokens in_features"],
+        gates: Float[Tensor, "tokens parts"],
+    ) -> Float[Tensor, "tokens out_features"]:
+        """`y + dense(x, gates)`, for kinds that can do both at once."""
+        return y + self.dense(x, gates).to(y.dtype)
+
+    def is_dense_for(self, routes: Routes) -> bool:
+        """Whether every part for every token is the faster way to compute these routes."""
+        return routes.is_dense
 
     @abc.abstractmethod
     def reset_parameters(self) -> None:

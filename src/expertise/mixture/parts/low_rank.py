@@ -13,7 +13,28 @@ from torch.nn import functional as F
 from expertise.errors import RecipeError
 from expertise.mixture.grouped_linear import grouped_linear
 from expertise.mixture.parts.base import Parts
+from expertise.mixture.routes import Routes
 from expertise.shapes import Float, Int
+
+_MOVING = 128
+"""What it costs to bring a token to a part and its output back, in ranks: moving it takes as long as so many
+more ranks would. Measured (`benchmarks/skills.py`): 60 where a batch fits the cache, 200 where it does not."""
+
+
+def is_sparse_enough(routes: Routes, all_ranks: int) -> bool:
+    """Whether these routes are computed faster by bringing tokens to their parts than by all parts for all tokens.
+
+    Args:
+        routes: who takes what.
+        all_ranks: ranks of all parts together.
+    """
+    if routes.is_dense:
+        return False
+    taken = float(routes.num_slots)
+    if routes.counts is not None and routes.counts.device.type == "cpu":
+        # Elsewhere this would wait for the device.
+        taken = float(routes.counts.sum()) / max(1, routes.num_tokens)
+    return taken * (all_ranks / routes.num_parts + _MOVING) < all_ranks
 
 
 class LowRankExperts(Parts):
@@ -91,9 +112,34 @@ class LowRankExperts(Parts):
         self, x: Float[Tensor, "tokens in_features"], gates: Float[Tensor, "tokens parts"]
     ) -> Float[Tensor, "tokens out_features"]:
         """A concatenated, scaled, B concatenated: one product of rank K * r for the whole sum."""
-        low = F.linear(x, self.lora_A.flatten(0, 1)).view(-1, self.num_parts, self.rank)
-        low = low * (gates * self.scaling).to(low.dtype).unsqueeze(-1)
-        return F.linear(low.flatten(1), self.lora_B.transpose(0, 1).flatten(1))
+        return F.linear(self.scaled(F.linear(x, self.lora_A.flatten(0, 1)), gates), self.joined_B())
+
+    def dense_onto(
+        self,
+        y: Float[Tensor, "tokens out_features"],
+        x: Float[Tensor, "tokens in_features"],
+        gates: Float[Tensor, "tokens parts"],
+    ) -> Float[Tensor, "tokens out_features"]:
+        """`y + dense(x, gates)`; the sum is made inside the second product."""
+        low = self.scaled(F.linear(x, self.lora_A.flatten(0, 1)), gates)
+        return torch.addmm(y, low, self.joined_B().t())
+
+    def is_dense_for(self, routes: Routes) -> bool:
+        """See `Parts`: few parts are computed for every token, whatever was chosen."""
+        return not is_sparse_enough(routes, self.num_parts * self.rank)
+
+    def scaled(
+        self, low: Float[Tensor, "tokens all_ranks"], gates: Float[Tensor, "tokens parts"]
+    ) -> Float[Tensor, "tokens all_ranks"]:
+        """The tokens' low-rank coordinates in all parts, each times gate and scaling."""
+        weights = (gates * self.scaling).to(low.dtype)
+        if self.num_parts == 1:
+            return low * weights
+        return (low.view(-1, self.num_parts, self.rank) * weights.unsqueeze(-1)).flatten(1)
+
+    def joined_B(self) -> Float[Tensor, "out_features all_ranks"]:  # noqa: N802 - the field's name
+        """B of all parts side by side."""
+        return self.lora_B.transpose(0, 1).flatten(1)
 
     def extra_repr(self) -> str:
         """What printing the module shows of it."""
