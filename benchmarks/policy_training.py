@@ -42,8 +42,8 @@ class Clocked:
 
     unit = "transitions"
 
-    def __init__(self, task: DiffusionTask, steps: int) -> None:
-        self._task, self._last = task, steps - 1
+    def __init__(self, task: DiffusionTask) -> None:
+        self._task = task
         self.units_per_step = task.units_per_step
         self.seconds = 0.0
 
@@ -54,7 +54,6 @@ class Clocked:
 
     def losses(self, step: int, micro: int, detail: bool) -> Losses:
         """The task's; the clock starts after the first steps."""
-        self._step = step
         if step == WARMUP:
             self.seconds = -time.process_time()
         return self._task.losses(step, micro, detail)
@@ -81,7 +80,7 @@ def ours(network: str, data: tuple[Tensor, Tensor], config: TrainConfig) -> floa
     """Steps per CPU second of the library's loop."""
     torch.manual_seed(0)
     policy = PolicyConfig(network=NETWORKS[network].Config()).build(OBSERVATION, ACTION)
-    task = Clocked(DiffusionTask(policy, *data, config), config.steps)
+    task = Clocked(DiffusionTask(policy, *data, config))
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         loop.train(Path(folder), task, config, POLICY_OPTIMIZER)
     return (config.steps - WARMUP) / task.seconds

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 
 import pytest
@@ -292,8 +291,10 @@ def test_what_does_not_fit_is_one_line() -> None:
         RewardCriticConfig(expectile=1.0)
     with pytest.raises(RecipeError, match=r"must be positive and safety\.safe negative, not 1\.0 and 2"):
         SafetyCriticConfig(violation=1.0, safe=2.0)
-    with pytest.raises(RecipeError, match=r"safety\.hidden must hold positive widths, not \[0\]"):
+    with pytest.raises(RecipeError, match=r"safety\.hidden must be positive, not 2 and \[0\]"):
         SafetyCriticConfig(hidden=[0])
+    with pytest.raises(RecipeError, match=r"target_rate must lie within 0 and 1, not 1\.5 and 0\.005"):
+        RewardCriticConfig(discount=1.5)
     with pytest.raises(RecipeError, match="leaves nothing of an observation of width 1"):
         Critics(CriticsConfig(reward=RewardCriticConfig()), 1, 1)
     critics = Critics(CriticsConfig(safety=SafetyCriticConfig(hidden=[4])), 3, 2)
@@ -312,4 +313,4 @@ def test_the_defaults_are_the_release_s() -> None:
     assert (safety.discount, safety.expectile, safety.target_rate) == (0.99, 0.9, 0.005)
     assert (safety.violation, safety.safe) == (25.0, -1.0)
     assert reward.hidden == safety.hidden == [256, 256]
-    assert math.isclose(reward.num_critics, 2)
+    assert reward.num_critics == safety.num_critics == 2

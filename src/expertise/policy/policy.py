@@ -46,6 +46,12 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         _critic_of(self.pick)
+        _require_candidates(self.num_candidates)
+        if not 0 < self.ema_rate <= 1 or self.ema_warmup < 0:
+            raise RecipeError(
+                f"ema_rate must lie in (0, 1] and ema_warmup must not be negative, not {self.ema_rate} and "
+                f"{self.ema_warmup}"
+            )
 
     def build(self, observation_dim: int, action_dim: int) -> DiffusionPolicy:
         """A policy with new weights."""
@@ -117,25 +123,27 @@ class DiffusionPolicy(nn.Module):
         *,
         num_candidates: int | None = None,
         pick: str | None = None,
-        noise: Float[Tensor, "steps states candidates actions"] | None = None,
+        noise: Float[Tensor, "steps rows candidates components"] | None = None,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "states actions"]:
         """What to do.
 
         Args:
-            observations: as they come, float32, on the policy's device.
+            observations: as they come.
             num_candidates: actions to draw for each state; None: the configuration's number.
             pick: which of them to take; None: the configuration's.
             noise: standard normal numbers, as `draw` gives them, instead of drawing; the rest is determined.
+                The number of candidates is then theirs.
             generator: what draws them; None: torch's own.
 
         Returns:
-            Actions within ±1 (`diffusion.clip`).
+            Actions within ±1 (`diffusion.clip`), float32, on the policy's device.
 
         Raises:
-            DataError: the observations are not of the policy's width.
+            DataError: the observations are not of the policy's width, or the noise is not for them.
             RecipeError: `pick` needs a critic that is not attached, or `num_candidates` is below 1.
         """
+        observations = observations.to(self.scale.mean)
         if observations.shape[1] != self.observation_dim:
             raise DataError(
                 f"the policy takes observations of width {self.observation_dim}, not {observations.shape[1]}"
@@ -143,6 +151,12 @@ class DiffusionPolicy(nn.Module):
         if noise is None:
             number = self.config.num_candidates if num_candidates is None else num_candidates
             noise = self.draw(observations.shape[0], number, generator)
+        steps, states, _, dim = noise.shape
+        if (steps, states, dim) != (self.diffusion.num_steps, observations.shape[0], self.action_dim):
+            raise DataError(
+                f"noise of shape {list(noise.shape)} does not fit {observations.shape[0]} states",
+                "`draw` gives such noise",
+            )
         candidates = self.candidates(observations, noise)
         return self.choose(observations, candidates, self.config.pick if pick is None else pick)
 
@@ -150,8 +164,7 @@ class DiffusionPolicy(nn.Module):
         self, num_states: int, num_candidates: int = 1, generator: torch.Generator | None = None
     ) -> Float[Tensor, "steps states candidates actions"]:
         """The noise that `act` starts from, drawn where the generator lives, on the policy's device."""
-        if num_candidates < 1:
-            raise RecipeError(f"num_candidates must be at least 1, not {num_candidates}")
+        _require_candidates(num_candidates)
         shape = (self.diffusion.num_steps, num_states, num_candidates, self.action_dim)
         here = self.scale.mean.device
         device = here if generator is None else generator.device
@@ -213,3 +226,8 @@ def _critic_of(pick: str) -> str:
     if pick not in CRITIC_OF:
         raise RecipeError(f"unknown pick {pick!r}", nearest(pick, CRITIC_OF))
     return CRITIC_OF[pick]
+
+
+def _require_candidates(number: int) -> None:
+    if number < 1:
+        raise RecipeError(f"num_candidates must be at least 1, not {number}")
