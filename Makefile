@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults lint types format bench docs clean
+.PHONY: help setup demo test test-faults lint types format bench docs reproduce-skills-lm clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## virtual environment with the core and the tools for development
 
@@ -48,6 +48,9 @@ bench: $(STAMP)  ## measure speed beside a peer and the physical limit
 docs: $(STAMP)  ## write docs/cli.md and docs/recipe-keys.md from the code
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/python docs/make_recipe_keys.py
+
+reproduce-skills-lm: $(STAMP)  ## skills on language models, three seeds, about an hour on one core; goes on where it stopped
+	OMP_NUM_THREADS=1 $(BIN)/python -m reproduce.skills_lm
 
 clean:  ## remove the environment and what tools left behind; runs stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks build dist

@@ -22,7 +22,7 @@ from judges import made_up
 from expertise.errors import DiskError, SkillError
 from expertise.skills import Library
 from expertise.skills.card import CARD
-from expertise.skills.peft import CONFIG, WEIGHTS
+from expertise.skills.peft_config import CONFIG, WEIGHTS
 
 Make = Callable[..., Any]
 KILLS = 20

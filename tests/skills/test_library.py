@@ -19,7 +19,7 @@ from expertise.errors import DiskError, SkillError
 from expertise.runs.files import sha256_of_json
 from expertise.skills import Library, Skill, fingerprint
 from expertise.skills.card import CARD, card_text
-from expertise.skills.peft import CONFIG, WEIGHTS
+from expertise.skills.peft_config import CONFIG, WEIGHTS
 
 Make = Callable[..., Any]
 NET = {"body.0": (2, 6, 8), "body.2.1": (3, 8, 3)}

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save, save_file
 from expertise.errors import SkillError
 from expertise.skills import Factors
 from expertise.skills.fit import require_copies, require_fit
-from expertise.skills.peft import CONFIG, WEIGHTS, Adapter, read
+from expertise.skills.peft import Adapter, read
+from expertise.skills.peft_config import CONFIG, WEIGHTS
 from expertise.skills.peft_export import write
 
 Make = Callable[..., tuple[Path, Any]]

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from expertise.errors import SkillError
 from expertise.lm.causal import CausalLM
 from expertise.shapes import Float
 from expertise.skills.composition import Composition
@@ -46,15 +45,9 @@ class Alpha:
             tokens: so many of each; the call may have had more before them.
 
         Returns:
-            `[rows * tokens, K]`, float32; None: every weight was 0, or there are no skills.
+            `[rows * tokens, K]`, float32; None: there are no skills.
         """
         if self.composition is None:
             return None
-        try:
-            found = self.composition.alpha()
-        except SkillError:  # layers whose skills all have weight 0 are passed by, and record nothing
-            return None
-        if found.shape[0] < rows * tokens:
-            # Constant weights stand there once, for all.
-            return found.expand(rows * tokens, -1)
+        found = self.composition.alpha()
         return found.view(rows, -1, found.shape[1])[:, -tokens:].flatten(0, 1)

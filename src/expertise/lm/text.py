@@ -205,5 +205,6 @@ def _counts(mixtures: list[Mixture], number: int) -> list[list[int]]:
 def _skills(alpha: Alpha, number: int) -> list[dict[str, float]]:
     """The skills' weights for the last `number` tokens that were read."""
     found = alpha.last(1, number)
-    rows = [[0.0] * len(alpha.names)] * number if found is None else found.tolist()
-    return [dict(zip(alpha.names, row, strict=True)) for row in rows]
+    if found is None:
+        return [{} for _ in range(number)]
+    return [dict(zip(alpha.names, row, strict=True)) for row in found.tolist()]

@@ -77,15 +77,16 @@ class Adapted(nn.Module):
             return always(x)  # type: ignore[misc, no-any-return]
         if isinstance(weights, Routes):
             return mixture(x, routes=weights)
-        if type(always) is not nn.Linear or always._forward_hooks or always._backward_hooks:
-            y = always(x)
-            return skills.onto(y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1]), weights).view(y.shape)
-        own = always._parameters
         rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
-        y = F.linear(rows, own["weight"], own["bias"])
+        if type(always) is not nn.Linear or _has_hooks(always):
+            y = always(x)
+            return skills.onto(y.reshape(-1, y.shape[-1]), rows, weights).view(y.shape)
+        own = always._parameters
+        y = F.linear(x, own["weight"], own["bias"])
         # Nobody else has seen the output of this layer, so it may be written over.
-        y = skills.onto(y, rows, weights, in_place=True)
-        return y if x.ndim == 2 else y.view(*x.shape[:-1], -1)
+        if x.ndim == 2:
+            return skills.onto(y, rows, weights, in_place=True)
+        return skills.onto(y.reshape(-1, y.shape[-1]), rows, weights, in_place=True).view(y.shape)
 
     def _mixed(self, x: Tensor) -> Tensor:
         routes = self._routes(x, x.shape[:-1])
@@ -138,3 +139,13 @@ class Adapted(nn.Module):
             if name.startswith("_") or "mixture" not in self._modules:
                 raise
             return getattr(self.mixture.always, name)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether somebody wants to see the module's calls, or makes its weights before them."""
+    return bool(
+        module._forward_pre_hooks
+        or module._forward_hooks
+        or module._backward_pre_hooks
+        or module._backward_hooks
+    )

@@ -79,10 +79,19 @@ class Call:
         key = (leading, columns, skills.layout, skills._parameters["lora_A"].dtype)
         found = self.spread.get(key)
         if found is None:
-            # Other calls, maybe in training, may go on from this one: no tensors of inference mode then.
-            with torch.inference_mode(False) if self.stands else contextlib.nullcontext():
+            with self._apart():
                 found = self.spread[key] = self._made_ready(leading, columns, skills)
         return found
+
+    def _apart(self) -> contextlib.AbstractContextManager[Any]:
+        """Around what is made once, by whichever layer comes first, and used by others later."""
+        if self.stands:
+            # Other calls, maybe in training, go on from this one: no tensors of inference mode then.
+            return torch.inference_mode(False)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # A checkpointed layer that is computed again finds this made: a checkpoint must not count it.
+            return torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is)
+        return contextlib.nullcontext()
 
     def _made_ready(
         self, leading: Sequence[int], columns: tuple[int, ...] | None, skills: JoinedSkills
@@ -130,6 +139,10 @@ class Call:
                 "rows and tokens must be those of the call; layers that see no rows cannot be told apart",
             )
         return tokens // choices if choices else 1
+
+
+def _as_it_is(saved: Tensor) -> Tensor:
+    return saved
 
 
 def _of(shape: tuple[int, ...]) -> str:

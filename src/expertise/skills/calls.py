@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from expertise.skills.call import Call
 from expertise.skills.checkpointing import Checkpointing
@@ -63,9 +63,15 @@ class _Calls:
         self.checkpointing.prepare()
         mask, documents = others.get("attention_mask"), others.get("documents")
         positions = others.get("position_ids")
-        if documents is None and mask is not None and mask.ndim == 4 and positions is not None:
-            # Texts side by side in a model of transformers: each begins again at position 0.
-            documents = (positions == 0).cumsum(-1)
+        if (
+            documents is None
+            and isinstance(mask, Tensor)
+            and mask.ndim == 4
+            and isinstance(positions, Tensor)
+        ):
+            # Texts side by side in a model of transformers: each begins again at position 0. Whatever only
+            # fills the row stands behind the last of them, or counts as a text of its own.
+            mask, documents = None, (positions == 0).cumsum(-1)
         cache = others.get("past_key_values", others.get("cache"))
         call = Call(mask=mask, cache=cache, documents=documents)
         self.composition.start(call, given)

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from expertise.errors import SkillError
 from expertise.skills.bases import BASES, kind_of
 from expertise.skills.card import CARD, now, read_card, read_files
-from expertise.skills.compose import compose
 from expertise.skills.composed_json import (
     COMPOSED,
     BaseReference,
@@ -29,9 +28,10 @@ from expertise.skills.composed_json import (
     read_composed,
     require_whole,
 )
+from expertise.skills.composing import compose
 from expertise.skills.composition import Composition, composition_of
 from expertise.skills.derived import skills_of
-from expertise.skills.fingerprint import fingerprint
+from expertise.skills.fingerprints import fingerprint
 from expertise.skills.folders import exporting, skill_folder
 from expertise.skills.library import Library
 from expertise.skills.skill import Skill

@@ -18,7 +18,7 @@ from expertise.mixture.routers.base import RouterConfig
 from expertise.runs import recipe as recipes
 from expertise.runs.files import sha256_of, sha256_of_json
 from expertise.runs.recipe import Choice
-from expertise.skills.fingerprint import Fingerprint
+from expertise.skills.card import Fingerprint
 from expertise.skills.routing import Reads
 
 COMPOSED = "composed.json"

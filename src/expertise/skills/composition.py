@@ -16,7 +16,6 @@ from expertise.skills.adapted import Adapted, Slot
 from expertise.skills.call import Call
 from expertise.skills.experts import AdaptedExperts
 from expertise.skills.given import as_table, as_weights, of_rows, one_of
-from expertise.skills.joined import JoinedSkills
 from expertise.skills.pooling import RunningMean
 from expertise.skills.routing import Reads, ask
 
@@ -245,12 +244,6 @@ class Composition(nn.Module):
         if self.is_recording:
             self._call.most = max(self._call.most, torch.Size(leading).numel())
         return self._call.seen_by(leading, None if columns == tuple(range(len(self.names))) else columns)
-
-    def ready(
-        self, leading: Sequence[int], columns: tuple[int, ...] | None, skills: JoinedSkills
-    ) -> Tensor | Routes | None:
-        """This call's alpha, made ready for the skills of a layer; see `Call.ready`."""
-        return self._call.ready(leading, columns, skills)
 
     def note(self, columns: tuple[int, ...], routes: Routes) -> None:
         """What a layer's own router chose, over the skills that the layer knows."""

@@ -17,6 +17,7 @@ from expertise.mixture.routers.base import Router
 from expertise.mixture.routes import Routes
 from expertise.shapes import Float, Int
 from expertise.skills.adapted import Slot
+from expertise.skills.joined import of_ranks, spans
 from expertise.skills.routing import ask
 from expertise.skills.skill import Factors
 from expertise.skills.targets import stacks_of
@@ -24,8 +25,10 @@ from expertise.skills.targets import stacks_of
 if TYPE_CHECKING:
     from expertise.skills.composition import Composition
 
-_WHOLE = 8
-"""Total ranks are filled up to a multiple of this: `grouped_mm` wants strides of 16 bytes."""
+
+def _missing(width: int, dtype: torch.dtype) -> int:
+    """How many columns are missing for rows of whole 16 bytes, which `grouped_mm` wants."""
+    return -width % max(1, 16 // dtype.itemsize)
 
 
 class StackedSkills(nn.Module):
@@ -47,27 +50,32 @@ class StackedSkills(nn.Module):
         all_factors = list(factors.values())
         down = torch.cat([f.A.detach() for f in all_factors], dim=1)
         up = torch.cat([f.B.detach() for f in all_factors], dim=2)
-        missing = -down.shape[1] % _WHOLE
+        missing = _missing(down.shape[1], down.dtype)
         self.lora_A = nn.Parameter(F.pad(down, (0, 0, 0, missing)), requires_grad=trainable)
         self.lora_B = nn.Parameter(F.pad(up, (0, missing)), requires_grad=trainable)
-        owner = [skill for skill, rank in zip(self.skills, self.ranks, strict=True) for _ in range(rank)]
-        scale = [s for s, rank in zip(self.scalings, self.ranks, strict=True) for _ in range(rank)]
-        device = down.device
-        # Columns that only fill up are zero whatever they are multiplied with: any owner will do.
-        exact = torch.promote_types(down.dtype, torch.float32)
-        self.register_buffer("owner", torch.tensor(owner + [0] * missing, device=device), persistent=False)
-        scaling = torch.tensor(scale + [0.0] * missing, device=device, dtype=exact)
+        owner, scaling = of_ranks(all_factors, missing)
+        skills = torch.tensor(self.skills, device=owner.device)
+        self.register_buffer("owner", skills[owner], persistent=False)
         self.register_buffer("scaling", scaling, persistent=False)
 
-    def forward(
+    def onto(
         self,
+        y: Float[Tensor, "rows out_features"],
         rows: Float[Tensor, "rows in_features"],
         alpha: Float[Tensor, "rows_or_one skills"],
         offsets: Int[Tensor, " experts"],
     ) -> Float[Tensor, "rows out_features"]:
-        """What the skills add to a grouped product; `alpha` has a row for each row, or one for all."""
+        """A grouped product y, and what the skills add to it.
+
+        Args:
+            y: the product; written over where no gradient is wanted.
+            rows: sorted by expert.
+            alpha: a row for each row, or one for all.
+            offsets: where each expert's rows end.
+        """
         low = grouped_linear(rows, self.lora_A, offsets) * self._weights(alpha)
-        return grouped_linear(low, self.lora_B, offsets)
+        added = grouped_linear(low, self.lora_B, offsets)
+        return y + added if torch.is_grad_enabled() else y.add_(added)
 
     def one(
         self, expert: int, x: Float[Tensor, "tokens in_features"], alpha: Float[Tensor, "rows_or_one skills"]
@@ -80,13 +88,8 @@ class StackedSkills(nn.Module):
 
     def slots(self) -> Iterator[Slot]:
         """The factors of each skill."""
-        start = 0
-        for skill, rank, scaling in zip(self.skills, self.ranks, self.scalings, strict=True):
-            columns = slice(start, start + rank)
-            yield Slot(
-                skill, Factors(A=self.lora_A[:, columns], B=self.lora_B[:, :, columns], scaling=scaling)
-            )
-            start += rank
+        for skill, span, scaling in zip(self.skills, spans(self.ranks), self.scalings, strict=True):
+            yield Slot(skill, Factors(A=self.lora_A[:, span], B=self.lora_B[:, :, span], scaling=scaling))
 
 
 class AdaptedExperts(Parts):
@@ -140,7 +143,7 @@ class AdaptedExperts(Parts):
         if alpha is None or self._composition[0].constant is not None:
             return x
         # Filled up to whole strides, so that the part that holds x can be multiplied where it lies.
-        return torch.cat([x, F.pad(alpha.to(x.dtype), (0, -alpha.shape[1] % _WHOLE))], dim=1)
+        return torch.cat([x, F.pad(alpha.to(x.dtype), (0, _missing(alpha.shape[1], x.dtype)))], dim=1)
 
     def grouped(
         self, rows: Float[Tensor, "rows carried"], offsets: Int[Tensor, " parts"]
@@ -151,12 +154,12 @@ class AdaptedExperts(Parts):
         hidden = grouped_linear(x, first, offsets)
         if alpha is not None:
             for group in _groups(self.first):
-                hidden = hidden + group(x, alpha, offsets)
+                hidden = group.onto(hidden, x, alpha, offsets)
         hidden = self._gate(hidden)
         y = grouped_linear(hidden, second, offsets)
         if alpha is not None:
             for group in _groups(self.second):
-                y = y + group(hidden, alpha, offsets)
+                y = group.onto(y, hidden, alpha, offsets)
         return y
 
     def one(self, part: int, x: Float[Tensor, "tokens carried"]) -> Float[Tensor, "tokens out_features"]:

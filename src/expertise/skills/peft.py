@@ -21,12 +21,9 @@ from torch import Tensor, nn
 
 from expertise.errors import SkillError
 from expertise.skills.fit import not_there, require_finite, submodule
-from expertise.skills.peft_config import PeftConfig, read_config
+from expertise.skills.peft_config import WEIGHTS, PeftConfig, read_config
 from expertise.skills.skill import Factors
 from expertise.skills.targets import is_conv1d
-
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
 
 PREFIX = "base_model.model."
 """Before every name."""

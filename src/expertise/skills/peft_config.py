@@ -15,6 +15,10 @@ from typing import Any, Literal
 
 from expertise.errors import SkillError
 
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+"""The two files of an adapter."""
+
 _READ = {
     "peft_type",
     "r",

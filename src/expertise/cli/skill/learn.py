@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated
@@ -28,6 +27,7 @@ from expertise.cli.skill.options import (
     Seed,
     Steps,
     Work,
+    card_json,
     names_of,
     numbers_of,
     training_settings,
@@ -99,7 +99,7 @@ def learn(
         say=say,
     )
     if as_json:
-        print_json({"library": str(library), **dataclasses.asdict(card)})
+        print_json(card_json(library, card))
         return
     bits = card.metrics["bits_per_byte"]
     for key, after in bits["after"].items():

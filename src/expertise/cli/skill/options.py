@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from expertise.errors import RecipeError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from expertise.skills.card import Card
 
 Base = Annotated[
     str,
@@ -16,6 +22,19 @@ Base = Annotated[
         "causal language model of transformers."
     ),
 ]
+BaseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--base",
+        help="What it stands on: a run, a checkpoint, or a folder or hub id of a causal language model of "
+        "transformers.",
+    ),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Take skills of another base, as long as the shapes fit.")
+]
+Name = Annotated[str, typer.Argument(help="The skill's name; `expertise skill list` shows all.")]
+Purpose = Annotated[str | None, typer.Option("--purpose", help="What it is for, in a sentence.")]
 LibraryPath = Annotated[Path, typer.Option("--library", help="The folder that skills are kept in.")]
 Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Steps of training.")]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Sequences per step.")]
@@ -64,3 +83,15 @@ def numbers_of(text: str, option: str) -> list[float]:
         raise RecipeError(
             f"{option} {text!r} is not numbers", "write them with commas between them, as 0.7,-0.3"
         ) from None
+
+
+def opened(base: str | None) -> nn.Module | None:
+    """The model that `--base` names, where it is given."""
+    from expertise.skills.bases import open_base
+
+    return None if base is None else open_base(base)
+
+
+def card_json(library: Path, card: Card) -> dict[str, Any]:
+    """A card for a machine, with the library that it is from."""
+    return {"library": str(library), **dataclasses.asdict(card)}

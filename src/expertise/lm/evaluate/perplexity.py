@@ -52,13 +52,16 @@ class Evaluation:
         counts = [usage.parts_per_token() for usage in self.usage.values()]
         return sum(counts) / len(counts) if counts else 0.0
 
+    def rounded_bits(self) -> dict[str, float]:
+        """Bits per byte of each domain, and their `mean`, with five digits."""
+        return {
+            **{domain: round(bits, 5) for domain, bits in self.bits_per_byte.items()},
+            "mean": round(self.mean_bits_per_byte, 5),
+        }
+
     def to_json(self) -> dict[str, Any]:
         """Plain numbers: `bits_per_byte`, `bytes`, `parts_per_token`, `loads` (relative), `skills`."""
-        result: dict[str, Any] = {
-            "bits_per_byte": {k: round(v, 5) for k, v in self.bits_per_byte.items()}
-            | {"mean": round(self.mean_bits_per_byte, 5)},
-            "bytes": self.num_bytes,
-        }
+        result: dict[str, Any] = {"bits_per_byte": self.rounded_bits(), "bytes": self.num_bytes}
         if self.usage:
             layers = list(self.usage.values())
             by_domain = [usage.parts_per_token_by_domain() for usage in layers]
@@ -149,7 +152,7 @@ class Pass(NamedTuple):
     routes: dict[int, Routes]
     """Mixture layer → who took what."""
     alpha: Float[Tensor, "tokens skills"] | None
-    """Of a composed model: the weights of its skills, the mean over layers; None: all 0."""
+    """Of a composed model: the weights of its skills, the mean over layers."""
 
 
 def passes(model: CausalLM, text: DomainText, batch_size: int, bfloat16: bool = False) -> Iterator[Pass]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,26 +61,68 @@ def evaluate_model(
     where = Path(path)
     if data is None and base is None and (folder.is_run(where) or checkpoint.is_checkpoint(where)):
         return evaluate_run(where, split, max_bytes, device, threads, say, switches)
-    _require_split(split)
+    require_split(split)
     limit_threads(threads)
-    model = open_model(path, device, base)
-    digest, context, bfloat16 = None, 0, False
-    if data is None:
-        if not is_composed(where):
-            raise RecipeError(f"{path} does not say on what text it was trained", "name some with --data")
-        composed = read_composed(where)
-        notes = notes_of(composed)
-        if notes.data is None:
-            raise RecipeError(f"{path} was composed without any text", "name some with --data")
-        data, context, bfloat16, digest = notes.data, notes.context, notes.bfloat16, composed.data_digest
-    prepared = prepare_for(model, data, say)
-    if digest is not None:
-        refuse_other_text(where, digest, prepared.digest)
-    batch_size = EvaluationConfig().batch_size
+    opened = open_with_text(path, say, data=data, base=base, device=device)
     found = _evaluated(
-        model, prepared, split, max_bytes, switches, window_of(model, context), batch_size, bfloat16
+        opened.model,
+        opened.prepared,
+        split,
+        max_bytes,
+        switches,
+        opened.window,
+        EvaluationConfig().batch_size,
+        opened.bfloat16,
     )
     return {**found, "step": None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A model, and text that it can be looked at on."""
+
+    model: CausalLM
+    prepared: Prepared
+    window: int
+    """Tokens of a window."""
+    bfloat16: bool
+    """Whether products are computed in bfloat16."""
+
+
+def open_with_text(
+    path: Path | str,
+    say: Callable[[str], None],
+    *,
+    data: DataConfig | None = None,
+    base: Path | str | None = None,
+    device: str = "cpu",
+) -> Opened:
+    """A model by its path, with the text that is given, or that a composed model's router was learnt from.
+
+    Args:
+        path: any model; without data a composed one.
+        say: told what is being built.
+        data: which text.
+        base: for a composed model: where its base is now.
+        device: where to compute.
+
+    Raises:
+        RecipeError: no text is known.
+        RunError: the text of a composed model has changed.
+    """
+    where = Path(path)
+    model = open_model(path, device, base)
+    if data is not None:
+        return Opened(model, prepare_for(model, data, say), window_of(model), bfloat16=False)
+    if not is_composed(where):
+        raise RecipeError(f"{path} does not say on what text it was trained", "name some with --data")
+    composed = read_composed(where)
+    notes = notes_of(composed)
+    if notes.data is None:
+        raise RecipeError(f"{path} was composed without any text", "name some with --data")
+    prepared = prepare_for(model, notes.data, say)
+    refuse_other_text(where, composed.data_digest, prepared.digest)
+    return Opened(model, prepared, window_of(model, notes.context), notes.bfloat16)
 
 
 def evaluate_run(
@@ -106,7 +149,7 @@ def evaluate_run(
         `bits_per_byte` (with `mean`), `parts_per_token` (`mean`, `layers`, `domains`), `tasks`, `loads`,
         `bytes`, `split`, `step`, `switches` (those that are on).
     """
-    _require_split(split)
+    require_split(split)
     limit_threads(threads)
     run = path.parent.parent if checkpoint.is_checkpoint(path) else path
     recipe = folder.read_recipe(run, Recipe)
@@ -146,7 +189,8 @@ def _evaluated(
     }
 
 
-def _require_split(split: str) -> None:
+def require_split(split: str) -> None:
+    """Refuse a split that is not held out."""
     if split not in SPLITS:
         raise RecipeError(f"no split {split!r}", nearest(split, SPLITS))
 

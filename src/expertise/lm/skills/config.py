@@ -28,7 +28,7 @@ T = TypeVar("T", "LearnConfig", "ComposeConfig")
 
 def _context() -> Context.Config:
     """A small network; its width is set to that of what it reads when it is built."""
-    return Context.Config(context_dim=1, hidden=[64], squash="softmax")
+    return Context.Config(context_dim=1, hidden=[64], squash="softmax", normalize=True)
 
 
 def _adam(learning_rate: float) -> OptimizerConfig:

@@ -14,15 +14,17 @@ from expertise.lm.notes import Notes
 from expertise.lm.open import open_model
 from expertise.lm.reading import prepare_for, window_of
 from expertise.lm.recipe import EvaluationConfig
+from expertise.lm.skills.compare import SideBySide, comparison
 from expertise.lm.skills.config import ComposeConfig, LearnConfig
-from expertise.lm.skills.learn import SideBySide, comparison, learn_router, learn_skill
+from expertise.lm.skills.learn import learn_router, learn_skill
 from expertise.runs.device import limit_threads
-from expertise.skills.compose import compose
+from expertise.skills.card import Card
 from expertise.skills.composed import save_composed
 from expertise.skills.composed_json import is_composed
+from expertise.skills.composing import compose
 from expertise.skills.folders import require_free
 from expertise.skills.library import Library
-from expertise.skills.skill import Card, Skill
+from expertise.skills.skill import Skill
 
 
 def learn_into(
