@@ -44,6 +44,7 @@ format: $(STAMP)  ## put the code into house style
 bench: $(STAMP)  ## measure speed beside peers and the physical limit, about ten minutes
 	$(BIN)/python benchmarks/mixture_layer.py
 	$(BIN)/python benchmarks/skills.py
+	$(BIN)/python benchmarks/policy_training.py
 
 docs: $(STAMP)  ## write docs/cli.md and docs/recipe-keys.md from the code
 	$(BIN)/python docs/make_cli.py

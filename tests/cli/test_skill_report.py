@@ -16,7 +16,9 @@ def composed(run_folder: Path, home: Path, expertise) -> Path:
         done = expertise(*learn, "--work", f"work-{domain}", "--library", "shelf")
         assert done.returncode == 0, done.stderr
     compose = ("skill", "compose", "run", "--skills", "prose,code", "--library", "shelf", *few)
-    done = expertise(*compose, "--data", "text", "--reads", "token", "--work", "work-report", "--out", "reported")
+    done = expertise(
+        *compose, "--data", "text", "--reads", "token", "--work", "work-report", "--out", "reported"
+    )
     assert done.returncode == 0, done.stderr
     return home / "reported"
 
@@ -40,7 +42,9 @@ def test_the_page_is_of_the_text_that_the_router_was_learnt_from(composed: Path,
 
 
 def test_other_text_can_be_looked_at(composed: Path, expertise) -> None:
-    done = expertise("skill", "report", "reported", "--data", "text/code", "--split", "test", "--threads", "1")
+    done = expertise(
+        "skill", "report", "reported", "--data", "text/code", "--split", "test", "--threads", "1"
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "reported/skills.html"
     assert json.loads((composed / "skills.json").read_text("utf-8"))["domains"] == ["code"]
