@@ -30,13 +30,20 @@ def open_model(path: str | Path, device: str = "cpu", base: str | Path | None = 
     if not is_composed(folder):
         if base is not None:
             raise SkillError(f"{path} is no composed model: it has no base to be named")
-        view: CausalLM = BASES[kind_of(str(path))].view(str(path), device)
-        return view
+        return _viewed(kind_of(str(path)), str(path), device)
     composed = read_composed(folder)
     kind, where = base_of(folder, composed, base)
-    below: CausalLM = BASES[kind].view(where, device)
+    below = _viewed(kind, where, device)
     model = below.around(load_composed(folder, below.core))
     as_learnt = notes_of(composed).reads_documents
     if as_learnt is not None:
         model.reads_documents = as_learnt
     return model
+
+
+def _viewed(kind: str, path: str, device: str) -> CausalLM:
+    entry = BASES[kind]
+    if not hasattr(entry, "view"):
+        raise SkillError(f"{path} is no language model, but of the kind {kind!r}")
+    view: CausalLM = entry.view(path, device)
+    return view

@@ -33,6 +33,7 @@ from expertise.skills.composition import Composition, composition_of
 from expertise.skills.derived import skills_of
 from expertise.skills.fingerprints import fingerprint
 from expertise.skills.folders import exporting, skill_folder
+from expertise.skills.given import as_numbers
 from expertise.skills.library import Library
 from expertise.skills.skill import Skill
 
@@ -70,7 +71,7 @@ def save_composed(
             the model's, or something is at `path` already.
         DiskError: the disk is full, read-only or forbidden; nothing is left there.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     composition, folder = composition_of(model), Path(path)
     routers = composition.routers()
@@ -85,11 +86,11 @@ def save_composed(
         if routers:
             state = {f"{a}/{k}": t for a, router in routers.items() for k, t in router.state_dict().items()}
             plain = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
-            save_file(plain, aside / ROUTER)
+            (aside / ROUTER).write_bytes(save(plain))
         composed = Composed(
             base=reference,
             skills=list(composition.names),
-            weights=None if routers else composition.default_weights().tolist(),
+            weights=None if routers else as_numbers(composition.default_weights()),
             router=composition.router_config if routers else None,
             reads=composition.reads,
             source=composition.source,

@@ -91,3 +91,8 @@ def _numbers(weights: Any) -> Tensor:
     if not isinstance(weights, Tensor) and not numbers.isfinite().all():
         raise SkillError(f"weights of skills must be finite, not {numbers.tolist()}")
     return numbers
+
+
+def as_numbers(weights: Tensor) -> list[float]:
+    """Weights as the shortest numbers that float32 reads back as they are: 0.7, not 0.699999988."""
+    return [float(str(number)) for number in weights.detach().cpu().float().numpy()]

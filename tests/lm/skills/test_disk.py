@@ -202,3 +202,21 @@ def test_load_composed_needs_no_word_of_language_models(
     tokens = torch.arange(12)[None]
     with torch.no_grad():
         assert torch.equal(model(tokens), model.around(core)(tokens))
+
+
+def test_a_base_of_another_family_is_no_language_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from expertise.skills.bases import BASES
+
+    class Other:
+        """A kind that can be opened, but not as a language model."""
+
+        @staticmethod
+        def can_open(path: str) -> bool:
+            return path.endswith("policy")
+
+    monkeypatch.setitem(BASES._table, "other", "nowhere:Nothing")
+    monkeypatch.setitem(BASES._loaded, "other", Other)
+    with pytest.raises(SkillError, match="is no language model, but of the kind 'other'"):
+        open_model(tmp_path / "policy")

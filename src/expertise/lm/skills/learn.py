@@ -22,6 +22,7 @@ from expertise.runs.device import limit_threads
 from expertise.skills.composing import compose
 from expertise.skills.composition import composition_of
 from expertise.skills.folders import require_name
+from expertise.skills.given import as_numbers
 from expertise.skills.learn import fresh, learnt, trainable
 from expertise.skills.skill import Skill
 
@@ -99,14 +100,13 @@ def learn_skill(
     task = CompositionTask(model, config, prepared)
     num_learnt = sum(parameter.numel() for parameter in trainable(model.core))
     say(f"{num_learnt:,} parameters on {len(growing.factors)} weights; {_amount(prepared)}")
-    alpha = composition_of(model.core).default_weights().tolist()
+    alpha = as_numbers(composition_of(model.core).default_weights())
     after = run(base, task, work, {"skill": name, "beside": digests_of(beside), "weights": alpha}, say)
     before = evaluate_weights(
         model, task.texts(), config.evaluation.batch_size, [*alpha[:-1], 0.0], config.train.bfloat16
     )
     bits = {"before": before.rounded_bits(), "after": after["bits_per_byte"]}
-    # Alpha is held in float32: as many digits as that has.
-    others = {skill.name: float(f"{a:.6g}") for skill, a in zip(beside, alpha[:-1], strict=True)}
+    others = {skill.name: a for skill, a in zip(beside, alpha[:-1], strict=True)}
     return LearntSkill(
         skill=learnt(model.core, name),
         model=model,
