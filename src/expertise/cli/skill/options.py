@@ -38,7 +38,13 @@ Purpose = Annotated[str | None, typer.Option("--purpose", help="What it is for, 
 LibraryPath = Annotated[Path, typer.Option("--library", help="The folder that skills are kept in.")]
 Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Steps of training.")]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Sequences per step.")]
-LearningRate = Annotated[float | None, typer.Option("--learning-rate", help="The highest learning rate.")]
+LearningRate = Annotated[
+    float | None,
+    typer.Option(
+        "--learning-rate",
+        help="The highest learning rate; default 0.005 for a skill (large models want less), 0.01 for a router.",
+    ),
+]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Of the start and of the data's order.")]
 Work = Annotated[
     Path | None,

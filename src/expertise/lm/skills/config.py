@@ -44,7 +44,7 @@ class LearnConfig:
     """What it is learnt from; messages without a template take the base's own."""
     skill: SkillConfig = dataclasses.field(default_factory=SkillConfig)
     """Which weights it adapts, and how strongly."""
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=lambda: _adam(2e-3))
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=lambda: _adam(5e-3))
     """AdamW and its schedule."""
     train: TrainConfig = dataclasses.field(default_factory=lambda: TrainConfig(steps=300, batch_size=16))
     """How long, how much at once; `seed` is also that of the factors' start."""
