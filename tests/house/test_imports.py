@@ -20,6 +20,7 @@ ARROW = {
     "runs": FOUNDATION,
     "mixture": FOUNDATION,
     "lm": FOUNDATION | {"runs", "mixture"},
+    "policy": FOUNDATION | {"runs", "mixture", "skills"},
     "report": FOUNDATION | {"runs", "mixture", "lm"},
     "cli": FOUNDATION | {"runs", "mixture", "lm", "report"},
 }
