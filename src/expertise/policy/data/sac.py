@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le
+from torch import Tensor
 
 from expertise import __version__
 from expertise.errors import RecipeError
@@ -29,6 +30,7 @@ from expertise.runs.metrics import MetricsLog
 from expertise.runs.progress import Progress
 
 _STATE = "state"
+_TEMPERATURE = "log_ent_coef"
 _REPLAY = ("observations", "next_observations", "actions", "rewards", "dones")
 _ALL = 10**9  # checkpoints to keep
 
@@ -141,13 +143,22 @@ class _Training:
         self._log = MetricsLog(folder, self.step)
 
     def _go_on_from(self, init: Path) -> None:
-        weights, mine = checkpoint.open_checkpoint(init).tensors(WEIGHTS), self._model.policy.state_dict()
+        weights, mine = checkpoint.open_checkpoint(init).tensors(WEIGHTS), self._weights()
         if {n: t.shape for n, t in weights.items()} != {n: t.shape for n, t in mine.items()}:
             raise RecipeError(
                 f"teacher {self._config.name!r} cannot go on from {self._config.init!r}: other networks",
                 "both need the same sac.hidden, and environments with the same observations and actions",
             )
-        self._model.policy.load_state_dict(weights)
+        self._load(weights)
+
+    def _weights(self) -> dict[str, Tensor]:
+        """All that was learnt: networks, and the temperature, without which the actor would forget first."""
+        learnt = {**self._model.policy.state_dict(), _TEMPERATURE: self._model.log_ent_coef.detach()}
+        return {name: tensor.clone() for name, tensor in learnt.items()}
+
+    def _load(self, weights: dict[str, Tensor]) -> None:
+        self._model.log_ent_coef.data.copy_(weights[_TEMPERATURE])
+        self._model.policy.load_state_dict({n: t for n, t in weights.items() if n != _TEMPERATURE})
 
     def run(self) -> None:
         saved = self.step
@@ -200,7 +211,7 @@ class _Training:
         keep = self.step in (*self._config.checkpoints, self._config.steps)
         if not keep and self.step % self._config.evaluate_every:
             return
-        weights = {name: tensor.clone() for name, tensor in self._model.policy.state_dict().items()}
+        weights = self._weights()
         reward, cost = mean_return(
             Actor(weights, sample=False), self._judge, self._config.episodes, self._config.seed
         )
@@ -221,13 +232,10 @@ class _Training:
     def _save_state(self) -> None:
         model, buffer = self._model, self._model.replay_buffer
         tensors = {
-            WEIGHTS: model.policy.state_dict(),
+            WEIGHTS: self._weights(),
             "actor": checkpoint.optimizer_tensors(model.policy, model.actor.optimizer),
             "critic": checkpoint.optimizer_tensors(model.policy, model.critic.optimizer),
-            "temperature": {
-                "value": model.log_ent_coef,
-                **model.ent_coef_optimizer.state[model.log_ent_coef],
-            },
+            "temperature": dict(model.ent_coef_optimizer.state[model.log_ent_coef]),
             "replay": {name: torch.from_numpy(getattr(buffer, name)[: buffer.pos]) for name in _REPLAY},
         }
         checkpoint.save(self._folder / _STATE, self.step, tensors, {"episode": str(self._episode)}, keep=1)
@@ -235,12 +243,10 @@ class _Training:
     def _restore(self, state: checkpoint.Checkpoint) -> None:
         model, buffer = self._model, self._model.replay_buffer
         self.step, self._episode = state.step, int(state.text("episode"))
-        model.policy.load_state_dict(state.tensors(WEIGHTS))
+        self._load(state.tensors(WEIGHTS))
         checkpoint.restore_optimizer(model.policy, model.actor.optimizer, state.tensors("actor"))
         checkpoint.restore_optimizer(model.policy, model.critic.optimizer, state.tensors("critic"))
-        temperature = state.tensors("temperature")
-        model.log_ent_coef.data.copy_(temperature.pop("value"))
-        model.ent_coef_optimizer.state[model.log_ent_coef] = temperature
+        model.ent_coef_optimizer.state[model.log_ent_coef] = state.tensors("temperature")
         for name, rows in state.tensors("replay").items():
             getattr(buffer, name)[: len(rows)] = rows.numpy()
             buffer.pos = len(rows)
