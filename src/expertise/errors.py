@@ -4,6 +4,7 @@
     ├── RecipeError      a recipe or an option does not fit: unknown key, wrong value, fields that disagree
     ├── DataError        a source of text is missing, empty, unreadable or too small
     ├── RunError         a run's folder is missing, in use, damaged, or not what the recipe says
+    ├── SkillError       a skill or a library is missing, damaged, of another base, or cannot be composed
     ├── MissingExtra     an optional part of the library is not installed
     ├── DeviceError      a device is absent, or its memory is too small
     ├── DiskError        a disk is full or may not be written
@@ -42,6 +43,10 @@ class DataError(ExpertiseError):
 
 class RunError(ExpertiseError):
     """A run's folder is missing, in use, damaged, or belongs to something else."""
+
+
+class SkillError(ExpertiseError):
+    """A skill or a library of skills is missing, damaged, belongs to another base, or cannot be composed."""
 
 
 # What does not follow from an extra's name. "safety" is none: its package asks for an older Gymnasium, which

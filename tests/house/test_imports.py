@@ -19,10 +19,11 @@ FOUNDATION = {"", "errors", "registry", "shapes"}
 ARROW = {
     "runs": FOUNDATION,
     "mixture": FOUNDATION,
-    "lm": FOUNDATION | {"runs", "mixture"},
+    "skills": FOUNDATION | {"runs", "mixture"},
+    "lm": FOUNDATION | {"runs", "mixture", "skills"},
     "policy": FOUNDATION | {"runs", "mixture", "skills"},
-    "report": FOUNDATION | {"runs", "mixture", "lm"},
-    "cli": FOUNDATION | {"runs", "mixture", "lm", "report"},
+    "report": FOUNDATION | {"runs", "mixture", "skills", "lm"},
+    "cli": FOUNDATION | {"runs", "mixture", "skills", "lm", "report"},
 }
 
 

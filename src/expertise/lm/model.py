@@ -72,6 +72,11 @@ class LanguageModel(nn.Module):
             then a prompt must have one, too.
     """
 
+    entry_points = ("hidden",)
+    """Methods that callers use in place of the model's own call (skills must hear of these, too)."""
+    weights_read_directly = ("head",)
+    """Layers that are never called: only their weight is read."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         if not config.vocab_size:

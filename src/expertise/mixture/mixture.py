@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from expertise.errors import RecipeError
 from expertise.mixture.dispatch import DISPATCHES
-from expertise.mixture.dispatch.dense import dense
-from expertise.mixture.dispatch.grouped import grouped
 from expertise.mixture.parts.base import Parts
 from expertise.mixture.routers.base import Router
 from expertise.mixture.routes import Routes
@@ -77,20 +75,30 @@ class Mixture(nn.Module):
             if self.router is None:
                 raise RecipeError("this mixture has no router: give it routes")
             routes = self.router(x, context)
-        if self._recording:
-            self.last_routes = routes
+        self.note(routes)
         tokens = x.reshape(-1, x.shape[-1])
         if routes.num_tokens != tokens.shape[0] or routes.num_parts != self.parts.num_parts:
             raise RecipeError(
                 f"the routes are for {routes.num_tokens} tokens over {routes.num_parts} parts; "
                 f"here are {tokens.shape[0]} tokens and {self.parts.num_parts} parts"
             )
-        if self.dispatch == "auto":
-            y = dense(tokens, routes, self.parts) if routes.is_dense else grouped(tokens, routes, self.parts)
-        else:
-            y = DISPATCHES[self.dispatch](tokens, routes, self.parts)
+        name = self.dispatch
+        if name == "auto":
+            name = "dense" if routes.is_dense else "grouped"
+        carried = self.parts.carry(tokens)
+        if name == "dense" and self.always is not None:
+            always: Tensor = self.always(x)
+            flat = always.reshape(-1, self.parts.out_features)
+            y = self.parts.dense_onto(flat, carried, routes.weights())
+            return y.reshape(always.shape).to(x.dtype)
+        y = DISPATCHES[name](carried, routes, self.parts)
         y = y.reshape(*x.shape[:-1], y.shape[-1])
-        return y if self.always is None else self.always(x) + y
+        return y if self.always is None else self.always(x) + y  # type: ignore[no-any-return]
+
+    def note(self, routes: Routes) -> None:
+        """Keep this call's routes where a recording is on."""
+        if self._recording:
+            self.last_routes = routes
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[Mixture]:

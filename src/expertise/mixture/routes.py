@@ -98,6 +98,15 @@ class Routes:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return Routes(**{k: v[tokens] if isinstance(v, Tensor) else v for k, v in fields.items()})
 
+    def each(self, times: int) -> Routes:
+        """The record in which every token stands `times` times in a row: one choice for a whole sequence."""
+        if times == 1:
+            return self
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Routes(
+            **{k: v.repeat_interleave(times, 0) if isinstance(v, Tensor) else v for k, v in fields.items()}
+        )
+
     def detached(self) -> Routes:
         """The same record without its graph, to keep or to move."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

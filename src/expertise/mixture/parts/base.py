@@ -38,6 +38,19 @@ class Parts(nn.Module, abc.ABC):
     ) -> Float[Tensor, "tokens out_features"]:
         """Weighted sum over all parts for every token: parts joined into one wide product."""
 
+    def carry(self, x: Float[Tensor, "tokens in_features"]) -> Float[Tensor, "tokens carried"]:
+        """What a dispatch moves to the parts for each token: the token, unless more must go along."""
+        return x
+
+    def dense_onto(
+        self,
+        y: Float[Tensor, "tokens out_features"],
+        x: Float[Tensor, "tokens in_features"],
+        gates: Float[Tensor, "tokens parts"],
+    ) -> Float[Tensor, "tokens out_features"]:
+        """`y + dense(x, gates)`, for kinds that can do both at once."""
+        return y + self.dense(x, gates).to(y.dtype)
+
     @abc.abstractmethod
     def reset_parameters(self) -> None:
         """Draw the weights anew, each product keeping the variance of its input."""

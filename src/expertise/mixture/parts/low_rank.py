@@ -91,9 +91,30 @@ class LowRankExperts(Parts):
         self, x: Float[Tensor, "tokens in_features"], gates: Float[Tensor, "tokens parts"]
     ) -> Float[Tensor, "tokens out_features"]:
         """A concatenated, scaled, B concatenated: one product of rank K * r for the whole sum."""
-        low = F.linear(x, self.lora_A.flatten(0, 1)).view(-1, self.num_parts, self.rank)
-        low = low * (gates * self.scaling).to(low.dtype).unsqueeze(-1)
-        return F.linear(low.flatten(1), self.lora_B.transpose(0, 1).flatten(1))
+        return F.linear(self.scaled(F.linear(x, self.lora_A.flatten(0, 1)), gates), self.joined_B())
+
+    def dense_onto(
+        self,
+        y: Float[Tensor, "tokens out_features"],
+        x: Float[Tensor, "tokens in_features"],
+        gates: Float[Tensor, "tokens parts"],
+    ) -> Float[Tensor, "tokens out_features"]:
+        """`y + dense(x, gates)`; the sum is made inside the second product."""
+        low = self.scaled(F.linear(x, self.lora_A.flatten(0, 1)), gates)
+        return torch.addmm(y, low, self.joined_B().t())
+
+    def scaled(
+        self, low: Float[Tensor, "tokens all_ranks"], gates: Float[Tensor, "tokens parts"]
+    ) -> Float[Tensor, "tokens all_ranks"]:
+        """The tokens' low-rank coordinates in all parts, each times gate and scaling."""
+        weights = (gates * self.scaling).to(low.dtype)
+        if self.num_parts == 1:
+            return low * weights
+        return (low.view(-1, self.num_parts, self.rank) * weights.unsqueeze(-1)).flatten(1)
+
+    def joined_B(self) -> Float[Tensor, "out_features all_ranks"]:  # noqa: N802 - the field's name
+        """B of all parts side by side."""
+        return self.lora_B.transpose(0, 1).flatten(1)
 
     def extra_repr(self) -> str:
         """What printing the module shows of it."""

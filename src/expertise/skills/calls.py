@@ -1,0 +1,57 @@
+"""How a composed model hears of each call: arguments that are ours are taken out, the rest goes on."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from expertise.skills.composition import Composition
+
+OURS = ("weights", "skills", "context")
+"""What a call of a composed model may add to the base's own arguments."""
+
+
+def listen(model: nn.Module, composition: Composition) -> None:
+    """Tell a composition of every call of a model, also of those to the methods named in `entry_points`."""
+    calls = _Calls(model, composition)
+    model.register_forward_pre_hook(calls.before, with_kwargs=True)
+    model.register_forward_hook(calls.after, always_call=True)
+    for name in getattr(model, "entry_points", ()):
+        setattr(model, name, functools.partial(calls.enter, model, name))
+
+
+class _Calls:
+    def __init__(self, model: nn.Module, composition: Composition) -> None:
+        self.composition = composition
+        self.parameters = tuple(inspect.signature(model.forward).parameters)
+        # Keywords that the base's own forward has, too, stay its own.
+        self.ours = tuple(key for key in OURS if key not in self.parameters)
+        self.inside = False
+
+    def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The model is called."""
+        self.inside = True
+        given = {key: kwargs.pop(key) for key in self.ours if key in kwargs}
+        self._start(given, {**dict(zip(self.parameters, args, strict=False)), **kwargs})
+        return args, kwargs
+
+    def after(self, *call: Any) -> None:
+        """The call is over, or failed."""
+        self.inside = False
+
+    def enter(self, model: nn.Module, name: str, *args: Any, **kwargs: Any) -> Any:
+        """A method of the model, called from outside or by its own forward."""
+        method = functools.partial(getattr(type(model), name), model)
+        if self.inside:
+            return method(*args, **kwargs)
+        given = {key: kwargs.pop(key) for key in self.ours if key in kwargs}
+        self._start(given, inspect.signature(method).bind(*args, **kwargs).arguments)
+        return method(*args, **kwargs)
+
+    def _start(self, given: dict[str, Any], others: dict[str, Any]) -> None:
+        cache = others.get("past_key_values", others.get("cache"))
+        self.composition.start(given, others.get("attention_mask"), cache)

@@ -1,0 +1,52 @@
+"""Which base a skill belongs to: a digest of names and shapes, and one of the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+
+import torch
+from torch import nn
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fingerprint:
+    """What tells one base from another."""
+
+    structure: str
+    """SHA-256 over names, dtypes and shapes of the parameters."""
+    weights: str
+    """SHA-256 over their bits."""
+    num_params: int
+    """How many numbers they hold, for a reader."""
+
+    def difference(self, other: Fingerprint) -> str | None:
+        """In words, how another base differs; None when it is the same."""
+        if self == other:
+            return None
+        if self.structure == other.structure:
+            return "the same shapes with other weights"
+        if self.num_params != other.num_params:
+            return f"{other.num_params:,} parameters, not {self.num_params:,}"
+        return "other names, shapes or dtypes of its parameters"
+
+
+def fingerprint(base: nn.Module) -> Fingerprint:
+    """The fingerprint of a base as it is now.
+
+    Over `named_parameters()` sorted by name, so a tied weight counts once, by its first name. Buffers do not
+    count: what they hold follows from the structure, or changes while the model is used. The same weights in
+    another dtype are another base; the device does not matter.
+
+    Args:
+        base: the model that skills are learnt on, nothing attached to it.
+    """
+    structure, weights, count = [], hashlib.sha256(), 0
+    for name, parameter in sorted(base.named_parameters()):
+        structure.append([name, str(parameter.dtype), list(parameter.shape)])
+        plain = parameter.detach().cpu().contiguous().flatten()
+        weights.update(plain.view(torch.uint8).numpy().data)
+        count += parameter.numel()
+    digest = hashlib.sha256(json.dumps(structure).encode())
+    return Fingerprint(structure=digest.hexdigest(), weights=weights.hexdigest(), num_params=count)

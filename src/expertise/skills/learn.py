@@ -1,0 +1,102 @@
+"""A new skill: where it goes, how it starts, and what came of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import Annotated, Literal, get_args
+
+import torch
+from annotated_types import Gt
+from torch import Tensor, nn
+
+from expertise.errors import SkillError
+from expertise.skills.compose import skills_of
+from expertise.skills.skill import Factors, Skill
+from expertise.skills.targets import ALL, find_targets
+
+Scale = Literal["alpha/r", "alpha/sqrt(r)", "raw"]
+"""What alpha means: divided by the rank (LoRA), by its root (rank-stabilised), or the multiplier itself."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SkillConfig:
+    """What a new skill adapts, and how strongly."""
+
+    targets: list[str] = dataclasses.field(default_factory=lambda: [ALL])
+    """Weights to adapt: "all", "all-linear", "experts", or names and ends of names, `*` allowed."""
+    rank: Annotated[int, Gt(0)] = 8
+    """Rank r (PSEC's default; of each expert where experts are adapted)."""
+    alpha: float = 16.0
+    """Strength, as `scale_convention` reads it."""
+    scale_convention: Scale = "alpha/r"
+    """What alpha is divided by; PSEC's released code takes it raw."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise SkillError(f"a skill's rank must be above 0, not {self.rank}")
+        if self.scale_convention not in get_args(Scale):
+            raise SkillError(
+                f"scale_convention is one of {', '.join(get_args(Scale))}, not {self.scale_convention!r}"
+            )
+        if not (self.alpha and math.isfinite(self.alpha)):
+            raise SkillError(f"alpha must be finite and not 0, not {self.alpha}")
+
+    @property
+    def scaling(self) -> float:
+        """The multiplier on `B A x`."""
+        divisor = {"alpha/r": float(self.rank), "alpha/sqrt(r)": math.sqrt(self.rank), "raw": 1.0}[
+            self.scale_convention
+        ]
+        return self.alpha / divisor
+
+
+def fresh(base: nn.Module, name: str, config: SkillConfig, seed: int = 0) -> Skill:
+    """A skill that does nothing yet: A normal with std 1 / sqrt(in), B zero (PSEC's LeCun start; LoRA §4.1).
+
+    Args:
+        base: what it will adapt.
+        name: what it is called.
+        config: where and how strongly.
+        seed: of A; drawn on the CPU in float32, so that a seed gives the same on every device.
+
+    Raises:
+        SkillError: a target matches nothing.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    factors = {}
+    for address, target in find_targets(base, config.targets).items():
+        stack: Iterable[int] = [target.num_experts] if target.num_experts else []
+        down = torch.randn(*stack, config.rank, target.in_features, generator=generator)
+        # A column of an embedding is picked, not summed over: its fan-in is 1, whatever the vocabulary.
+        fan_in = config.rank if target.kind == "embedding" else target.in_features
+        up = torch.zeros(*stack, target.out_features, config.rank)
+        factors[address] = Factors(
+            A=down * fan_in**-0.5, B=up, scaling=config.scaling, embedding=target.kind == "embedding"
+        )
+    return Skill(name=name, factors=factors)
+
+
+def learnt(model: nn.Module, name: str) -> Skill:
+    """A copy of a skill out of a composed model, as it is now; on the CPU, apart from the model's memory.
+
+    Raises:
+        SkillError: the model has no skill of this name.
+    """
+    for skill in skills_of(model):
+        if skill.name == name:
+            return dataclasses.replace(
+                skill, factors={address: _copied(f) for address, f in skill.factors.items()}
+            )
+    raise SkillError(f"this model has no skill {name!r}")
+
+
+def trainable(model: nn.Module) -> list[Tensor]:
+    """What learns in a composed model: the growing skill's factors and the router's parameters."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _copied(factors: Factors) -> Factors:
+    down, up = (t.detach().cpu().clone() for t in (factors.A, factors.B))
+    return dataclasses.replace(factors, A=down, B=up)

@@ -1,0 +1,215 @@
+"""What of a base can be adapted, and how it is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import fnmatch
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from expertise.errors import SkillError
+from expertise.mixture.parts.swiglu import SwiGLUExperts
+from expertise.skills.skill import Factors
+
+Kind = Literal["linear", "conv1d", "embedding", "experts"]
+"""`conv1d` is GPT-2's linear layer with its weight the other way round."""
+
+ALL_LINEAR = "all-linear"
+"""Pattern for every linear layer but the output head."""
+EXPERTS = "experts"
+"""Pattern for every stack of expert weights."""
+ALL = "all"
+"""Pattern for both."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """A weight of a base that skills can adapt."""
+
+    address: str
+    """Dotted name: of the module, or of the parameter for stacked experts."""
+    kind: Kind
+    """What is adapted."""
+    in_features: int
+    """Width of the input; the vocabulary's size for an embedding."""
+    out_features: int
+    """Width of the output."""
+    num_experts: int | None = None
+    """E of a stack `[E, out, in]`."""
+    is_head: bool = False
+    """Whether it is the output head, which no pattern but its own name means."""
+
+    def check(self, factors: Factors, skill: str) -> None:
+        """Refuse factors whose shapes do not fit.
+
+        Raises:
+            SkillError: names the address and both shapes.
+        """
+        theirs = (factors.num_experts, factors.in_features, factors.out_features)
+        ours = (self.num_experts, self.in_features, self.out_features)
+        if theirs != ours or factors.embedding != (self.kind == "embedding"):
+            raise SkillError(
+                f"skill {skill!r} does not fit the base at {self.address}: "
+                f"{_shape(*theirs, factors.embedding)} against {_shape(*ours, self.kind == 'embedding')}"
+            )
+
+    def num_params(self, rank: int) -> int:
+        """Learned numbers of one skill of this rank here."""
+        return (self.num_experts or 1) * rank * (self.in_features + self.out_features)
+
+
+def all_targets(base: nn.Module) -> dict[str, Target]:
+    """Every weight of a base that can be adapted: address → target, in the order of the modules."""
+    named = dict(base.named_modules())
+    head = _head(base)
+    closed = {n for n, m in named.items() if isinstance(m, nn.MultiheadAttention)}
+    unread = _unread(base)
+    found: dict[str, Target] = {}
+    for name, module in named.items():
+        # These read their children's weights and never call the children: what is added there has no effect.
+        if not name or name in unread or any(name.startswith(f"{c}.") for c in closed):
+            continue
+        for target in _of_module(name, module):
+            found[target.address] = dataclasses.replace(target, is_head=module is head)
+    return found
+
+
+def find_targets(base: nn.Module, patterns: str | Iterable[str]) -> dict[str, Target]:
+    """The targets that any of the patterns names.
+
+    Args:
+        base: any module.
+        patterns: `"all-linear"`, `"experts"`, `"all"` (both); or an address, its end (`"q_proj"`,
+            `"self_attn.q_proj"`), or either with `*` in it.
+
+    Raises:
+        SkillError: a pattern names nothing; near names are listed.
+    """
+    known = all_targets(base)
+    wanted: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        hits = {address for address, target in known.items() if _matches(target, pattern)}
+        if not hits:
+            raise SkillError(f"no weight of the base is called {pattern!r}", _why_not(base, pattern, known))
+        wanted |= hits
+    if not wanted:
+        raise SkillError("a skill needs at least one weight to adapt")
+    return {address: target for address, target in known.items() if address in wanted}
+
+
+def experts_problem(module: nn.Module) -> str | None:
+    """Why stacked experts in the layout of transformers cannot be adapted, or None."""
+    for flag, problem in (
+        ("is_transposed", "their weights are transposed"),
+        ("has_bias", "they have biases"),
+        ("has_post_expert_norm", "they are normed before they are added"),
+        ("_is_expert_parallel", "they are spread over ranks"),
+    ):
+        if getattr(module, flag, False):
+            return problem
+    return None if getattr(module, "has_gate", True) else "they have no gate"
+
+
+def is_foreign_experts(module: nn.Module) -> bool:
+    """Whether a module holds stacked experts in the layout of transformers 5."""
+    own = module._parameters
+    return all(
+        isinstance(own.get(name), Tensor) and own[name].ndim == 3  # type: ignore[union-attr]
+        for name in ("gate_up_proj", "down_proj")
+    )
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether a module is GPT-2's Conv1D: `x @ weight + bias` with `weight [in, out]`."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and hasattr(module, "weight")
+
+
+def _of_module(name: str, module: nn.Module) -> Iterator[Target]:
+    if isinstance(module, nn.Linear):
+        yield Target(
+            address=name,
+            kind="linear",
+            in_features=module.in_features,
+            out_features=module.out_features,
+        )
+    elif isinstance(module, nn.Embedding):
+        yield Target(
+            address=name,
+            kind="embedding",
+            in_features=module.num_embeddings,
+            out_features=module.embedding_dim,
+        )
+    elif is_conv1d(module):
+        rows, columns = _matrix(module).shape
+        yield Target(address=name, kind="conv1d", in_features=rows, out_features=columns)
+    elif isinstance(module, SwiGLUExperts) or (is_foreign_experts(module) and not experts_problem(module)):
+        for own, stack in module.named_parameters(recurse=False):
+            if stack.ndim == 3:
+                num_experts, rows, columns = stack.shape
+                yield Target(
+                    address=f"{name}.{own}",
+                    kind="experts",
+                    in_features=columns,
+                    out_features=rows,
+                    num_experts=num_experts,
+                )
+
+
+def _matrix(module: Any) -> Tensor:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _head(base: nn.Module) -> nn.Module | None:
+    get = getattr(base, "get_output_embeddings", None)
+    if callable(get):
+        found = get()
+        return found if isinstance(found, nn.Module) else None
+    return None
+
+
+def _unread(base: nn.Module) -> tuple[str, ...]:
+    return tuple(getattr(base, "weights_read_directly", ()))
+
+
+def _matches(target: Target, pattern: str) -> bool:
+    if pattern in (ALL, ALL_LINEAR, EXPERTS):
+        linear = target.kind in ("linear", "conv1d") and not target.is_head
+        return (linear and pattern != EXPERTS) or (target.kind == "experts" and pattern != ALL_LINEAR)
+    return any(fnmatch.fnmatchcase(target.address, form) for form in (pattern, f"*.{pattern}"))
+
+
+def _why_not(base: nn.Module, pattern: str, known: Mapping[str, Target]) -> str:
+    modules = dict(base.named_modules())
+    module = modules.get(pattern)
+    if module is None:
+        module = modules.get(pattern.rpartition(".")[0])
+    if pattern in _unread(base):
+        return f"{pattern} is read as a plain matrix, never called: what is added there would have no effect"
+    if module is not None and is_foreign_experts(module) and (problem := experts_problem(module)):
+        return f"the experts of {pattern} cannot be adapted: {problem}"
+    ends = {address.rpartition(".")[2] for address in known} | set(known)
+    near = difflib.get_close_matches(pattern, sorted(ends), n=5, cutoff=0.5)
+    if near:
+        return f"near names: {', '.join(near)}"
+    shown = sorted({address.rpartition(".")[2] for address in known})
+    return f"known are: {', '.join(shown[:12]) or 'none'}{' …' if len(shown) > 12 else ''}"
+
+
+def _shape(num_experts: int | None, in_features: int, out_features: int, embedding: bool) -> str:
+    stack = f"{num_experts} experts of " if num_experts else ""
+    return f"{stack}{'embedding ' if embedding else ''}{in_features} → {out_features}"
+
+
+def storage_dtype(base: nn.Module, target: Target) -> tuple[torch.dtype, torch.device]:
+    """Dtype and device of a target's weight."""
+    if target.kind == "experts":
+        weight: Tensor = base.get_parameter(target.address)
+    else:
+        weight = _matrix(base.get_submodule(target.address))
+    return weight.dtype, weight.device
