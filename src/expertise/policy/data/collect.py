@@ -18,11 +18,12 @@ from annotated_types import Ge, Le
 
 from expertise.errors import RecipeError, nearest
 from expertise.policy.data.rollouts import CHANCE, SCRIPT, RolloutConfig, roll_out
-from expertise.policy.data.sac import TeacherConfig, snapshot, train_teacher, versions
+from expertise.policy.data.sac import TeacherConfig, snapshot, train_teacher
 from expertise.policy.data.teachers import Actor, Chance, Script, Teacher
 from expertise.policy.data.transitions import Transitions, concatenate
 from expertise.policy.data.write import WRITERS
 from expertise.policy.envs import Environment
+from expertise.policy.extras import versions
 from expertise.runs import folder
 from expertise.runs.device import limit_threads
 from expertise.runs.files import sha256_of, write_atomic

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,11 +19,10 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from expertise import __version__
 from expertise.errors import RecipeError
 from expertise.policy.data.teachers import FACTS, WEIGHTS, Actor, Teacher
 from expertise.policy.envs import Environment
-from expertise.policy.extras import needed, quiet
+from expertise.policy.extras import needed, quiet, versions
 from expertise.runs import checkpoint
 from expertise.runs.metrics import MetricsLog
 from expertise.runs.progress import Progress
@@ -93,12 +91,27 @@ def train_teacher(config: TeacherConfig, folder: Path, init: Path | None, say: C
     """
     if (folder / "checkpoints" / f"step-{config.steps}").is_dir():
         return
-    with Environment(config.environment) as environment, Environment(config.environment) as judge:
+    with (
+        _shared_randomness_kept(),
+        Environment(config.environment) as environment,
+        Environment(config.environment) as judge,
+    ):
         training = _Training(config, folder, init, environment, judge, say)
         say(f"teacher {config.name}: {config.environment}, {config.steps} steps, from {training.step}")
         training.run()
     # It served to go on; the weights at the end stand beside it.
     shutil.rmtree(folder / _STATE, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _shared_randomness_kept() -> Iterator[None]:
+    """Put the generators back that stable-baselines3 shares with everyone."""
+    before = np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        np.random.set_state(before)
 
 
 def snapshot(folder: Path, step: int) -> Path:
@@ -276,21 +289,3 @@ def _model(config: TeacherConfig, environment: Environment) -> Any:
         )
     model.set_logger(needed("stable_baselines3.common.logger", what).Logger(None, []))
     return model
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers that come out of collecting; absent packages are left out."""
-    found = {"expertise": __version__}
-    for name in (
-        "torch",
-        "numpy",
-        "mujoco",
-        "dm_control",
-        "gymnasium",
-        "metaworld",
-        "pybullet",
-        "stable-baselines3",
-    ):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
