@@ -39,7 +39,7 @@ def test_every_file_has_its_recipe_and_no_two_the_same() -> None:
 def test_a_file_is_what_its_recipe_says(path: Path) -> None:
     pytest.importorskip("h5py", reason="`make setup-policy` installs it")
     data, facts = read(path), facts_of(path)
-    found = [c for c in (d for r in RECIPES for d in config(r).datasets) if c.name == path.stem][0]
+    found = next(d for recipe in RECIPES for d in config(recipe).datasets if d.name == path.stem)
     assert [(r.teacher, r.episodes, r.checkpoint) for r in found.rollouts] == [
         (r["teacher"], r["episodes"], r["checkpoint"]) for r in facts["rollouts"]
     ]
