@@ -74,6 +74,11 @@ def test_a_user_of_the_mixture_needs_neither_pydantic_nor_the_language_model() -
     }
 
 
+def test_a_user_of_skills_needs_no_library_of_other_peoples_models() -> None:
+    heavy = {"peft", "transformers", "pydantic", "matplotlib", "tokenizers", "expertise.lm"}
+    assert not loaded_by("import expertise.skills") & heavy
+
+
 def test_importing_the_package_and_asking_for_help_load_no_torch() -> None:
     assert "torch" not in loaded_by("import expertise")
     code = (

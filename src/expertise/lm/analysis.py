@@ -78,16 +78,16 @@ def analyse_layers(
     layers: dict[int, LayerAnalysis] = {}
     vocab = model.config.vocab_size
     for index, text in enumerate(texts):
-        for tokens, targets, _, routes in passes(model, text, batch_size, bfloat16):
-            counted = targets.flatten() != IGNORED
+        for batch in passes(model, text, batch_size, bfloat16):
+            counted = batch.targets.flatten() != IGNORED
             domains = torch.where(counted, index, -1)
-            for layer, record in routes.items():
+            for layer, record in batch.routes.items():
                 if layer not in layers:
                     usage = Usage(record.num_parts, len(texts), record.num_slots)
                     table = torch.zeros(record.num_parts, vocab, dtype=torch.int64)
                     layers[layer] = LayerAnalysis(usage, table)
                 layers[layer].usage.add(record, domains)
-                _count_tokens(layers[layer].token_counts, record, tokens.flatten(), counted)
+                _count_tokens(layers[layer].token_counts, record, batch.tokens.flatten(), counted)
     return layers
 
 

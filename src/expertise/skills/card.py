@@ -64,18 +64,34 @@ def read_card(folder: Path) -> Card | None:
             raise ValueError
         schema, version = content.pop("schema"), content.pop("version")
         if schema == SCHEMA:
-            base = content.pop("base")
-            return Card(base=None if base is None else Fingerprint(**base), **content)
+            return _card(**content)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise damaged(folder, CARD, f"cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SkillError):
         raise damaged(folder, CARD, "is not what was written") from None
     raise SkillError(
         f"{folder / CARD} has schema {schema}, this version reads {SCHEMA}",
         f"it was written by expertise {version}: use that",
     )
+
+
+def _card(*, base: Mapping[str, Any] | None, **content: Any) -> Card:
+    """A card from its JSON; whoever made it may have made up its digest, too.
+
+    Raises:
+        TypeError, ValueError, AttributeError, SkillError: it is none.
+    """
+    card = Card(base=None if base is None else Fingerprint(**base), **content)
+    for name, entry in card.files.items():
+        if Path(name).name != name or name in (CARD, "..") or set(entry) != {"size", "sha256"}:
+            raise ValueError(f"{name} is no file of this folder")
+    for value in (card.name, card.purpose, card.date):
+        value.encode()
+    for table in (card.metrics, card.parents, card.targets):
+        table.items()
+    return card
 
 
 def read_whole(folder: Path, name: str, card: Card | None) -> bytes:

@@ -17,7 +17,9 @@ from expertise.mixture.routers.base import Router
 from expertise.mixture.routes import Routes
 from expertise.shapes import Float, Int
 from expertise.skills.adapted import Slot
+from expertise.skills.routing import ask
 from expertise.skills.skill import Factors
+from expertise.skills.targets import stacks_of
 
 if TYPE_CHECKING:
     from expertise.skills.composition import Composition
@@ -52,8 +54,10 @@ class StackedSkills(nn.Module):
         scale = [s for s, rank in zip(self.scalings, self.ranks, strict=True) for _ in range(rank)]
         device = down.device
         # Columns that only fill up are zero whatever they are multiplied with: any owner will do.
-        for name, values in (("owner", owner + [0] * missing), ("scaling", scale + [0.0] * missing)):
-            self.register_buffer(name, torch.tensor(values, device=device), persistent=False)
+        exact = torch.promote_types(down.dtype, torch.float32)
+        self.register_buffer("owner", torch.tensor(owner + [0] * missing, device=device), persistent=False)
+        scaling = torch.tensor(scale + [0.0] * missing, device=device, dtype=exact)
+        self.register_buffer("scaling", scaling, persistent=False)
 
     def forward(
         self,
@@ -119,16 +123,15 @@ class AdaptedExperts(Parts):
         self.first, self.second = (nn.ModuleList(groups) for groups in skills)
         self.router = router
         self._composition = (composition,)
-        self.last_routes: Routes | None = None
 
     def alpha(self, x: Float[Tensor, "tokens in_features"]) -> Tensor | None:
         """The skills' weights `[tokens, K]`; None: all are zero."""
         composition = self._composition[0]
         if self.router is not None and not composition.is_given:
-            routes: Routes | None = self.router(x, x)
-        else:
-            routes = composition.routes(x.shape[0])
-        self.last_routes = routes if composition.is_recording else None
+            own = ask(self.router, x)
+            composition.note(tuple(range(len(composition.names))), own)
+            return own.weights()
+        routes = composition.routes(x.shape[:1])
         return None if routes is None else routes.weights()
 
     def carry(self, x: Float[Tensor, "tokens in_features"]) -> Float[Tensor, "tokens carried"]:
@@ -174,9 +177,21 @@ class AdaptedExperts(Parts):
     def dense(
         self, x: Float[Tensor, "tokens carried"], gates: Float[Tensor, "tokens parts"]
     ) -> Float[Tensor, "tokens out_features"]:
-        """Every expert for every token, one after the other."""
-        outputs = [self.one(part, x) * gates[:, part, None].to(x.dtype) for part in range(self.num_parts)]
-        return torch.stack(outputs).sum(0)
+        """Every expert for every token, the base's part as `SwiGLUExperts.dense` computes it."""
+        first, second = (getattr(self.layer, name) for name in self.stacks)
+        tokens, alpha = self._split(x)
+        hidden = F.linear(tokens, first.flatten(0, 1)).unflatten(1, first.shape[:2])
+        experts = range(self.num_parts)
+        if alpha is not None:
+            for group in _groups(self.first):
+                hidden = hidden + torch.stack([group.one(e, tokens, alpha) for e in experts], dim=1)
+        hidden = self._gate(hidden)
+        hidden = hidden * gates.to(hidden.dtype).unsqueeze(-1)
+        y = F.linear(hidden.flatten(1), second.transpose(0, 1).flatten(1))
+        if alpha is not None:
+            for group in _groups(self.second):
+                y = y + torch.stack([group.one(e, hidden[:, e], alpha) for e in experts]).sum(0)
+        return y
 
     def is_idle(self, carried: Tensor) -> bool:
         """Whether no skill has any weight in what `carry` returned."""
@@ -184,6 +199,11 @@ class AdaptedExperts(Parts):
 
     def reset_parameters(self) -> None:
         """Nothing is drawn anew: the experts are frozen, the skills belong to their library."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the skills are."""
+        return self.layer.get_parameter(self.stacks[0]).device
 
     def slots(self) -> Iterator[tuple[str, Slot]]:
         """Name of the stack, and the factors of each skill on it."""
@@ -228,7 +248,9 @@ class ForeignExperts(nn.Module):
             return self.parts.layer(hidden_states, top_k_index, top_k_weights)  # type: ignore[no-any-return]
         # The dispatch reads ids and gates only: who scored the experts stays the model's own business.
         affinities = top_k_weights.new_empty(hidden_states.shape[0], self.parts.num_parts)
-        routes = Routes(gates=top_k_weights, affinities=affinities, part_ids=top_k_index)
+        # A router may say "no expert" by an id behind the last one, with weight 0: then any expert will do.
+        part_ids = top_k_index.clamp(max=self.parts.num_parts - 1)
+        routes = Routes(gates=top_k_weights, affinities=affinities, part_ids=part_ids)
         return grouped(carried, routes, self.parts).to(hidden_states.dtype)
 
 
@@ -240,8 +262,8 @@ def adapt_experts(
 ) -> tuple[nn.Module, AdaptedExperts]:
     """What stands in the place of a module of stacked experts, and the parts inside it."""
     if isinstance(layer, SwiGLUExperts):
-        parts = AdaptedExperts(layer, ("gate_up", "down"), gated_silu, skills, composition, router)
+        parts = AdaptedExperts(layer, stacks_of(layer), gated_silu, skills, composition, router)
         return parts, parts
     gate: Callable[[Tensor], Tensor] = layer._apply_gate  # type: ignore[assignment]
-    parts = AdaptedExperts(layer, ("gate_up_proj", "down_proj"), gate, skills, composition, router)
+    parts = AdaptedExperts(layer, stacks_of(layer), gate, skills, composition, router)
     return ForeignExperts(parts), parts

@@ -45,16 +45,19 @@ def skill_names(library: Path) -> list[str]:
     """Every skill of a library, sorted; none where there is no library yet.
 
     Raises:
-        SkillError: the library is a file.
+        SkillError: the library is a file, or may not be read.
     """
     _require_folder(library)
-    found = library.iterdir() if library.is_dir() else ()
+    try:
+        found = list(library.iterdir()) if library.is_dir() else []
+    except OSError as error:
+        raise SkillError(f"{library} cannot be read: {error.strerror}") from error
     return sorted(path.name for path in found if not path.name.startswith(".") and is_skill(path))
 
 
 def is_skill(path: Path) -> bool:
     """Whether a path holds any file of a skill."""
-    return any((path / name).exists() for name in (CONFIG, CARD, WEIGHTS))
+    return any(os.path.exists(path / name) for name in (CONFIG, CARD, WEIGHTS))
 
 
 def skill_folder(library: Path, name: str) -> Path:
@@ -93,8 +96,7 @@ def writing(library: Path) -> Iterator[None]:
     with disk_errors(library):
         make_folder(library)
     with _locked(library / ".lock", library):
-        folders = [path for path in library.iterdir() if path.is_dir()]
-        for folder in (library, *(path for path in folders if is_skill(path))):
+        for folder in (library, *(library / name for name in skill_names(library))):
             _sweep(folder)
         yield
 
@@ -181,12 +183,13 @@ def exporting(path: Path) -> Iterator[Path]:
 
 def _sweep(folder: Path, prefix: str = ".") -> None:
     """Remove what killed writers left aside; who calls this holds the lock, so nobody is writing."""
-    for path in folder.iterdir():
+    for path in list(folder.iterdir()):
         if path.name.startswith(prefix) and _LEFT_OVER.fullmatch(path.name):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
 
 def _require_folder(library: Path) -> None:

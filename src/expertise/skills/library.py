@@ -61,7 +61,7 @@ class Library:
         """
         return card_of(self.path, name)
 
-    def load(self, name: str, base: nn.Module | None = None, *, force: bool = False) -> Skill:
+    def load(self, name: str, base: nn.Module | None = None, force: bool = False) -> Skill:
         """A skill with its factors on the CPU, every file held against the card.
 
         Args:
@@ -77,7 +77,7 @@ class Library:
         return self.load_all([name], base, force=force)[0]
 
     def load_all(
-        self, names: Iterable[str], base: nn.Module | None = None, *, force: bool = False
+        self, names: Iterable[str], base: nn.Module | None = None, force: bool = False
     ) -> list[Skill]:
         """`load` for several skills; the base's fingerprint is taken once."""
         return load_skills(self.path, names, base, force=force)
@@ -115,7 +115,7 @@ class Library:
         name = require_name(skill.name if name is None else name)
         module = base if isinstance(base, nn.Module) else None
         if module is not None:
-            require_fit(skill.factors, module, f"skill {name}")
+            require_fit(skill.factors, module, name)
         require_finite(skill.factors, f"skill {name}")
         config, weights = write(skill.factors, module)
         card = changed(
@@ -163,8 +163,8 @@ class Library:
         folder = Path(path)
         known = {"purpose": purpose, "data": data, "data_digest": data_digest, "metrics": metrics}
         inside = (self.path / folder.name).resolve() == folder.resolve() and name in (None, folder.name)
-        if not folder.is_dir():
-            raise SkillError(f"no adapter at {folder}")
+        if not inside and not (folder / CONFIG).is_file():
+            raise SkillError(f"no adapter at {folder}: it has no {CONFIG}", "name a folder that PEFT saved")
         before = read_card(folder) if inside else None
         files = read_files(folder, before)
         name = require_name(folder.resolve().name if name is None else name)

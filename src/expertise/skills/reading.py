@@ -34,7 +34,7 @@ def read_adapter(
     """
     adapter = read(files[CONFIG], files[WEIGHTS], str(folder), base)
     if base is not None:
-        require_fit(adapter.factors, base, str(folder))
+        require_fit(adapter.factors, base, folder.name)
         if not force:
             require_copies(adapter.copies, base, str(folder))
     return adapter

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,7 +18,8 @@ CONVENTIONS = ("alpha/r", "alpha/sqrt(r)", "raw")
 (PSEC, arXiv 2502.05932). `Factors.scaling` is always the multiplier itself."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+# Two of these are the same when they are one object: tensors do not compare to a single truth.
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Factors:
     """What one skill adds to one weight: `y += scaling * (x @ A.T) @ B.T` (LoRA, arXiv 2106.09685, Eq. 3).
 
@@ -129,7 +129,7 @@ class Card:
         return tuple(sorted(set(self.targets.values())))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Skill:
     """Low-rank factors for some weights of a base.
 
@@ -152,7 +152,7 @@ class Skill:
     def __post_init__(self) -> None:
         if not self.factors:
             raise SkillError(f"skill {self.name!r} adapts nothing")
-        object.__setattr__(self, "factors", MappingProxyType(dict(self.factors)))
+        object.__setattr__(self, "factors", dict(self.factors))  # who gave it may go on changing theirs
 
     def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Skill:
         """The same on another device or in another dtype."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from expertise.errors import SkillError
-from expertise.skills.card import CARD, read_card, read_whole
+from expertise.skills.card import CARD, read_card, read_files, read_whole
 from expertise.skills.folders import skill_folder, skill_names
 from expertise.skills.peft import CONFIG, WEIGHTS
 from expertise.skills.reading import read_adapter
@@ -93,19 +93,17 @@ def _check(folder: Path) -> SkillCheck:
             notes.append(f"it has no {CARD}: nothing says whether its files are what was written")
         elif card.name != folder.name:
             notes.append(f"its card calls it {card.name!r}: the folder was moved, and its name counts")
-    listed = () if card is None else tuple(card.files)
-    files = {}
-    for name in dict.fromkeys((CONFIG, WEIGHTS, *listed)):
-        try:
-            files[name] = read_whole(folder, name, card)
-        except SkillError as error:
-            problems.append(error.message)
     if card is not None:
+        for name in dict.fromkeys((CONFIG, WEIGHTS, *card.files)):
+            try:
+                read_whole(folder, name, card)
+            except SkillError as error:
+                problems.append(error.message)
         there = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-        notes += [f"{name} is not in its card" for name in sorted(there - set(listed) - {CARD})]
+        notes += [f"{name} is not in its card" for name in sorted(there - set(card.files) - {CARD})]
     if not problems:
         try:
-            read_adapter(folder, files, None)
+            read_adapter(folder, read_files(folder, card), None)
         except SkillError as error:
             problems.append(error.message)
     return SkillCheck(name=folder.name, problems=tuple(problems), missing=missing, notes=tuple(notes))

@@ -1,0 +1,28 @@
+"""Skills of language models: learnt from text, composed by a router that is learnt from a little more.
+
+`config.py` (what can be said), `learn.py` (learn a skill, learn a router), `task.py` (as the training loop
+sees it).
+"""
+
+from expertise.lm.skills.config import ComposeConfig, LearnConfig
+from expertise.lm.skills.learn import (
+    LearntRouter,
+    LearntSkill,
+    SideBySide,
+    comparison,
+    evaluate_weights,
+    learn_router,
+    learn_skill,
+)
+
+__all__ = [
+    "ComposeConfig",
+    "LearnConfig",
+    "LearntRouter",
+    "LearntSkill",
+    "SideBySide",
+    "comparison",
+    "evaluate_weights",
+    "learn_router",
+    "learn_skill",
+]
