@@ -21,14 +21,10 @@ from expertise.skills import Skill, composition_of
 from expertise.skills.routing import Reads
 from reproduce.skills_lm.plan import Plan, file_of, target_name
 
-BITS, SECONDS, PARTS, TRAINED = (
-    "test_bits_per_byte",
-    "core_seconds",
-    "mean_active_parts",
-    "trained_parameters",
-)
+BITS, VALIDATION = "test_bits_per_byte", "bits_per_byte"
+SECONDS, PARTS, TRAINED = "core_seconds", "mean_active_parts", "trained_parameters"
 """Metrics: seconds are those of the processor, so that a busy machine does not count."""
-UNITS = {BITS: "bits/byte", SECONDS: "s", PARTS: "skills/token", TRAINED: "1"}
+UNITS = {BITS: "bits/byte", VALIDATION: "bits/byte", SECONDS: "s", PARTS: "skills/token", TRAINED: "1"}
 
 
 Values = dict[str, float]
@@ -61,9 +57,11 @@ class Bench:
         self.plan, self.results, self.seed = plan, results, seed
         self.folder, self.text, self.say = folder, text, say
 
-    def once(self, table: str, setting: str, row: str, measure: Callable[[], Values]) -> None:
-        """Measure a row unless it is there; all its metrics are kept together."""
-        if self.results.has(table, setting, row, BITS, self.seed):
+    def once(
+        self, table: str, setting: str, row: str, measure: Callable[[], Values], metric: str = BITS
+    ) -> None:
+        """Measure a row unless it is there, which its `metric` says; all its metrics are kept together."""
+        if self.results.has(table, setting, row, metric, self.seed):
             return
         started = time.process_time()
         values = {**measure(), SECONDS: round(time.process_time() - started, 1)}
@@ -72,14 +70,14 @@ class Bench:
                 table=table,
                 setting=setting,
                 row=row,
-                metric=metric,
-                unit=UNITS[metric],
+                metric=name,
+                unit=UNITS[name],
                 seed=self.seed,
                 value=value,
             )
-            for metric, value in values.items()
+            for name, value in values.items()
         )
-        self.say(f"{table} | {setting} | {row} | seed {self.seed}: {values[BITS]:.4f} bits per byte")
+        self.say(f"{table} | {setting} | {row} | seed {self.seed}: {values[metric]:.4f} bits per byte")
 
     def value(self, table: str, setting: str, row: str) -> float:
         """Bits per byte of a row that was measured."""

@@ -143,10 +143,10 @@ class Ours:
 
     def _composed(self, names: Sequence[str], pair: tuple[str, str], row: str) -> Values:
         chosen = [skill for skill in self.skills if skill.name in names]
-        work = f"routers/{file_of(pair)}-{len(names)}-{row.replace(' ', '-')}"
-        return self.bench.composed(self.base, chosen, pair, self._decider(row), work)
+        return self.bench.composed(self.base, chosen, pair, self.decider(row), router_work(pair, names, row))
 
-    def _decider(self, row: str) -> Decider:
+    def decider(self, row: str) -> Decider:
+        """Who decides alpha in a row, and what it reads."""
         deciders: dict[str, Decider] = {
             SEQUENCE: (dense_router(), "pooled"),
             TOKEN: (dense_router(), "layer"),
@@ -188,10 +188,15 @@ class Ours:
         if row == NEW:
             return self._new_skill(pair, pool, steps)
         work = f"routers/{pool}-{steps}-{row.replace(' ', '-')}"
-        return bench.composed(self.base, self.skills, pair, self._decider(row), work, pool=pool, steps=steps)
+        return bench.composed(self.base, self.skills, pair, self.decider(row), work, pool=pool, steps=steps)
 
     def _copied(self, table: str, setting: str, row: str) -> Values:
         return {BITS: self.bench.value(table, setting, row)}
+
+
+def router_work(pair: tuple[str, str], names: Sequence[str], row: str) -> str:
+    """The folder of a router's training."""
+    return f"routers/{file_of(pair)}-{len(names)}-{row.replace(' ', '-')}"
 
 
 def few_setting(num_bytes: int, steps: int) -> str:

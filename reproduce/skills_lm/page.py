@@ -8,8 +8,8 @@ from pathlib import Path
 from expertise.report.results import Column, dot_chart, figures, markdown_table, wins
 from expertise.runs.files import write_atomic
 from expertise.runs.results import Results
-from reproduce.skills_lm import llama, ours
-from reproduce.skills_lm.measure import BITS, PARTS, SECONDS, TRAINED
+from reproduce.skills_lm import llama, ours, search
+from reproduce.skills_lm.measure import BITS, PARTS, SECONDS, TRAINED, VALIDATION
 from reproduce.skills_lm.plan import COMMON, SKILLS, TARGETS, target_name
 
 METHODS = tuple(row for row in ours.ORDER if row not in SKILLS)
@@ -65,6 +65,13 @@ def page_text(results: Results, picture: str) -> str:
         "tokenizer; its skills adapt every linear layer but the head.\n",
         markdown_table("row", (ours.BASE, *first, *COMPOSED), pairs),
         "\n".join(_verdicts(pairs, (ours.BASE, *first))) + "\n",
+        "## How the learning rates were chosen\n",
+        f"Bits per byte on validation text, seed 0; routers and the new skill: {target_name(first)}.\n",
+        markdown_table(
+            "row",
+            search.ORDER,
+            {s: results.select(search.SEARCH, VALIDATION, s) for s in settings_of(results, search.SEARCH)},
+        ),
         "## How it was measured\n",
         _how(results),
     ]

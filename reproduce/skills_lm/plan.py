@@ -87,10 +87,12 @@ class Plan:
     """Text of the first target where little of it is known."""
     few_steps: tuple[int, ...] = (20, 80)
     """Steps on that."""
-    skill_rate: float = 3e-3
+    skill_rate: float = 1e-2
     """Learning rate of skills."""
-    router_rate: float = 3e-3
+    router_rate: float = 1e-2
     """Learning rate of routers."""
+    search_rates: tuple[float, ...] = (3e-3, 1e-2, 2e-2)
+    """Learning rates that these were chosen from."""
     top_p: float = 0.7
     """Mass that the sparse router's skills must pass."""
     test_bytes: int = 60_000

@@ -12,8 +12,8 @@ import pytest
 from expertise.errors import RunError
 from expertise.runs.results import Results, Row
 from reproduce.skills_lm import __main__ as command
-from reproduce.skills_lm import llama, ours
-from reproduce.skills_lm.measure import BITS, PARTS, TRAINED, search_weights
+from reproduce.skills_lm import llama, ours, search
+from reproduce.skills_lm.measure import BITS, PARTS, TRAINED, VALIDATION, search_weights
 from reproduce.skills_lm.page import write_page
 from reproduce.skills_lm.plan import COMMON, SKILLS, TARGETS, Plan, PoolPlan, file_of, target_name
 from reproduce.skills_lm.text import mixed, write_few, write_pools
@@ -31,6 +31,7 @@ TINY = Plan(
     rank=2,
     skill_steps=2,
     router_steps=2,
+    search_rates=(1e-2, 2e-2),
     few_bytes=(2_000,),
     few_steps=(1, 2),
     test_bytes=300,
@@ -119,6 +120,7 @@ def test_every_row_is_measured_once_and_the_page_shows_it(
     assert {(ours.PAIR, llama.SETTING, row) for row in ("base", "headers", "data", "α per token")} <= rows
     assert len(results.select(ours.MAIN, PARTS)) == len(TARGETS)
     assert {(ours.FEW, f"2 kB, {steps} steps", ours.NEW) for steps in (1, 2)} <= rows
+    assert len(results.select(search.SEARCH, VALIDATION, "rate 0.02")) == len(search.ORDER)
     joint, new = (
         next(row.value for row in results.select(ours.MAIN, TRAINED) if row.row == name)
         for name in (ours.JOINT, ours.NEW)
