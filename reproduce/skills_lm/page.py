@@ -65,13 +65,7 @@ def page_text(results: Results, picture: str) -> str:
         "tokenizer; its skills adapt every linear layer but the head.\n",
         markdown_table("row", (ours.BASE, *first, *COMPOSED), pairs),
         "\n".join(_verdicts(pairs, (ours.BASE, *first))) + "\n",
-        "## How the learning rates were chosen\n",
-        f"Bits per byte on validation text, seed 0; routers and the new skill: {target_name(first)}.\n",
-        markdown_table(
-            "row",
-            search.ORDER,
-            {s: results.select(search.SEARCH, VALIDATION, s) for s in settings_of(results, search.SEARCH)},
-        ),
+        *_rates(results),
         "## How it was measured\n",
         _how(results),
     ]
@@ -91,6 +85,23 @@ def _little_text(results: Results) -> list[str]:
             "row",
             (ours.BASE, ours.SEQUENCE, ours.TOKEN, ours.NEW),
             {setting: results.select(ours.FEW, BITS, setting) for setting in settings},
+        ),
+    ]
+
+
+def _rates(results: Results) -> list[str]:
+    """The section on the search, where it was made."""
+    settings = settings_of(results, search.SEARCH)
+    if not settings:
+        return []
+    return [
+        "## How the learning rates were chosen\n",
+        "Bits per byte on validation text with the first seed; routers and the new skill on "
+        f"{target_name(TARGETS[0])}.\n",
+        markdown_table(
+            "row",
+            search.ORDER,
+            {setting: results.select(search.SEARCH, VALIDATION, setting) for setting in settings},
         ),
     ]
 
