@@ -19,7 +19,7 @@ from expertise.mixture.routes import Routes
 from expertise.runs.results import Results, Row
 from expertise.skills import Skill, composition_of
 from expertise.skills.routing import Reads
-from reproduce.skills_lm.plan import Plan, file_of, target_name
+from reproduce.skills_lm.plan import Plan, Use, file_of, target_name
 
 BITS, VALIDATION = "test_bits_per_byte", "bits_per_byte"
 SECONDS, PARTS, TRAINED = "core_seconds", "mean_active_parts", "trained_parameters"
@@ -101,10 +101,14 @@ class Bench:
         assert base.tokenizer is not None
         return prepare(self.source((pool, pool)), base.tokenizer, self.say)
 
-    def texts(self, pool: str, base: CausalLM, split: str) -> list[DomainText]:
-        """Held-out text of one pool."""
-        limit = self.plan.test_bytes if split == "test" else self.plan.search_bytes
-        return domain_texts(self.prepared(pool, base), split, limit, self.plan.context)
+    def test(self, pool: str, base: CausalLM) -> list[DomainText]:
+        """The test text of a pool that something learns from."""
+        return domain_texts(self.prepared(pool, base), "test", self.plan.test_bytes, self.plan.context)
+
+    def target(self, pair: tuple[str, str], base: CausalLM, use: Use = "held") -> list[DomainText]:
+        """A target's text to measure or to select on, from documents that nothing learns from."""
+        limit = self.plan.test_bytes if use == "held" else self.plan.search_bytes
+        return domain_texts(self.prepared(file_of(pair, use), base), "train", limit, self.plan.context)
 
     def bits(self, model: CausalLM, texts: list[DomainText], weights: Sequence[float] | None = None) -> float:
         """Bits per byte on one text, with a composed model's own weights or with these."""
@@ -143,7 +147,7 @@ class Bench:
         source = self.source((pool or file_of(pair), target_name(pair)))
         config = self.plan.router_config(source, *decides, steps or self.plan.router_steps, self.seed)
         model = learn_router(base, skills, config, self.folder / work, say=self.say).model
-        texts = self.texts(file_of(pair), base, "test")
+        texts = self.target(pair, base)
         routers = composition_of(model.core).routers().values()
         size = sum(parameter.numel() for router in routers for parameter in router.parameters())
         found = {BITS: self.bits(model, texts), TRAINED: float(size)}

@@ -96,7 +96,7 @@ def _rates(results: Results) -> list[str]:
         return []
     return [
         "## How the learning rates were chosen\n",
-        "Bits per byte on validation text with the first seed; routers and the new skill on "
+        "Bits per byte on text to select on, with the first seed; routers and the new skill on "
         f"{target_name(TARGETS[0])}.\n",
         markdown_table(
             "row",
@@ -178,11 +178,13 @@ def _how(results: Results) -> str:
         "2 of them per token, beside one that is always on.",
         f"- Skills: rank {settings.get('rank')}, {settings.get('skill_steps')} steps. Routers: "
         f"{settings.get('router_steps')} steps.",
-        "- Text: installed packages, dealt out by document to three pools with no paragraph in common: "
+        "- Text: installed packages, dealt out by document to pools with no paragraph in common: "
         f"{pools.get('base_common', 0) / 1e6:g} MB of {COMMON} and {pools.get('base_other', 0) / 1e6:g} MB "
         f"of every other domain for the base, {pools.get('skill', 0) / 1e6:g} MB for each skill, "
-        f"{pools.get('target', 0) / 1e6:g} MB of each domain for the targets, whose passages are about "
-        f"{pools.get('passage')} bytes long. Each pool is divided 90 : 5 : 5; the tables show the last part.",
+        "divided 90 : 5 : 5 (tables show the last part). A target is made of passages of about "
+        f"{pools.get('passage')} bytes, at most {pools.get('most')} of a document: {pools.get('learn')} "
+        f"documents of each domain to learn from, {pools.get('select')} to select weights and rates on, "
+        f"{pools.get('held')} to measure on.",
         f"- {seconds / 60:.0f} minutes of one core in all; {found.get('system')}, Python "
         f"{found.get('python')}, torch {found.get('torch')}, transformers {found.get('transformers')}, "
         f"{found.get('date')}, commit {str(found.get('commit'))[:10]}.",

@@ -51,7 +51,9 @@ class Search:
         own = f"skills/{name}" if row == SKILL else f"new/{pool}"
         work = own if plan.skill_rate == bench.plan.skill_rate else f"search/{name}-{plan.skill_rate:g}"
         learnt = learn_skill(self.ours.base, name, config, bench.folder / work, say=bench.say)
-        return float(learnt.metrics["bits_per_byte"]["after"]["mean"])
+        if row == SKILL:
+            return float(learnt.metrics["bits_per_byte"]["after"]["mean"])
+        return bench.bits(learnt.model, bench.target(pair, self.ours.base, "select"))
 
     def _router(self, plan: Plan, row: str) -> float:
         bench, pair = self.ours.bench, TARGETS[0]
@@ -61,4 +63,4 @@ class Search:
         chosen = plan.router_rate == bench.plan.router_rate
         work = own if chosen else f"search/{row.replace(' ', '-')}-{plan.router_rate:g}"
         learnt = learn_router(self.ours.base, self.ours.skills, config, bench.folder / work, say=bench.say)
-        return learnt.comparison.composed.mean_bits_per_byte
+        return bench.bits(learnt.model, bench.target(pair, self.ours.base, "select"))

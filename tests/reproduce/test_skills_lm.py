@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -15,7 +16,7 @@ from reproduce.skills_lm import __main__ as command
 from reproduce.skills_lm import llama, ours, search
 from reproduce.skills_lm.measure import BITS, PARTS, SECONDS, TRAINED, VALIDATION, search_weights
 from reproduce.skills_lm.page import write_page
-from reproduce.skills_lm.plan import COMMON, SKILLS, TARGETS, Plan, PoolPlan, file_of, target_name
+from reproduce.skills_lm.plan import COMMON, SKILLS, TARGETS, Plan, PoolPlan, Use, file_of, target_name
 from reproduce.skills_lm.text import mixed, write_few, write_pools
 
 TINY = Plan(
@@ -45,7 +46,7 @@ def test_documents_alternate_between_two_domains() -> None:
 
 
 def test_pools_share_no_document_and_targets_hold_both_domains(tmp_path: Path) -> None:
-    pools = PoolPlan(base_common=20_000, base_other=5_000, skill=8_000, target=8_000)
+    pools = PoolPlan(base_common=20_000, base_other=5_000, skill=8_000, learn=4, select=2, held=3)
     write_pools(tmp_path / "text", pools, lambda line: None)
     found = {
         path.stem: [json.loads(line)["text"] for line in path.read_text("utf-8").splitlines()]
@@ -54,17 +55,23 @@ def test_pools_share_no_document_and_targets_hold_both_domains(tmp_path: Path) -
     assert set(found) == {
         *(f"base.{domain}" for domain in (COMMON, *SKILLS)),
         *(f"skill.{domain}" for domain in SKILLS),
-        *(file_of(pair) for pair in TARGETS),
+        *(file_of(pair, use) for pair in TARGETS for use in get_args(Use)),
     }
     paragraphs = {
         name: {p for text in texts for p in text.split("\n\n") if len(p.encode()) >= 60}
         for name, texts in found.items()
-        if not name.startswith("target")
+        if "+" not in name
     }
     for one, other in itertools.combinations(paragraphs, 2):
         assert not paragraphs[one] & paragraphs[other], (one, other)
     assert sum(len(text.encode()) for text in found[f"base.{COMMON}"]) >= 20_000
-    assert any("#" in text for text in found["target.headers+data"])
+    lines = {
+        use: {line for text in found[file_of(TARGETS[0], use)] for line in text.split("\n") if len(line) > 60}
+        for use in get_args(Use)
+    }
+    assert not lines["learn"] & lines["held"]
+    assert not lines["select"] & lines["held"]
+    assert any("#" in line for line in lines["learn"])
     before = (tmp_path / "text" / "skill.data.jsonl").stat().st_mtime_ns
     write_pools(tmp_path / "text", pools, lambda line: None)
     assert (tmp_path / "text" / "skill.data.jsonl").stat().st_mtime_ns == before
@@ -98,7 +105,8 @@ def _fill(text: Path) -> None:
     drawn = random.Random(0)
     words = {d: [f"{d[:2]}{i}" for i in range(40)] for d in (COMMON, *SKILLS)}
     pools = [(f"base.{d}", [d]) for d in words] + [(f"skill.{d}", [d]) for d in SKILLS]
-    for name, domains in [*pools, *((file_of(pair), list(pair)) for pair in TARGETS)]:
+    targets = [(file_of(pair, use), list(pair)) for pair in TARGETS for use in get_args(Use)]
+    for name, domains in [*pools, *targets]:
         with (text / f"{name}.jsonl").open("w") as file:
             for _ in range(60):
                 line = " ".join(drawn.choice(words[drawn.choice(domains)]) for _ in range(30))
