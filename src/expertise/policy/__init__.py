@@ -1,0 +1,1 @@
+"""Diffusion policies for offline reinforcement learning: environments, recorded data, skills that add up."""
