@@ -20,6 +20,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 
 from expertise import __version__
+from expertise.errors import RecipeError
 from expertise.policy.data.teachers import FACTS, WEIGHTS, Actor, Teacher
 from expertise.policy.envs import Environment
 from expertise.policy.extras import needed, quiet
@@ -136,8 +137,17 @@ class _Training:
         if state is not None:
             self._restore(state)
         elif init is not None:
-            self._model.policy.load_state_dict(checkpoint.open_checkpoint(init).tensors(WEIGHTS))
+            self._go_on_from(init)
         self._log = MetricsLog(folder, self.step)
+
+    def _go_on_from(self, init: Path) -> None:
+        weights, mine = checkpoint.open_checkpoint(init).tensors(WEIGHTS), self._model.policy.state_dict()
+        if {n: t.shape for n, t in weights.items()} != {n: t.shape for n, t in mine.items()}:
+            raise RecipeError(
+                f"teacher {self._config.name!r} cannot go on from {self._config.init!r}: other networks",
+                "both need the same sac.hidden, and environments with the same observations and actions",
+            )
+        self._model.policy.load_state_dict(weights)
 
     def run(self) -> None:
         saved = self.step

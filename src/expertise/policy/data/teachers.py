@@ -53,6 +53,8 @@ class Actor(Teacher):
         # Activations stand between the layers in the numbering.
         self._layers = [_layer(tensors, f"actor.latent_pi.{2 * number}") for number in range(hidden)]
         self._mean, self._log_std = _layer(tensors, "actor.mu"), _layer(tensors, "actor.log_std")
+        self.widths = self._layers[0][0].shape[1], len(self._mean[1])
+        """Of an observation and of an action."""
 
     @classmethod
     def read(cls, folder: Path, *, sample: bool = True) -> Actor:
