@@ -120,7 +120,16 @@ def test_functions_of_the_mixture_give_shapes() -> None:
 
 
 def test_exported_names_exist_and_are_sorted_out() -> None:
-    for package in ("", ".mixture", ".lm", ".lm.data", ".lm.evaluate", ".policy", ".policy.data", ".policy.envs"):
+    for package in (
+        "",
+        ".mixture",
+        ".lm",
+        ".lm.data",
+        ".lm.evaluate",
+        ".policy",
+        ".policy.data",
+        ".policy.envs",
+    ):
         module = import_module(f"expertise{package}")
         assert all(hasattr(module, name) for name in module.__all__)
 
