@@ -46,9 +46,7 @@ class SkillConfig:
     @property
     def scaling(self) -> float:
         """The multiplier on `B A x`."""
-        divisor = {"alpha/r": float(self.rank), "alpha/sqrt(r)": math.sqrt(self.rank), "raw": 1.0}[
-            self.scale_convention
-        ]
+        divisor = {"alpha/r": float(self.rank), "alpha/sqrt(r)": math.sqrt(self.rank), "raw": 1.0}[self.scale_convention]
         return self.alpha / divisor
 
 
