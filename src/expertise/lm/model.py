@@ -123,6 +123,11 @@ class LanguageModel(nn.Module):
         return self.embedding.weight.device
 
     @property
+    def weights_read_elsewhere(self) -> tuple[str, ...]:
+        """Layers whose weight another one uses, too."""
+        return ("embedding",) if self.head is None else ()
+
+    @property
     def head_weight(self) -> Float[Tensor, "vocab dim"]:
         """The matrix that turns the last hidden state into logits."""
         return self.embedding.weight if self.head is None else self.head.weight

@@ -27,7 +27,8 @@ class Mixture(nn.Module):
         router: who chooses; None when routes are always given to `forward`.
         parts: what is chosen from, one kind, stacked.
         always: any module with the parts' input and output width, added with weight 1; None for nothing.
-        dispatch: "auto" (dense routes: "dense"; sparse: "grouped"), or a name from `DISPATCHES`.
+        dispatch: "auto" ("dense" for dense routes and wherever the parts say that it is faster, else
+            "grouped"), or a name from `DISPATCHES`.
 
     Raises:
         RecipeError: router and parts disagree about their number, or the dispatch is unknown.
@@ -84,7 +85,7 @@ class Mixture(nn.Module):
             )
         name = self.dispatch
         if name == "auto":
-            name = "dense" if routes.is_dense else "grouped"
+            name = "dense" if self.parts.is_dense_for(routes) else "grouped"
         carried = self.parts.carry(tokens)
         if name == "dense" and self.always is not None:
             always: Tensor = self.always(x)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import hashlib
 import json
 import os
 import platform
@@ -31,7 +30,7 @@ from torch import Tensor
 
 from expertise import __version__
 from expertise.errors import DiskError, RunError
-from expertise.runs.files import atomic_folder, sha256_of
+from expertise.runs.files import atomic_folder, sha256_of, sha256_of_json
 from expertise.runs.progress import say
 
 SCHEMA = 1
@@ -260,18 +259,14 @@ def _manifest(folder: Path, step: int) -> str:
             for file in sorted(folder.iterdir())
         },
     }
-    return json.dumps({**content, "sha256": _digest(content)}, indent=1) + "\n"
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**content, "sha256": sha256_of_json(content)}, indent=1) + "\n"
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / _MANIFEST).read_text("utf-8"))
         content = {key: value for key, value in manifest.items() if key != "sha256"}
-        whole = manifest["sha256"] == _digest(content) and all(
+        whole = manifest["sha256"] == sha256_of_json(content) and all(
             isinstance(manifest[key], kind)
             for key, kind in (("files", dict), ("versions", dict), ("step", int), ("schema", int))
         )

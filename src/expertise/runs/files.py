@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from expertise.errors import DiskError
 
@@ -135,3 +137,8 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file's content, as hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_json(content: Mapping[str, Any]) -> str:
+    """SHA-256 of a JSON object, whatever the order of its keys, as hexadecimal digits."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from expertise.mixture.mixture import Mixture
-from expertise.mixture.parts.low_rank import LowRankExperts
 from expertise.mixture.routers.base import Router
+from expertise.mixture.routes import Routes
+from expertise.skills.joined import JoinedSkills
+from expertise.skills.routing import ask
 from expertise.skills.skill import Factors
 from expertise.skills.targets import Target
 
@@ -52,9 +54,10 @@ class Adapted(nn.Module):
     ) -> None:
         super().__init__()
         self.columns = tuple(factors)
-        self.ranks = tuple(f.rank for f in factors.values())
+        """Numbers of the skills here."""
+        self._known = None if len(factors) == len(composition.names) else self.columns
         self.embedding = target.kind == "embedding"
-        self.mixture = Mixture(router, _stacked(target, list(factors.values()), trainable), layer)
+        self.mixture = Mixture(router, JoinedSkills(list(factors.values()), trainable), layer)
         # Not a child: the composition stands once in the tree, wherever it was put.
         self._composition = (composition,)
 
@@ -62,51 +65,68 @@ class Adapted(nn.Module):
         """The layer's output for x `[..., in]`, or for ids `[...]` where it is an embedding."""
         if self.embedding:
             return self._embed(x)
-        mixture, composition = self.mixture, self._composition[0]
-        if mixture.router is not None and not composition.is_given:
-            return mixture(x, context=x)  # type: ignore[no-any-return]
-        routes = composition.routes(x.shape[:-1].numel(), self.columns)
+        # Looked up in this way because a module's own attributes are slow to find, and small models feel it.
+        mixture, composition = self._modules["mixture"], self._composition[0]
+        always, parts = mixture._modules["always"], mixture._modules["parts"]
+        if mixture._modules.get("router") or mixture._recording or composition.is_recording:
+            return self._mixed(x)
+        # From here on: what the mixture does, with weights that are made ready once for all layers.
+        weights = composition.ready(x.shape[:-1], self._known, parts)
+        if weights is None:
+            return always(x)  # type: ignore[misc, no-any-return]
+        if isinstance(weights, Routes):
+            return mixture(x, routes=weights)
+        if type(always) is not nn.Linear or always._forward_hooks or always._backward_hooks:
+            y = always(x)
+            return parts.onto(y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1]), weights).view(y.shape)
+        # Nobody else has seen the output of this layer, so it may be written over.
+        rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+        y = parts.onto(always(rows), rows, weights, in_place=True)
+        return y if x.ndim == 2 else y.view(*x.shape[:-1], y.shape[-1])
+
+    def _mixed(self, x: Tensor) -> Tensor:
+        routes = self._routes(x, x.shape[:-1])
         if routes is None:
-            return mixture.always(x)  # type: ignore[misc, no-any-return]
-        return mixture(x, routes=routes)  # type: ignore[no-any-return]
+            return self.mixture.always(x)  # type: ignore[misc, no-any-return]
+        return self.mixture(x, routes=routes)  # type: ignore[no-any-return]
+
+    def _routes(self, x: Tensor, leading: torch.Size) -> Routes | None:
+        """Alpha here: of this layer's own router, which reads x, or the composition's; None: all zero."""
+        composition, router = self._composition[0], self.mixture.router
+        if router is None or composition.is_given:
+            return composition.routes(leading, self._known)
+        routes = ask(router, x)
+        composition.note(self.columns, routes)
+        return routes
 
     def _embed(self, ids: Tensor) -> Tensor:
-        mixture, composition, parts = self.mixture, self._composition[0], self.parts
-        y: Tensor = mixture.always(ids)  # type: ignore[misc]
-        flat = y.reshape(-1, y.shape[-1])
-        if mixture.router is not None and not composition.is_given:
-            routes = mixture.router(flat, flat)
-        else:
-            routes = composition.routes(ids.numel(), self.columns)
+        layer, parts = self.mixture.always, self.parts
+        y: Tensor = layer(ids)  # type: ignore[misc]
+        routes = self._routes(y, ids.shape)
         if routes is None:
             return y
-        mixture.note(routes)
-        low = F.embedding(ids.reshape(-1), parts.lora_A.flatten(0, 1).t())
-        scale = getattr(mixture.always, "embed_scale", None)
+        low = F.embedding(ids.reshape(-1), parts.lora_A.t(), self.padding_idx)
+        scale = getattr(layer, "embed_scale", None)
         if scale is not None:
-            low = low * scale
-        added = F.linear(parts.scaled(low, routes.weights()), parts.joined_B())
-        return (flat + added).view(y.shape)
+            low = low * (scale.to(low.dtype) if isinstance(scale, Tensor) else scale)
+        added = F.linear(low * parts.weigh(routes.weights()), parts.lora_B)
+        return y + added.view(y.shape)
 
     @property
-    def parts(self) -> LowRankExperts:
-        """The skills, stacked."""
-        assert isinstance(self.mixture.parts, LowRankExperts)
+    def parts(self) -> JoinedSkills:
+        """The skills, joined."""
+        assert isinstance(self.mixture.parts, JoinedSkills)
         return self.mixture.parts
+
+    @property
+    def device(self) -> torch.device:
+        """Where the skills are."""
+        return self.parts.lora_A.device
 
     def slots(self) -> Iterator[Slot]:
         """The factors of each skill here."""
-        parts = self.parts
-        for index, (skill, rank) in enumerate(zip(self.columns, self.ranks, strict=True)):
-            yield Slot(
-                skill,
-                Factors(
-                    A=parts.lora_A[index, :rank],
-                    B=parts.lora_B[index, :, :rank],
-                    scaling=float(parts.scaling[index]),
-                    embedding=self.embedding,
-                ),
-            )
+        for skill, factors in zip(self.columns, self.parts.factors(self.embedding), strict=True):
+            yield Slot(skill, factors)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -116,15 +136,3 @@ class Adapted(nn.Module):
                 raise
             return getattr(self.mixture.always, name)
 
-
-def _stacked(target: Target, factors: Sequence[Factors], trainable: bool) -> LowRankExperts:
-    """Skills of one layer in one stack; smaller ranks are filled up with zeros, which add nothing."""
-    rank = max(f.rank for f in factors)
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        parts = LowRankExperts(len(factors), target.in_features, target.out_features, rank)
-    down = torch.stack([F.pad(f.A.detach(), (0, 0, 0, rank - f.rank)) for f in factors])
-    up = torch.stack([F.pad(f.B.detach(), (0, rank - f.rank)) for f in factors])
-    parts.lora_A = nn.Parameter(down, requires_grad=trainable)
-    parts.lora_B = nn.Parameter(up, requires_grad=trainable)
-    parts.scaling = torch.tensor([f.scaling for f in factors], device=down.device)
-    return parts

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from expertise.skills.call import Call
+from expertise.skills.checkpointing import Checkpointing
+from expertise.skills.given import OURS
+
 if TYPE_CHECKING:
     from expertise.skills.composition import Composition
-
-OURS = ("weights", "skills", "context")
-"""What a call of a composed model may add to the base's own arguments."""
 
 
 def listen(model: nn.Module, composition: Composition) -> None:
@@ -27,6 +29,7 @@ def listen(model: nn.Module, composition: Composition) -> None:
 class _Calls:
     def __init__(self, model: nn.Module, composition: Composition) -> None:
         self.composition = composition
+        self.checkpointing = Checkpointing(model, composition)
         self.parameters = tuple(inspect.signature(model.forward).parameters)
         # Keywords that the base's own forward has, too, stay its own.
         self.ours = tuple(key for key in OURS if key not in self.parameters)
@@ -39,9 +42,11 @@ class _Calls:
         self._start(given, {**dict(zip(self.parameters, args, strict=False)), **kwargs})
         return args, kwargs
 
-    def after(self, *call: Any) -> None:
-        """The call is over, or failed."""
+    def after(self, model: nn.Module, args: Any, output: Any) -> None:
+        """The call is over, or failed: then there is no output."""
         self.inside = False
+        if output is not None:
+            self.composition.finish(output)
 
     def enter(self, model: nn.Module, name: str, *args: Any, **kwargs: Any) -> Any:
         """A method of the model, called from outside or by its own forward."""
@@ -50,8 +55,15 @@ class _Calls:
             return method(*args, **kwargs)
         given = {key: kwargs.pop(key) for key in self.ours if key in kwargs}
         self._start(given, inspect.signature(method).bind(*args, **kwargs).arguments)
-        return method(*args, **kwargs)
+        output = method(*args, **kwargs)
+        self.composition.finish(output)
+        return output
 
-    def _start(self, given: dict[str, Any], others: dict[str, Any]) -> None:
-        cache = others.get("past_key_values", others.get("cache"))
-        self.composition.start(given, others.get("attention_mask"), cache)
+    def _start(self, given: Mapping[str, Any], others: Mapping[str, Any]) -> None:
+        self.checkpointing.prepare()
+        call = Call(
+            mask=others.get("attention_mask"),
+            cache=others.get("past_key_values", others.get("cache")),
+            documents=others.get("documents"),
+        )
+        self.composition.start(call, given)

@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-from expertise.errors import SkillError
+from expertise.errors import SkillError, nearest
 from expertise.mixture.routers.base import Router, RouterConfig
-from expertise.mixture.routers.context import Context
+from expertise.skills import routing
 from expertise.skills.adapted import Adapted
 from expertise.skills.calls import listen
-from expertise.skills.clone import clone, replace
-from expertise.skills.composition import Composition, Reads
+from expertise.skills.clone import clone, guard, replace
+from expertise.skills.composition import Composition
 from expertise.skills.experts import StackedSkills, adapt_experts
+from expertise.skills.routing import Reads
 from expertise.skills.skill import Factors, Skill
-from expertise.skills.targets import Target, all_targets, storage_dtype
+from expertise.skills.targets import Target, all_targets, stacks_of, storage_dtype, why_not
+
+MakeRouter = Callable[[int, int], Router]
+"""A layer's own router, for the width of its input and the number of its skills."""
 
 
 @runtime_checkable
 class HasSkills(Protocol):
     """What `compose` asks of a library."""
 
-    def load(self, name: str, base: nn.Module | None = None, force: bool = False) -> Skill:
-        """A skill by its name, refused when it belongs to another base."""
+    def load_all(
+        self, names: Iterable[str], base: nn.Module | None = None, *, force: bool = False
+    ) -> list[Skill]:
+        """Skills by their names, refused when they belong to another base."""
 
 
 def compose(
     base: nn.Module,
-    library: HasSkills | Sequence[Skill],
+    library: HasSkills | Mapping[str, Skill] | Sequence[Skill],
     names: Sequence[str] | None = None,
     *,
     weights: Sequence[float] | Mapping[str, float] | None = None,
@@ -48,7 +52,8 @@ def compose(
     PSEC (arXiv 2502.05932, §4.2), for any module. The result is a second tree of modules of the base's own
     classes over the base's own storage; the base is not touched, and dropout is off. A call may name the
     weights itself: `model(..., weights=…)` (`[K]`, `[rows, K]` or `[rows, tokens, K]`) or
-    `model(..., skills=["a", None, {"b": 0.5}])`, one entry per row. `model.composition` holds the rest.
+    `model(..., skills=["a", None, {"b": 0.5}])`, one entry per row. What tells rows apart must find them as
+    the first dimension of every adapted layer's input. `model.composition` holds the rest.
 
     Args:
         base: any module; its parameters are shared, never changed.
@@ -56,7 +61,7 @@ def compose(
         names: which skills, in the order of alpha; None: all that were given in memory.
         weights: constant alpha; a missing name counts as 0.
         router: makes alpha instead; a config is built for the width of what it reads.
-        reads: what the router sees (`composition.Reads`); default "context" for `Context`, else "layer".
+        reads: what the router sees (`routing.Reads`); default "context" for `Context`, else "layer".
         source: for "token" and "pooled": the module whose output is read; default the input embedding.
             Layers that run before it have alpha = 0.
         growing: a skill beside these that learns, with weight 1, or with the last of the router's weights.
@@ -71,147 +76,75 @@ def compose(
     """
     if weights is not None and router is not None:
         raise SkillError("give weights or a router, not both")
-    if "composition" in base.__dict__:
+    reads = routing.reads_of(router, reads, source)
+    if any(isinstance(module, Composition) for module in base.modules()):
         raise SkillError("the base is a composed model", "compose its own base with all skills at once")
     skills = _resolve(base, library, names, force)
     num_kept = len(skills)
     if growing is not None:
         skills.append(growing)
-    if not skills:
-        raise SkillError("a composed model needs at least one skill")
+    _require_distinct(skills)
     known = all_targets(base)
     placed = _fit(skills, known, base)
-    if router is not None and reads is None:
-        reads = "context" if _is_context(router) else "layer"
-    composition = Composition(base, [skill.name for skill in skills], None, reads or "context")
+    composition = Composition(base, [skill.name for skill in skills], None, reads)
     root = clone(base)
-    if reads == "layer" and router is not None:
+    make: MakeRouter | None = None
+    if router is not None and reads == "layer":
+        make = functools.partial(routing.of_layer, router)
         if growing is not None:
-            raise SkillError(
-                "a skill grows beside fixed weights or one router, not beside a router per layer"
-            )
-        make = functools.partial(_layer_router, router, len(skills))
-    else:
-        make = None
-        if router is not None:
-            width = _source_width(root, source) if reads in ("token", "pooled") else 0
-            composition.router = _built(router, width, len(skills))
+            raise SkillError("a skill grows beside fixed weights or one router, not a router per layer")
+    elif router is not None:
+        read = routing.source_of(root, source) if reads in ("token", "pooled") else None
+        width = None if read is None else routing.width_of(root, read)
+        composition.router = routing.built(router, width, len(skills))
+        if read is not None:
+            read.register_forward_hook(composition.read)
     _adapt(root, known, placed, composition, num_kept, make)
-    if composition.router is not None and reads in ("token", "pooled"):
-        _source(root, source).register_forward_hook(composition.read)
     listen(root, composition)
+    guard(root, base)
     object.__setattr__(root, "composition", composition)
     # One place in the tree, which never is a child that the base's own forward would run.
     next(iter(composition.adapted.values())).add_module("composition", composition)
-    composition.to(composition._device())
-    if weights is not None or growing is not None:
-        given = composition.as_weights(weights or {}) if growing is None else _beside(composition, weights)
-        if composition.router is None:
-            composition.set_weights(given.tolist())
-    root.train = functools.partial(_train, root)  # type: ignore[method-assign]
+    for own in composition.routers().values():
+        own.to(composition.device)
+    if growing is not None and router is None:
+        weights = _beside(composition, weights).tolist()
+    if weights is not None:
+        composition.set_weights(weights)
+    root.train = functools.partial(_train, root, composition)  # type: ignore[method-assign]
     return root.eval()
 
 
-def merged(model: nn.Module, weights: Sequence[float] | Mapping[str, float] | None = None) -> nn.Module:
-    """A plain model of the base's class with constant weights worked in: `W_0 + sum of alpha_i dW_i`.
-
-    Args:
-        model: a composed model.
-        weights: alpha; None: the model's constant weights.
-
-    Returns:
-        A model that shares with the base what no skill adapts. A tied weight that is adapted is tied no more.
-
-    Raises:
-        SkillError: the model is not composed, or its weights are not constant.
-    """
-    composition = composition_of(model)
-    if weights is None:
-        if composition.router is not None or composition.routers():
-            raise SkillError("a router decides this model's weights: give those to merge with")
-        alpha = composition.default_weights()
-    else:
-        alpha = composition.as_weights(weights)
-    plain = clone(composition.base)
-    known = all_targets(plain)
-    deltas: dict[str, torch.Tensor] = {}
-    for address, slot in composition.slots():
-        change = float(alpha[slot.skill]) * slot.factors.delta()
-        deltas[address] = deltas[address] + change if address in deltas else change
-    for address, delta in deltas.items():
-        kind = known[address].kind
-        owner_name, name = (address, "weight") if kind != "experts" else address.rsplit(".", 1)
-        owner = plain.get_submodule(owner_name)
-        weight = getattr(owner, name)
-        if kind in ("conv1d", "embedding"):
-            delta = delta.t()
-        owner._parameters[name] = nn.Parameter(
-            (weight + delta.to(weight.dtype)).detach(), weight.requires_grad
-        )
-    return plain
-
-
-def extended(model: nn.Module, skill: Skill, weight: float = 1.0) -> nn.Module:
-    """A composed model with one skill more; nothing of the base is copied.
-
-    Args:
-        model: composed, with constant weights or none.
-        skill: what to add.
-        weight: its alpha.
-
-    Raises:
-        SkillError: a router decides the weights (it must be learnt anew), or the skill does not fit.
-    """
-    composition = composition_of(model)
-    if composition.routers():
-        raise SkillError("a router knows its skills: compose anew with all of them, and learn it again")
-    alpha = [*composition.default_weights().tolist(), weight]
-    return compose(composition.base, [*skills_of(model), skill], weights=alpha)
-
-
-def skills_of(model: nn.Module) -> list[Skill]:
-    """The skills of a composed model; their tensors are views of what it computes with.
-
-    Raises:
-        SkillError: the model is not composed.
-    """
-    composition = composition_of(model)
-    factors: list[dict[str, Factors]] = [{} for _ in composition.names]
-    for address, slot in composition.slots():
-        factors[slot.skill][address] = slot.factors
-    return [Skill(name=n, factors=f) for n, f in zip(composition.names, factors, strict=True)]
-
-
-def composition_of(model: nn.Module) -> Composition:
-    """The composition of a composed model.
-
-    Raises:
-        SkillError: it is not composed.
-    """
-    found = model.__dict__.get("composition")
-    if not isinstance(found, Composition):
-        raise SkillError("this model is not composed of skills")
-    return found
-
-
 def _resolve(
-    base: nn.Module, library: HasSkills | Sequence[Skill], names: Sequence[str] | None, force: bool
+    base: nn.Module,
+    library: HasSkills | Mapping[str, Skill] | Sequence[Skill],
+    names: Sequence[str] | None,
+    force: bool,
 ) -> list[Skill]:
-    if isinstance(library, Sequence):
-        held = {skill.name: skill for skill in library}
-        if len(held) != len(library):
-            raise SkillError("two skills have the same name")
+    if isinstance(names, str):
+        raise SkillError("name the skills to compose as a list")
+    if isinstance(library, HasSkills):
         if names is None:
-            return list(held.values())
-        missing = [name for name in names if name not in held]
-        if missing:
-            raise SkillError(f"no skill {missing[0]!r} was given", f"given are: {', '.join(held)}")
-        return [held[name] for name in names]
-    if names is None or isinstance(names, str):
-        raise SkillError("name the skills to compose, as a list")
-    if len(set(names)) != len(names):
-        raise SkillError(f"a skill is named twice: {', '.join(names)}")
-    return [library.load(name, base=base, force=force) for name in names]
+            raise SkillError("name the skills of the library to compose")
+        return library.load_all(names, base, force=force)
+    if not isinstance(library, Mapping | Sequence):
+        raise SkillError(f"skills come from a library, a list or a dict, not from a {type(library).__name__}")
+    if isinstance(library, Mapping):
+        held = {name: dataclasses.replace(skill, name=name) for name, skill in library.items()}
+    else:
+        _require_distinct(library)
+        held = {skill.name: skill for skill in library}
+    for name in names or ():
+        if name not in held:
+            raise SkillError(f"no skill {name!r} was given", nearest(name, held))
+    return [held[name] for name in (held if names is None else names)]
+
+
+def _require_distinct(skills: Sequence[Skill]) -> None:
+    names = [skill.name for skill in skills]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise SkillError(f"a composed model cannot have two skills of the name {twice!r}")
 
 
 def _fit(
@@ -223,12 +156,14 @@ def _fit(
         for address, factors in skill.factors.items():
             if address not in known:
                 raise SkillError(
-                    f"skill {skill.name!r} adapts {address}, which the base does not have",
-                    "it was learnt on another base, or names its layers differently",
+                    f"skill {skill.name!r} adapts {address}, which the base does not have or cannot adapt",
+                    why_not(base, address, known),
                 )
             known[address].check(factors, skill.name)
             dtype, device = storage_dtype(base, known[address])
             placed.setdefault(address, {})[number] = factors.to(device=device, dtype=dtype)
+    if not placed:
+        raise SkillError("a composed model needs at least one skill")
     return {address: placed[address] for address in known if address in placed}
 
 
@@ -238,9 +173,16 @@ def _adapt(
     placed: Mapping[str, dict[int, Factors]],
     composition: Composition,
     num_kept: int,
-    make: Any,
+    make: MakeRouter | None,
 ) -> None:
     """Replace every layer that a skill adapts."""
+
+    def groups(factors: Mapping[int, Factors]) -> list[tuple[dict[int, Factors], bool]]:
+        """The skills that stay as they are, then the one that learns, if they are here."""
+        cut = [{n: f for n, f in factors.items() if (n >= num_kept) == grows} for grows in (False, True)]
+        return [(group, grows) for group, grows in zip(cut, (False, True), strict=True) if group]
+
+    stand_ins: dict[nn.Module, nn.Module] = {}
     stacks: dict[str, dict[str, dict[int, Factors]]] = {}
     for address, factors in placed.items():
         target = known[address]
@@ -248,93 +190,39 @@ def _adapt(
             owner, _, name = address.rpartition(".")
             stacks.setdefault(owner, {})[name] = factors
             continue
-        layer: nn.Module = root.get_submodule(address)
-        for trainable in (False, True):
-            group = {n: f for n, f in factors.items() if (n >= num_kept) == trainable}
-            if group:
-                width = target.out_features if target.kind == "embedding" else target.in_features
-                router = make(width, len(group)) if make else None
-                layer = Adapted(layer, target, group, composition, router, trainable)
-        replace(root, address, layer)
-        assert isinstance(layer, Adapted)
-        composition.adapted[address] = layer
+        old = root.get_submodule(address)
+        layer: nn.Module = old
+        for group, grows in groups(factors):
+            width = target.out_features if target.kind == "embedding" else target.in_features
+            router = make(width, len(group)) if make else None
+            layer = Adapted(layer, target, group, composition, router, grows)
+            composition.adapted[address] = layer
+        stand_ins[old] = layer
     for owner, named in stacks.items():
         module = root.get_submodule(owner)
-        names = [n for n, p in module.named_parameters(recurse=False) if p.ndim == 3]
-        groups = tuple(
-            [
-                StackedSkills({n: f for n, f in group.items() if (n >= num_kept) == trainable}, trainable)
-                for group in [named.get(name, {})]
-                for trainable in (False, True)
-                if any((n >= num_kept) == trainable for n in group)
-            ]
-            for name in names
-        )
-        assert len(groups) == 2
-        width = module.get_parameter(names[0]).shape[2]
+        first, second = stacks_of(module)
+        skills = tuple([StackedSkills(*group) for group in groups(named.get(n, {}))] for n in (first, second))
+        width = module.get_parameter(first).shape[2]
         router = make(width, len(composition.names)) if make else None
-        stand_in, parts = adapt_experts(module, groups, composition, router)
-        replace(root, owner, stand_in)
-        composition.adapted[owner] = parts
+        stand_ins[module], composition.adapted[owner] = adapt_experts(
+            module, (skills[0], skills[1]), composition, router
+        )
+    replace(root, stand_ins)
 
 
-def _is_context(router: Router | RouterConfig) -> bool:
-    return isinstance(router, Context | Context.Config)
-
-
-def _built(router: Router | RouterConfig, width: int, num_parts: int) -> Router:
-    if isinstance(router, Router):
-        if router.num_parts != num_parts:
-            raise SkillError(f"the router decides over {router.num_parts} skills, there are {num_parts}")
-        return router
-    router.check(num_parts)
-    if width and isinstance(router, Context.Config):
-        router = dataclasses.replace(router, context_dim=width)
-    return router.build(width, num_parts)
-
-
-def _layer_router(router: Router | RouterConfig, num_skills: int, width: int, num_parts: int) -> Router:
-    """A layer's own; one that was given as a module is copied, and must fit every layer's width."""
-    if isinstance(router, Router):
-        return _built(copy.deepcopy(router), width, num_parts)
-    return _built(router, width, num_parts)
-
-
-def _source(root: nn.Module, name: str | None) -> nn.Module:
-    if name is not None:
-        try:
-            found = root.get_submodule(name)
-        except AttributeError:
-            raise SkillError(f"the base has no module {name!r} for the router to read") from None
-        return found.mixture.always if isinstance(found, Adapted) else found  # type: ignore[return-value]
-    for module in root.modules():
-        if isinstance(module, nn.Embedding):
-            return module
-    raise SkillError("the base has no embedding for the router to read: name a module with source=")
-
-
-def _source_width(root: nn.Module, name: str | None) -> int:
-    source = _source(root, name)
-    for module in reversed(list(source.modules())):
-        if isinstance(module, nn.Embedding):
-            return module.embedding_dim
-    for module in root.modules():
-        if isinstance(module, nn.Embedding):
-            return module.embedding_dim
-    raise SkillError("the width of what the router reads is not known: give a router, not a config")
-
-
-def _beside(composition: Composition, weights: Sequence[float] | Mapping[str, float] | None) -> torch.Tensor:
-    """Weights of the old skills, and 1 for the one that grows."""
+def _beside(composition: Composition, weights: Sequence[float] | Mapping[str, float] | None) -> Tensor:
+    """Weights of the old skills, and 1 for the one that grows, unless they say something else."""
     growing = composition.names[-1]
-    if isinstance(weights, Mapping) or weights is None:
+    if weights is None or isinstance(weights, Mapping):
         return composition.as_weights({growing: 1.0, **(weights or {})})
     return composition.as_weights(weights if len(weights) == len(composition.names) else [*weights, 1.0])
 
 
-def _train(root: nn.Module, mode: bool = True) -> nn.Module:
-    """Only what learns goes into training mode: dropout of the base stays off."""
+def _train(root: nn.Module, composition: Composition, mode: bool = True) -> nn.Module:
+    """Only routers go into training mode: dropout of the base stays off."""
     for module in root.modules():
-        own = list(module.parameters(recurse=False))
-        module.training = mode and bool(own) and all(p.requires_grad for p in own)
+        module.training = False
+    composition.training = mode
+    for router in composition.routers().values():
+        router.train(mode)
     return root

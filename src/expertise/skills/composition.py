@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from expertise.errors import SkillError, nearest
+from expertise.errors import SkillError
 from expertise.mixture.routers.base import Router
 from expertise.mixture.routes import Routes
 from expertise.skills.adapted import Adapted, Slot
-from expertise.skills.calls import OURS
+from expertise.skills.call import Call
 from expertise.skills.experts import AdaptedExperts
+from expertise.skills.given import as_table, as_weights, of_rows, one_of
+from expertise.skills.joined import JoinedSkills
 from expertise.skills.pooling import RunningMean
-
-Reads = Literal["context", "token", "pooled", "layer"]
-"""What a router sees. "context": a vector that the caller gives, one per row. "token": the hidden state of
-each token. "pooled": the mean of a row's hidden states up to and including each token, so that no token sees
-those after it. These three make one choice for all layers. "layer": each adapted layer has its own router,
-which sees that layer's input, token by token."""
-
-Row = str | Mapping[str, float] | None
-"""The skills of one row of a batch: one by its name, several with weights, or none."""
+from expertise.skills.routing import Reads, ask
 
 
 class Composition(nn.Module):
@@ -45,20 +39,15 @@ class Composition(nn.Module):
         if reads not in get_args(Reads):
             raise SkillError(f"a router reads one of {', '.join(get_args(Reads))}, not {reads!r}")
         self.names = tuple(names)
-        # Not a child: its parameters are in the tree already, frozen.
-        self._base = (base,)
+        self._base = _Shared(base)
         self.router = router
         self.reads = reads
         self.adapted: dict[str, Adapted | AdaptedExperts] = {}
-        self.is_given = False
         self.is_recording = False
-        self.constant: Tensor | None = None
         self._default: Tensor | None = None
         self._fixed: dict[str, Any] = {}
-        self._routes: Routes | None = None
-        self._spread: dict[tuple[int, tuple[int, ...] | None], Routes] = {}
-        self._mask: Tensor | None = None
-        self._cache: Any = None
+        self._call = Call()
+        self._recorded: Call | None = None
         self._mean = RunningMean()
 
     # What a caller sets.
@@ -69,13 +58,11 @@ class Composition(nn.Module):
         Raises:
             SkillError: not one finite number per skill, or the model has a router.
         """
-        if weights is None:
-            self._default = None
-        elif self.router is not None or self.reads == "layer":
+        if weights is not None and (self.router is not None or self.reads == "layer"):
             raise SkillError("this model has a router: give weights with the call, or compose without one")
-        else:
-            self._default = self.as_weights(weights)
-        self._set(self._default)
+        self._default = None if weights is None else self.as_weights(weights)
+        self._call = Call()
+        self._set(self._call, self._default)
 
     def default_weights(self) -> Tensor:
         """The constant weights `[K]` of calls that give none."""
@@ -84,43 +71,19 @@ class Composition(nn.Module):
     @property
     def base(self) -> nn.Module:
         """What the skills were put beside; untouched."""
-        return self._base[0]
+        return self._base.module
 
-    def as_weights(self, weights: Sequence[float] | Mapping[str, float]) -> Tensor:
-        """Named or ordered weights as a vector `[K]`, float32.
-
-        Raises:
-            SkillError: a name is unknown, or there is not one finite number per skill.
-        """
-        if isinstance(weights, Mapping):
-            for name in weights:
-                self.index(name)
-            weights = [float(weights.get(name, 0.0)) for name in self.names]
-        vector = torch.tensor([float(w) for w in weights])
-        if len(vector) != len(self.names):
-            raise SkillError(f"{len(self.names)} skills need as many weights, not {len(vector)}")
-        if not vector.isfinite().all():
-            raise SkillError(f"weights of skills must be finite, not {list(weights)}")
-        return vector
-
-    def index(self, name: str) -> int:
-        """A skill's number.
-
-        Raises:
-            SkillError: there is none of this name.
-        """
-        if name not in self.names:
-            raise SkillError(f"this model has no skill {name!r}", nearest(name, self.names))
-        return self.names.index(name)
+    def as_weights(self, weights: Any) -> Tensor:
+        """Named or ordered weights as a vector `[K]`, float32; see `given.as_weights`."""
+        return as_weights(weights, self.names)
 
     @contextlib.contextmanager
     def using(self, **given: Any) -> Iterator[None]:
-        """Within this context every call gets these of `weights=`, `skills=`, `context=`.
+        """Within this context every call that gives none of `weights=`, `skills=`, `context=` gets this one.
 
-        For calls that cannot pass them on, such as a `generate` that checks its arguments.
+        For calls that cannot pass it on, such as a `generate` that checks its arguments.
         """
-        before = self._fixed
-        self._fixed = {**before, **_known(given)}
+        before, self._fixed = self._fixed, one_of(given)
         try:
             yield
         finally:
@@ -128,35 +91,27 @@ class Composition(nn.Module):
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[Composition]:
-        """Within this context each call keeps what every layer used, for `alpha`."""
-        with contextlib.ExitStack() as stack:
-            for layer in self.adapted.values():
-                if isinstance(layer, Adapted):
-                    stack.enter_context(layer.mixture.recording())
-            before, self.is_recording = self.is_recording, True
-            try:
-                yield self
-            finally:
-                self.is_recording = before
+        """Within this context each call keeps what every layer used, for `alpha`.
+
+        The last record stays there afterwards; the next recording starts by dropping it.
+        """
+        before, self.is_recording, self._recorded = self.is_recording, True, None
+        try:
+            yield self
+        finally:
+            self.is_recording = before
 
     def alpha(self) -> Tensor:
-        """Weights of the skills in the last recorded call, the mean over layers: `[tokens, K]`, float32.
+        """Weights of the skills in the last recorded call: `[tokens, K]`, float32, the base's rows in order.
+
+        Where every layer has its own router: each skill's mean over the layers that have it.
 
         Raises:
             SkillError: nothing was recorded.
         """
-        found = []
-        for layer in self.adapted.values():
-            routes = layer.mixture.last_routes if isinstance(layer, Adapted) else layer.last_routes
-            columns = layer.columns if isinstance(layer, Adapted) else tuple(range(len(self.names)))
-            if routes is not None:
-                table = routes.weights().detach().float()
-                whole = table.new_zeros(table.shape[0], len(self.names))
-                found.append(whole.index_copy(1, torch.tensor(columns, device=table.device), table))
-        if not found:
+        if self._recorded is None:
             raise SkillError("no call was recorded: call the model inside `with composition.recording():`")
-        most = max(len(table) for table in found)
-        return torch.stack([table for table in found if len(table) == most]).mean(0)
+        return self._recorded.table(len(self.names), self.device)
 
     def routers(self) -> dict[str, Router]:
         """Everything that decides alpha: one router under "", or the layers' under their addresses."""
@@ -183,126 +138,159 @@ class Composition(nn.Module):
 
     # What the model's calls do.
 
-    def start(self, given: Mapping[str, Any], mask: Tensor | None, cache: Any) -> None:
+    def start(self, call: Call, given: Mapping[str, Any]) -> None:
         """A call begins: set its alpha from what it gives, or leave that to the router.
 
         Args:
+            call: what it brought along.
             given: `weights`, `skills` or `context`, at most one of them.
-            mask: the call's attention mask, where it has one.
-            cache: the call's key-value cache, where it has one.
         """
-        given, self._mask, self._cache = {**self._fixed, **given}, mask, cache
-        chosen = [key for key in OURS if given.get(key) is not None]
-        if len(chosen) > 1:
-            raise SkillError(f"give one of weights, skills and context, not {' and '.join(chosen)}")
-        self.is_given = bool({"weights", "skills"} & set(chosen))
-        if "weights" in chosen:
-            self._set(self._vector(given["weights"]))
-        elif "skills" in chosen:
-            self._set(self._of_rows(given["skills"]))
-        elif self.router is None:
-            if "context" in chosen:
+        self._call = call
+        if self.is_recording:
+            self._recorded = call
+        given = one_of(given) or self._fixed
+        call.is_given = "weights" in given or "skills" in given
+        if "weights" in given:
+            self._set(call, as_table(given["weights"], self.names))
+        elif "skills" in given:
+            self._set(call, of_rows(given["skills"], self.names))
+        elif self.router is None or self.reads != "context":
+            if "context" in given:
                 raise SkillError("this model has no router that reads a context")
-            self._set(self._default)
+            if self.router is None:
+                self._set(call, self._default)
         else:
-            self._set(None)
-            if self.reads == "context":
-                context = given.get("context")
-                if not isinstance(context, Tensor):
-                    raise SkillError("this model's router reads a context: model(..., context=vectors)")
-                self._take(self.router(context, context))
-            elif "context" in chosen:
-                raise SkillError(f"this model's router reads {self.reads}, not a context")
+            context = given.get("context")
+            if not isinstance(context, Tensor):
+                raise SkillError(
+                    "this model's router reads a context: model(..., context=vectors)",
+                    "where that cannot be passed on: with model.composition.using(context=vectors):",
+                )
+            call.take(ask(self.router, context), context.shape[:-1])
 
-    def _vector(self, weights: Any) -> Tensor | None:
-        if not isinstance(weights, Tensor):
-            return self.as_weights(weights)
-        if weights.shape[-1:] != (len(self.names),):
-            raise SkillError(
-                f"weights of shape {list(weights.shape)} do not fit {len(self.names)} skills: "
-                "[K], [rows, K] or [rows, tokens, K]"
-            )
-        return weights
+    def finish(self, output: Any) -> None:
+        """A call is over: keep what the next one goes on from, and let go of what it brought along."""
+        call = self._call
+        if self.router is not None and self.reads in ("token", "pooled") and not call.is_given:
+            if call.routes is None:
+                raise SkillError(
+                    "this call did not run the module that the model's router reads",
+                    "give token ids, not their embeddings, or compose with another source=",
+                )
+            if self.reads == "pooled":
+                own = getattr(output, "past_key_values", None)
+                self._mean.keep(own if call.cache is None else call.cache)
+        call.mask = call.cache = call.documents = None
 
-    def _of_rows(self, rows: Sequence[Row]) -> Tensor | None:
-        if isinstance(rows, str) or not isinstance(rows, Sequence):
-            raise SkillError("skills is a list with one entry per row: a name, names with weights, or None")
-        table = []
-        for row in rows:
-            named = {row: 1.0} if isinstance(row, str) else row
-            table.append(self.as_weights(named or {}))
-        return torch.stack(table) if any(row.any() for row in table) else None
-
-    def _set(self, weights: Tensor | None) -> None:
-        """Alpha for this call, `[..., K]`; None: zero."""
-        self._spread.clear()
-        self.constant = None
+    def _set(self, call: Call, weights: Tensor | None) -> None:
+        """Alpha of a call, `[..., K]`; None: zero."""
         if weights is None:
-            self._routes = None
             return
         if weights.ndim == 1:
             # Known here without waiting for a device: these came from Python or are few.
             if weights.device.type == "cpu" and not weights.requires_grad and not weights.any():
-                self._routes = None
                 return
-            self.constant = weights.to(self._device())
-            weights = self.constant[None]
-        self._routes = Routes.dense(weights.to(self._device()).flatten(0, -2))
-
-    def _take(self, routes: Routes) -> None:
-        self._spread.clear()
-        self.constant = None
-        self._routes = routes
+            call.constant = weights.to(self.device)
+            weights = call.constant[None]
+        call.take(Routes.dense(weights.to(self.device).flatten(0, -2)), weights.shape[:-1])
 
     def read(self, module: nn.Module, args: Any, output: Any) -> None:
         """After the module whose output the router reads: choose for the layers that follow."""
-        if self.is_given or self.router is None:
+        call = self._call
+        if call.is_given or self.router is None:
             return
         hidden = output[0] if isinstance(output, tuple) else output
+        if not (isinstance(hidden, Tensor) and hidden.is_floating_point()):
+            raise SkillError(f"the router reads hidden states, not the {type(hidden).__name__} of its source")
         if self.reads == "pooled":
-            hidden = self._mean(hidden, self._mask, self._cache)
-        self._take(self.router(hidden, hidden))
+            hidden = self._mean(hidden, call)
+        call.take(ask(self.router, hidden), hidden.shape[:-1])
 
-    def routes(self, num_tokens: int, columns: tuple[int, ...] | None = None) -> Routes | None:
-        """This call's routes for a layer that sees so many tokens; None: every weight is zero.
+    def routes(self, leading: Sequence[int], columns: tuple[int, ...] | None = None) -> Routes | None:
+        """This call's alpha for a layer; None: every weight is zero.
 
         Args:
-            num_tokens: tokens at the layer, a multiple of the rows that alpha was given for.
+            leading: leading shape of the layer's input.
             columns: the skills that the layer knows; None: all.
 
         Raises:
-            SkillError: the tokens cannot be told apart by row.
+            SkillError: the layer's tokens are not those that alpha was given for.
         """
-        routes = self._routes
-        if routes is None:
-            return None
-        if columns is not None and len(columns) == len(self.names):
-            columns = None
-        key = (num_tokens, columns)
-        if key not in self._spread:
-            times, rest = divmod(num_tokens, routes.num_tokens)
-            if rest or not times:
-                raise SkillError(
-                    f"weights for {routes.num_tokens} rows do not fit a layer that sees {num_tokens} tokens"
-                )
-            spread = routes.each(times)
-            if columns is not None:
-                chosen = torch.tensor(columns, device=spread.gates.device)
-                spread = Routes.dense(spread.weights().index_select(1, chosen))
-            self._spread[key] = spread
-        return self._spread[key]
+        if self.is_recording:
+            self._call.most = max(self._call.most, torch.Size(leading).numel())
+        return self._call.seen_by(leading, None if columns == tuple(range(len(self.names))) else columns)
 
-    def _device(self) -> torch.device:
-        layer = next(iter(self.adapted.values()))
-        return next(layer.parameters()).device
+    def ready(
+        self, leading: Sequence[int], columns: tuple[int, ...] | None, skills: JoinedSkills
+    ) -> Tensor | Routes | None:
+        """This call's alpha, made ready for the skills of a layer; see `Call.ready`."""
+        return self._call.ready(leading, columns, skills)
+
+    def note(self, columns: tuple[int, ...], routes: Routes) -> None:
+        """What a layer's own router chose, over the skills that the layer knows."""
+        if self.is_recording:
+            self._call.layers.append((columns, routes))
+
+    @property
+    def is_given(self) -> bool:
+        """Whether this call named alpha itself, so that no router is asked."""
+        return self._call.is_given
+
+    @property
+    def constant(self) -> Tensor | None:
+        """Alpha `[K]` of this call, where it is one for all tokens."""
+        return self._call.constant
+
+    def moment(self) -> Callable[[], contextlib.AbstractContextManager[None]]:
+        """Alpha as it is now, to come back to when a part of the model is computed again for gradients."""
+        call = self._call
+        kept = (call.routes, call.shape)
+
+        @contextlib.contextmanager
+        def back() -> Iterator[None]:
+            before, self._call = self._call, call
+            # What is spread inside is computed inside, the first time and again.
+            spread, call.spread = call.spread, {}
+            call.routes, call.shape = kept
+            try:
+                yield
+            finally:
+                call.spread, self._call = spread, before
+
+        return back
+
+    @property
+    def device(self) -> torch.device:
+        """Where the skills live."""
+        return next(iter(self.adapted.values())).device
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What a call left belongs to that call: a copy starts without it (and could not copy its graph).
+        state = {**self.__dict__, "_call": Call(), "_recorded": None, "is_recording": False, "_fixed": {}}
+        return {**state, "_mean": RunningMean()}
 
     def extra_repr(self) -> str:
         """What printing the module shows of it."""
         return f"skills={list(self.names)}, reads={self.reads!r}"
 
 
-def _known(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    for key in given:
-        if key not in OURS:
-            raise SkillError(f"unknown argument {key!r}", nearest(key, OURS))
-    return given
+class _Shared:
+    """A base that copies of a composition share; no child, for its weights are in the tree already."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __deepcopy__(self, memo: Any) -> _Shared:
+        return self
+
+
+def composition_of(model: nn.Module) -> Composition:
+    """The composition of a composed model.
+
+    Raises:
+        SkillError: it is not composed.
+    """
+    found = model.__dict__.get("composition")
+    if not isinstance(found, Composition):
+        raise SkillError("this model is not composed of skills")
+    return found

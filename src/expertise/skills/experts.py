@@ -17,7 +17,9 @@ from expertise.mixture.routers.base import Router
 from expertise.mixture.routes import Routes
 from expertise.shapes import Float, Int
 from expertise.skills.adapted import Slot
+from expertise.skills.routing import ask
 from expertise.skills.skill import Factors
+from expertise.skills.targets import stacks_of
 
 if TYPE_CHECKING:
     from expertise.skills.composition import Composition
@@ -52,8 +54,10 @@ class StackedSkills(nn.Module):
         scale = [s for s, rank in zip(self.scalings, self.ranks, strict=True) for _ in range(rank)]
         device = down.device
         # Columns that only fill up are zero whatever they are multiplied with: any owner will do.
-        for name, values in (("owner", owner + [0] * missing), ("scaling", scale + [0.0] * missing)):
-            self.register_buffer(name, torch.tensor(values, device=device), persistent=False)
+        exact = torch.promote_types(down.dtype, torch.float32)
+        self.register_buffer("owner", torch.tensor(owner + [0] * missing, device=device), persistent=False)
+        scaling = torch.tensor(scale + [0.0] * missing, device=device, dtype=exact)
+        self.register_buffer("scaling", scaling, persistent=False)
 
     def forward(
         self,
@@ -119,16 +123,15 @@ class AdaptedExperts(Parts):
         self.first, self.second = (nn.ModuleList(groups) for groups in skills)
         self.router = router
         self._composition = (composition,)
-        self.last_routes: Routes | None = None
 
     def alpha(self, x: Float[Tensor, "tokens in_features"]) -> Tensor | None:
         """The skills' weights `[tokens, K]`; None: all are zero."""
         composition = self._composition[0]
         if self.router is not None and not composition.is_given:
-            routes: Routes | None = self.router(x, x)
-        else:
-            routes = composition.routes(x.shape[0])
-        self.last_routes = routes if composition.is_recording else None
+            own = ask(self.router, x)
+            composition.note(tuple(range(len(composition.names))), own)
+            return own.weights()
+        routes = composition.routes(x.shape[:1])
         return None if routes is None else routes.weights()
 
     def carry(self, x: Float[Tensor, "tokens in_features"]) -> Float[Tensor, "tokens carried"]:
@@ -185,6 +188,11 @@ class AdaptedExperts(Parts):
     def reset_parameters(self) -> None:
         """Nothing is drawn anew: the experts are frozen, the skills belong to their library."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where the skills are."""
+        return self.layer.get_parameter(self.stacks[0]).device
+
     def slots(self) -> Iterator[tuple[str, Slot]]:
         """Name of the stack, and the factors of each skill on it."""
         for name, groups in zip(self.stacks, (self.first, self.second), strict=True):
@@ -240,8 +248,8 @@ def adapt_experts(
 ) -> tuple[nn.Module, AdaptedExperts]:
     """What stands in the place of a module of stacked experts, and the parts inside it."""
     if isinstance(layer, SwiGLUExperts):
-        parts = AdaptedExperts(layer, ("gate_up", "down"), gated_silu, skills, composition, router)
+        parts = AdaptedExperts(layer, stacks_of(layer), gated_silu, skills, composition, router)
         return parts, parts
     gate: Callable[[Tensor], Tensor] = layer._apply_gate  # type: ignore[assignment]
-    parts = AdaptedExperts(layer, ("gate_up_proj", "down_proj"), gate, skills, composition, router)
+    parts = AdaptedExperts(layer, stacks_of(layer), gate, skills, composition, router)
     return ForeignExperts(parts), parts

@@ -11,8 +11,8 @@ import torch
 from annotated_types import Gt
 from torch import Tensor, nn
 
-from expertise.errors import SkillError
-from expertise.skills.compose import skills_of
+from expertise.errors import SkillError, nearest
+from expertise.skills.derived import skills_of
 from expertise.skills.skill import Factors, Skill
 from expertise.skills.targets import ALL, find_targets
 
@@ -46,8 +46,8 @@ class SkillConfig:
     @property
     def scaling(self) -> float:
         """The multiplier on `B A x`."""
-        divisor = {"alpha/r": float(self.rank), "alpha/sqrt(r)": math.sqrt(self.rank), "raw": 1.0}[self.scale_convention]
-        return self.alpha / divisor
+        divisors = {"alpha/r": float(self.rank), "alpha/sqrt(r)": math.sqrt(self.rank), "raw": 1.0}
+        return self.alpha / divisors[self.scale_convention]
 
 
 def fresh(base: nn.Module, name: str, config: SkillConfig, seed: int = 0) -> Skill:
@@ -82,12 +82,11 @@ def learnt(model: nn.Module, name: str) -> Skill:
     Raises:
         SkillError: the model has no skill of this name.
     """
-    for skill in skills_of(model):
-        if skill.name == name:
-            return dataclasses.replace(
-                skill, factors={address: _copied(f) for address, f in skill.factors.items()}
-            )
-    raise SkillError(f"this model has no skill {name!r}")
+    held = {skill.name: skill for skill in skills_of(model)}
+    if name not in held:
+        raise SkillError(f"this model has no skill {name!r}", nearest(name, held))
+    factors = {address: _copied(f) for address, f in held[name].factors.items()}
+    return dataclasses.replace(held[name], factors=factors)
 
 
 def trainable(model: nn.Module) -> list[Tensor]:

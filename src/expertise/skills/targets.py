@@ -41,7 +41,7 @@ class Target:
     num_experts: int | None = None
     """E of a stack `[E, out, in]`."""
     is_head: bool = False
-    """Whether it is the output head, which no pattern but its own name means."""
+    """Whether it is the output head, which "all-linear" and "all" leave out."""
 
     def check(self, factors: Factors, skill: str) -> None:
         """Refuse factors whose shapes do not fit.
@@ -64,14 +64,11 @@ class Target:
 
 def all_targets(base: nn.Module) -> dict[str, Target]:
     """Every weight of a base that can be adapted: address → target, in the order of the modules."""
-    named = dict(base.named_modules())
     head = _head(base)
-    closed = {n for n, m in named.items() if isinstance(m, nn.MultiheadAttention)}
-    unread = _unread(base)
+    refused = _refused(base)
     found: dict[str, Target] = {}
-    for name, module in named.items():
-        # These read their children's weights and never call the children: what is added there has no effect.
-        if not name or name in unread or any(name.startswith(f"{c}.") for c in closed):
+    for name, module in base.named_modules():
+        if not name or name in refused:
             continue
         for target in _of_module(name, module):
             found[target.address] = dataclasses.replace(target, is_head=module is head)
@@ -94,15 +91,25 @@ def find_targets(base: nn.Module, patterns: str | Iterable[str]) -> dict[str, Ta
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         hits = {address for address, target in known.items() if _matches(target, pattern)}
         if not hits:
-            raise SkillError(f"no weight of the base is called {pattern!r}", _why_not(base, pattern, known))
+            raise SkillError(
+                f"no weight of the base that can be adapted is called {pattern!r}",
+                why_not(base, pattern, known),
+            )
         wanted |= hits
     if not wanted:
         raise SkillError("a skill needs at least one weight to adapt")
     return {address: target for address, target in known.items() if address in wanted}
 
 
+def stacks_of(experts: nn.Module) -> tuple[str, str]:
+    """Names of the two stacks of gated experts, in the order in which they are applied."""
+    return ("gate_up", "down") if isinstance(experts, SwiGLUExperts) else ("gate_up_proj", "down_proj")
+
+
 def experts_problem(module: nn.Module) -> str | None:
     """Why stacked experts in the layout of transformers cannot be adapted, or None."""
+    if not hasattr(module, "is_transposed"):
+        return "they do not say how they compute"
     for flag, problem in (
         ("is_transposed", "their weights are transposed"),
         ("has_bias", "they have biases"),
@@ -136,7 +143,7 @@ def _of_module(name: str, module: nn.Module) -> Iterator[Target]:
             in_features=module.in_features,
             out_features=module.out_features,
         )
-    elif isinstance(module, nn.Embedding):
+    elif isinstance(module, nn.Embedding) and _looks_up(module):
         yield Target(
             address=name,
             kind="embedding",
@@ -173,8 +180,40 @@ def _head(base: nn.Module) -> nn.Module | None:
     return None
 
 
-def _unread(base: nn.Module) -> tuple[str, ...]:
-    return tuple(getattr(base, "weights_read_directly", ()))
+def _refused(base: nn.Module) -> dict[str, str]:
+    """Modules that cannot be adapted though they look like it → why."""
+    found: dict[str, str] = {}
+    for name, module in base.named_modules():
+        prefix = f"{name}." if name else ""
+        for child in getattr(module, "weights_read_directly", ()):
+            found[prefix + child] = (
+                "is read as a plain matrix, never called: what is added there has no effect"
+            )
+        if isinstance(module, nn.MultiheadAttention | nn.TransformerEncoderLayer):
+            kind = type(module).__name__
+            for inner, _ in module.named_modules(prefix=name):
+                found[inner] = (
+                    f"belongs to a {kind}, which reads weights and passes by the layers that hold them"
+                )
+        elif isinstance(module, nn.Embedding) and not _looks_up(module):
+            found[name] = f"is a {type(module).__name__}, which does more than to look its input up"
+        elif is_foreign_experts(module) and (problem := experts_problem(module)):
+            found[name] = f"holds experts that cannot be adapted: {problem}"
+    return found
+
+
+def read_elsewhere(base: nn.Module) -> set[str]:
+    """Layers whose weight another layer uses as its own."""
+    return {
+        f"{name}.{child}" if name else child
+        for name, module in base.named_modules()
+        for child in getattr(module, "weights_read_elsewhere", ())
+    }
+
+
+def _looks_up(embedding: nn.Embedding) -> bool:
+    """Whether an embedding is a plain one, or one that scales what it found as transformers' do."""
+    return type(embedding).forward is nn.Embedding.forward or hasattr(embedding, "embed_scale")
 
 
 def _matches(target: Target, pattern: str) -> bool:
@@ -184,17 +223,16 @@ def _matches(target: Target, pattern: str) -> bool:
     return any(fnmatch.fnmatchcase(target.address, form) for form in (pattern, f"*.{pattern}"))
 
 
-def _why_not(base: nn.Module, pattern: str, known: Mapping[str, Target]) -> str:
-    modules = dict(base.named_modules())
-    module = modules.get(pattern)
-    if module is None:
-        module = modules.get(pattern.rpartition(".")[0])
-    if pattern in _unread(base):
-        return f"{pattern} is read as a plain matrix, never called: what is added there would have no effect"
-    if module is not None and is_foreign_experts(module) and (problem := experts_problem(module)):
-        return f"the experts of {pattern} cannot be adapted: {problem}"
+def why_not(base: nn.Module, name: str, known: Mapping[str, Target]) -> str:
+    """A hint for a name that names no target: the reason where there is one, else near names."""
+    refused = _refused(base)
+    for module in (name, name.rpartition(".")[0]):
+        if module in refused:
+            return f"{module} {refused[module]}"
+    if not known and next(_of_module("", base), None) is not None:
+        return f"the base is itself a {type(base).__name__}: put it into a module, as nn.Sequential(layer)"
     ends = {address.rpartition(".")[2] for address in known} | set(known)
-    near = difflib.get_close_matches(pattern, sorted(ends), n=5, cutoff=0.5)
+    near = difflib.get_close_matches(name, sorted(ends), n=5, cutoff=0.5)
     if near:
         return f"near names: {', '.join(near)}"
     shown = sorted({address.rpartition(".")[2] for address in known})

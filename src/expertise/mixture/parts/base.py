@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from expertise.mixture.routes import Routes
 from expertise.shapes import Float, Int
 
 
@@ -50,6 +51,10 @@ class Parts(nn.Module, abc.ABC):
     ) -> Float[Tensor, "tokens out_features"]:
         """`y + dense(x, gates)`, for kinds that can do both at once."""
         return y + self.dense(x, gates).to(y.dtype)
+
+    def is_dense_for(self, routes: Routes) -> bool:
+        """Whether every part for every token is the faster way to compute these routes."""
+        return routes.is_dense
 
     @abc.abstractmethod
     def reset_parameters(self) -> None:

@@ -13,7 +13,28 @@ from torch.nn import functional as F
 from expertise.errors import RecipeError
 from expertise.mixture.grouped_linear import grouped_linear
 from expertise.mixture.parts.base import Parts
+from expertise.mixture.routes import Routes
 from expertise.shapes import Float, Int
+
+_MOVING = 128
+"""What it costs to bring a token to a part and its output back, in ranks: moving it takes as long as so many
+more ranks would. Measured (`benchmarks/skills.py`): 60 where a batch fits the cache, 200 where it does not."""
+
+
+def is_sparse_enough(routes: Routes, all_ranks: int) -> bool:
+    """Whether these routes are computed faster by bringing tokens to their parts than by all parts for all tokens.
+
+    Args:
+        routes: who takes what.
+        all_ranks: ranks of all parts together.
+    """
+    if routes.is_dense:
+        return False
+    taken = float(routes.num_slots)
+    if routes.counts is not None and routes.counts.device.type == "cpu":
+        # Elsewhere this would wait for the device.
+        taken = float(routes.counts.sum()) / max(1, routes.num_tokens)
+    return taken * (all_ranks / routes.num_parts + _MOVING) < all_ranks
 
 
 class LowRankExperts(Parts):
@@ -102,6 +123,10 @@ class LowRankExperts(Parts):
         """`y + dense(x, gates)`; the sum is made inside the second product."""
         low = self.scaled(F.linear(x, self.lora_A.flatten(0, 1)), gates)
         return torch.addmm(y, low, self.joined_B().t())
+
+    def is_dense_for(self, routes: Routes) -> bool:
+        """See `Parts`: few parts are computed for every token, whatever was chosen."""
+        return not is_sparse_enough(routes, self.num_parts * self.rank)
 
     def scaled(
         self, low: Float[Tensor, "tokens all_ranks"], gates: Float[Tensor, "tokens parts"]

@@ -1,0 +1,299 @@
+"""`Library`: skills on disk, a folder each. There is no index: what is listed is what the folders hold."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from expertise.errors import SkillError
+from expertise.runs.files import write_atomic
+from expertise.skills.card import CARD, card_text, changed, entries, now, read_card, read_files
+from expertise.skills.compare import Comparison, Inputs, compare_skills
+from expertise.skills.fingerprint import Fingerprint, fingerprint
+from expertise.skills.fit import require_finite, require_fit
+from expertise.skills.folders import (
+    delete,
+    exporting,
+    move,
+    put,
+    require_free,
+    require_name,
+    skill_folder,
+    skill_names,
+    writing,
+)
+from expertise.skills.merge import Merged, merge_skills
+from expertise.skills.peft import CONFIG, WEIGHTS
+from expertise.skills.peft_export import write
+from expertise.skills.reading import card_of, load_skills, read_adapter, weights_digest
+from expertise.skills.skill import Card, Skill
+from expertise.skills.verify import Verification, verify
+
+
+class Library:
+    """A folder of skills, each one an adapter in PEFT's own layout with a `card.json` beside it.
+
+    Nothing that reads a library writes to it. Writers hold a lock, and what they write appears whole or not
+    at all; several processes may add skills at once.
+
+    Args:
+        path: the folder; the first skill that is added makes it.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    def names(self) -> list[str]:
+        """Every skill, sorted by name; no file is opened."""
+        return skill_names(self.path)
+
+    def card(self, name: str) -> Card | None:
+        """What is known of a skill, or None when its folder has no card. No weights are read.
+
+        The folder's name counts: a folder that was moved by hand has its new name here.
+
+        Raises:
+            SkillError: there is no such skill, or its card is damaged or another version's.
+        """
+        return card_of(self.path, name)
+
+    def load(self, name: str, base: nn.Module | None = None, *, force: bool = False) -> Skill:
+        """A skill with its factors on the CPU, every file held against the card.
+
+        Args:
+            name: of the skill.
+            base: the model it is to be used with, nothing attached: its fingerprint must be the card's, and
+                the factors must fit its layers. A card without a fingerprint leaves the shapes only.
+            force: take a skill of a base with other weights; its shapes must still fit.
+
+        Raises:
+            SkillError: there is no such skill, a file is damaged (it is named), it was learnt on another
+                base, or it does not fit this one.
+        """
+        return self.load_all([name], base, force=force)[0]
+
+    def load_all(
+        self, names: Iterable[str], base: nn.Module | None = None, *, force: bool = False
+    ) -> list[Skill]:
+        """`load` for several skills; the base's fingerprint is taken once."""
+        return load_skills(self.path, names, base, force=force)
+
+    def add(
+        self,
+        skill: Skill,
+        *,
+        name: str | None = None,
+        base: nn.Module | Fingerprint | None = None,
+        purpose: str | None = None,
+        data: str | None = None,
+        data_digest: str | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        parents: Iterable[str] | None = None,
+        scale_convention: str | None = None,
+    ) -> Card:
+        """Write a new skill and return its card. What is not given is taken from the skill's own card.
+
+        Args:
+            skill: its factors are written as they are.
+            name: None: the skill's own.
+            base: the model it was learnt on, nothing attached, or that model's fingerprint.
+            purpose: what it is for, in a sentence.
+            data: what it was learnt from.
+            data_digest: SHA-256 of that.
+            metrics: any figures, for JSON.
+            parents: skills of this library that it was made from.
+            scale_convention: one of `skill.CONVENTIONS`.
+
+        Raises:
+            SkillError: the name is taken or cannot be one; the skill does not fit the base or is not finite.
+            DiskError: the disk is full, read-only or forbidden; nothing is left there.
+        """
+        name = require_name(skill.name if name is None else name)
+        module = base if isinstance(base, nn.Module) else None
+        if module is not None:
+            require_fit(skill.factors, module, f"skill {name}")
+        require_finite(skill.factors, f"skill {name}")
+        config, weights = write(skill.factors, module)
+        card = changed(
+            skill.card or Card(name=name),
+            name=name,
+            base=fingerprint(module) if module is not None else base,
+            purpose=purpose,
+            data=data,
+            data_digest=data_digest,
+            metrics=metrics,
+            parents=None if parents is None else {p: weights_digest(self.path, p) for p in parents},
+            scale_convention=scale_convention,
+            targets={address: made.rank for address, made in skill.factors.items()},
+        )
+        return put(self.path, card, {CONFIG: config.encode(), WEIGHTS: weights})
+
+    def import_peft(
+        self,
+        path: Path | str,
+        *,
+        name: str | None = None,
+        base: nn.Module | None = None,
+        purpose: str | None = None,
+        data: str | None = None,
+        data_digest: str | None = None,
+        metrics: Mapping[str, Any] | None = None,
+    ) -> Card:
+        """Take an adapter that PEFT saved; its files are copied as they are.
+
+        The folder of a skill of this library may be named too: then it gets the card that it lacks, or a
+        card that knows the base.
+
+        Args:
+            path: a folder with `adapter_config.json` and `adapter_model.safetensors`.
+            name: None: the folder's own.
+            base: the model it belongs to, nothing attached; without it the card says that the base is
+                unknown, and whoever uses the skill can compare shapes only.
+            purpose, data, data_digest, metrics: for the card, as in `add`.
+
+        Raises:
+            SkillError: it is no adapter, cannot be composed (the reason is named) or does not fit the base;
+                or the name is taken or cannot be one.
+            DiskError: the disk is full, read-only or forbidden; nothing is left there.
+        """
+        folder = Path(path)
+        known = {"purpose": purpose, "data": data, "data_digest": data_digest, "metrics": metrics}
+        inside = (self.path / folder.name).resolve() == folder.resolve() and name in (None, folder.name)
+        if not folder.is_dir():
+            raise SkillError(f"no adapter at {folder}")
+        before = read_card(folder) if inside else None
+        files = read_files(folder, before)
+        name = require_name(folder.resolve().name if name is None else name)
+        adapter = read_adapter(folder, files, base)
+        card = changed(
+            before or Card(name=name, scale_convention=adapter.convention),
+            name=name,
+            base=None if base is None else fingerprint(base),
+            targets={address: made.rank for address, made in adapter.factors.items()},
+            **known,
+        )
+        if not inside:
+            return put(self.path, card, files)
+        with writing(self.path):
+            card = dataclasses.replace(card, date=now(), files=entries(files))
+            write_atomic(skill_folder(self.path, name) / CARD, card_text(card))
+        return card
+
+    def export_peft(self, name: str, path: Path | str) -> Path:
+        """Write a skill's adapter to a new folder, for PEFT; the card stays behind.
+
+        PEFT can run stacked experts where the model asks their module for nothing but its output, as the
+        models of transformers do; elsewhere, as in our own mixtures, it can merge them.
+
+        Raises:
+            SkillError: there is no such skill, a file of it is damaged, or something is at `path` already.
+            DiskError: the disk is full, read-only or forbidden; nothing is left there.
+        """
+        folder = skill_folder(self.path, name)
+        files = read_files(folder, read_card(folder))
+        with exporting(Path(path)) as aside:
+            for file, content in files.items():
+                (aside / file).write_bytes(content)
+        return Path(path)
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a skill another name. Cards of its children go on naming the old one and its digest.
+
+        Raises:
+            SkillError: there is no such skill, its card is damaged; the new name is taken or cannot be one.
+            DiskError: the disk is full, read-only or forbidden.
+        """
+        card = self.card(old)
+        with writing(self.path):
+            target = move(self.path, old, new)
+            if card is not None:
+                write_atomic(target / CARD, card_text(dataclasses.replace(card, name=new)))
+
+    def remove(self, name: str) -> None:
+        """Delete a skill, its folder and all.
+
+        Raises:
+            SkillError: there is no such skill.
+            DiskError: the disk is read-only or forbidden.
+        """
+        with writing(self.path):
+            delete(self.path, name)
+
+    def merge(
+        self,
+        names: Sequence[str],
+        *,
+        name: str,
+        weights: Sequence[float] | None = None,
+        rank: int | None = None,
+        base: nn.Module | None = None,
+        purpose: str | None = None,
+        force: bool = False,
+    ) -> Merged:
+        """Add the weighted sum of some skills as a new one; see `merge_skills`.
+
+        Its card names the parents, and under `metrics["merge"]` skills, weights, rank and error.
+
+        Args:
+            names: the skills.
+            name: of the sum.
+            weights: one for each; None: 1 each.
+            rank: None: exact, ranks add up; else what the sum is cut to.
+            base: the model, nothing attached; the skills must then fit it.
+            purpose: what the sum is for.
+            force: sum skills of different bases; without `base` the card then says that it is unknown.
+
+        Raises:
+            SkillError: what `load` and `merge_skills` refuse, or skills of different bases; or the name is
+                taken or cannot be one.
+            DiskError: the disk is full, read-only or forbidden; nothing is left there.
+        """
+        require_free(self.path, name)
+        skills = self.load_all(names, base, force=force)
+        bases = {None if skill.card is None else skill.card.base for skill in skills}
+        if len(bases - {None}) > 1 and not force:
+            raise SkillError("the skills were learnt on different bases", "force it, if their shapes agree")
+        merged = merge_skills(skills, name=name, weights=weights, rank=rank, base=base)
+        record = {"skills": list(names), "weights": list(weights or [1.0] * len(names)), "rank": rank}
+        self.add(
+            merged.skill,
+            base=base if base is not None else bases.pop() if len(bases) == 1 else None,
+            purpose=purpose,
+            metrics={"merge": {**record, "error": merged.error}},
+            parents=names,
+        )
+        return merged
+
+    def compare(
+        self,
+        names: Sequence[str] | None = None,
+        *,
+        inputs: Inputs | None = None,
+        redundant: float = 0.95,
+        energy: float = 0.99,
+        compositions: Mapping[str, Iterable[str]] | None = None,
+    ) -> Comparison:
+        """Compare skills, all of the library's by default; see `compare_skills`. Nothing is changed.
+
+        Raises:
+            SkillError: what `load` and `compare_skills` refuse.
+        """
+        return compare_skills(
+            self.load_all(self.names() if names is None else names),
+            inputs=inputs,
+            redundant=redundant,
+            energy=energy,
+            compositions=compositions,
+        )
+
+    def verify(self) -> Verification:
+        """Look through every skill, every byte of it; see `Verification`.
+
+        Raises:
+            SkillError: there is no library.
+        """
+        return verify(self.path)

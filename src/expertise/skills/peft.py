@@ -1,0 +1,204 @@
+"""PEFT's adapter layout, read; PEFT itself is not needed for it. `peft_export.py` writes it.
+
+A folder holds `adapter_config.json` (see `peft_config.py`) and `adapter_model.safetensors`, whose keys are
+`base_model.model.<name>.<what>`:
+
+    linear, Conv1D    `<layer>.lora_A.weight [r, in]`, `<layer>.lora_B.weight [out, r]`
+    embedding         `<layer>.lora_embedding_A [r, vocabulary]`, `<layer>.lora_embedding_B [dim, r]`
+    stacked experts   `<module>{.base_layer}*.lora_A.weight [E * r, in]`, `….lora_B.weight [out, r * E]`
+
+Rows of a stack's A are sorted by expert, columns of its B by rank. Several stacks of one module wrap each
+other in the order in which the module registers them: the first is innermost, under most `.base_layer`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from expertise.errors import SkillError
+from expertise.skills.fit import is_transposed_linear, require_finite, submodule
+from expertise.skills.peft_config import PeftConfig, read_config
+from expertise.skills.skill import Factors
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+
+PREFIX = "base_model.model."
+"""Before every name."""
+INNER = ".base_layer"
+"""After a module's name: what the outermost wrapper holds."""
+_SUFFIXES = {
+    ".lora_A.weight": ("A", False),
+    ".lora_B.weight": ("B", False),
+    ".lora_embedding_A": ("A", True),
+    ".lora_embedding_B": ("B", True),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """What an adapter's files say."""
+
+    factors: Mapping[str, Factors]
+    """Address → factors."""
+    convention: str
+    """How its scalings came about, one of `skill.CONVENTIONS`."""
+    copies: Mapping[str, Tensor]
+    """Weights of the base that PEFT wrote beside adapted embeddings, by their name in the base."""
+
+
+@dataclasses.dataclass
+class _Pair:
+    """The two factors of one wrapper, while they are gathered."""
+
+    embedding: bool
+    A: Tensor | None = None
+    B: Tensor | None = None
+
+
+def read(config: bytes, weights: bytes, where: str, base: nn.Module | None = None) -> Adapter:
+    """An adapter from the content of its two files.
+
+    Args:
+        config: `adapter_config.json`.
+        weights: `adapter_model.safetensors`.
+        where: what to call the adapter in messages.
+        base: the model it belongs to, nothing attached; without it the names in the configuration must tell
+            layers from bare parameters, and stacks of one module are taken in the order that it lists.
+
+    Raises:
+        SkillError: it cannot be composed, is damaged, or its files do not belong together; one line says why.
+    """
+    settings = read_config(config, where)
+    pairs, copies = _gather(_tensors(weights, where), where)
+    depths = Counter(path for path, _ in pairs)
+    factors: dict[str, Factors] = {}
+    # From the inside out, so that stacks of a module stand in the order of the module.
+    for (path, depth), pair in sorted(pairs.items(), key=lambda item: (_natural(item[0][0]), -item[0][1])):
+        for name, tensor in (("A", pair.A), ("B", pair.B)):
+            if tensor is None:
+                raise SkillError(f"{where}: {WEIGHTS} has no factor {name} for {path}")
+        names = _parameters(path, depths[path], settings, base)
+        if not names and depth:
+            raise SkillError(f"{where}: no name in target_parameters fits {path}")
+        if not names:
+            address, made = path, _plain(path, pair, settings, where)
+        else:
+            if len(names) != depths[path]:
+                raise SkillError(
+                    f"{where}: {WEIGHTS} adapts {depths[path]} parameters of {path}, "
+                    f"target_parameters names {len(names)}"
+                )
+            address, made = _stacked(path, names[depths[path] - 1 - depth], pair, settings, where, base)
+        factors[address] = made
+    if not factors:
+        raise SkillError(f"{where}: {WEIGHTS} holds no factors")
+    require_finite(factors, where)
+    return Adapter(factors=factors, convention=settings.convention, copies=copies)
+
+
+def _tensors(weights: bytes, where: str) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        tensors: dict[str, Tensor] = load(weights)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise SkillError(f"{where}: {WEIGHTS} cannot be read: {error}") from None
+    return tensors
+
+
+def _gather(
+    tensors: Mapping[str, Tensor], where: str
+) -> tuple[dict[tuple[str, int], _Pair], dict[str, Tensor]]:
+    """An adapter's tensors as pairs by (path, how deep inside wrappers), and as copies of base weights."""
+    pairs: dict[tuple[str, int], _Pair] = {}
+    others: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        suffix = next((s for s in _SUFFIXES if key.startswith(PREFIX) and key.endswith(s)), None)
+        if suffix is None:
+            others[key] = tensor
+            continue
+        path, depth = key.removeprefix(PREFIX).removesuffix(suffix), 0
+        while path.endswith(INNER):
+            path, depth = path.removesuffix(INNER), depth + 1
+        which, embedding = _SUFFIXES[suffix]
+        if tensor.ndim != 2 or 0 in tensor.shape or not tensor.dtype.is_floating_point or INNER in path:
+            raise SkillError(
+                f"{where}: {key} of shape {list(tensor.shape)} is no factor of a linear layer, an embedding "
+                "or a stack of experts"
+            )
+        pair = pairs.setdefault((path, depth), _Pair(embedding))
+        if pair.embedding != embedding:
+            raise SkillError(f"{where}: {path} is adapted as a layer and as an embedding at once")
+        setattr(pair, which, tensor)
+    copies = {}
+    for key, tensor in others.items():
+        name = key.removeprefix(PREFIX).replace(f"{INNER}.", ".")
+        adapted_embedding = any(pair.embedding for pair in pairs.values())
+        if not (key.startswith(PREFIX) and name.endswith(".weight") and adapted_embedding) or "lora_" in name:
+            raise SkillError(f"{where}: {key} in {WEIGHTS} belongs to no plain LoRA")
+        copies[name] = tensor
+    return pairs, copies
+
+
+def _parameters(path: str, depth: int, settings: PeftConfig, base: nn.Module | None) -> list[str]:
+    """Names of the adapted bare parameters of a module, in order; none when the module itself is adapted."""
+    if base is not None:
+        module = submodule(base, path)
+        names = [] if module is None else [name for name, _ in module.named_parameters(recurse=False)]
+        return [name for name in names if settings.targets_parameter(f"{path}.{name}")]
+    found = []
+    for target in settings.target_parameters:
+        module_name, _, name = target.rpartition(".")
+        if module_name:
+            fits = path == module_name or path.endswith(f".{module_name}")
+        else:
+            fits = not settings.targets_module(path)
+        if fits and name not in found:
+            found.append(name)
+    return found
+
+
+def _plain(path: str, pair: _Pair, settings: PeftConfig, where: str) -> Factors:
+    """Factors of a layer."""
+    assert pair.A is not None
+    assert pair.B is not None
+    rank = settings.rank_of(path)
+    if pair.A.shape[0] != rank or pair.B.shape[1] != rank:
+        shapes = f"{list(pair.A.shape)} and {list(pair.B.shape)}"
+        raise SkillError(f"{where}: factors of {path} have shapes {shapes}, their rank should be {rank}")
+    return Factors(A=pair.A, B=pair.B, scaling=settings.scaling_of(path), embedding=pair.embedding)
+
+
+def _stacked(
+    path: str, name: str, pair: _Pair, settings: PeftConfig, where: str, base: nn.Module | None
+) -> tuple[str, Factors]:
+    """Address and factors of a bare parameter: `[E, out, in]`, or `[out, in]` where there is one."""
+    assert pair.A is not None
+    assert pair.B is not None
+    full = f"{path}.{name}"
+    rank, rows, columns = settings.rank_of(full), pair.A.shape[0], pair.B.shape[1]
+    if rows % rank or rows != columns:
+        shapes = f"{list(pair.A.shape)} and {list(pair.B.shape)}"
+        raise SkillError(f"{where}: factors of {full} have shapes {shapes}, no multiple of their rank {rank}")
+    experts, scaling = rows // rank, settings.scaling_of(full)
+    down = pair.A.reshape(experts, rank, -1)
+    up = pair.B.reshape(-1, rank, experts).permute(2, 0, 1).contiguous()
+    one = experts == 1 and (base is None or base.get_parameter(full).ndim == 2)
+    if not one:
+        return full, Factors(A=down, B=up, scaling=scaling)
+    module = None if base is None else submodule(base, path)
+    if module is not None and (isinstance(module, nn.Embedding) or is_transposed_linear(module)):
+        raise SkillError(f"{where}: {full} is stored the other way round; adapt {path} by target_modules")
+    is_layer = name == "weight" and (base is None or isinstance(module, nn.Linear))
+    return path if is_layer else full, Factors(A=down[0], B=up[0], scaling=scaling)
+
+
+def _natural(path: str) -> list[tuple[int, str]]:
+    """Sorts layer 2 before layer 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in path.split(".")]

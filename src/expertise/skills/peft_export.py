@@ -1,0 +1,123 @@
+"""A skill's factors as the two files of a PEFT adapter; the layout is described in `peft.py`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from expertise.errors import SkillError
+from expertise.skills.fit import is_transposed_linear, submodule
+from expertise.skills.peft import INNER, PREFIX
+from expertise.skills.skill import Factors
+
+
+def write(factors: Mapping[str, Factors], base: nn.Module | None = None) -> tuple[str, bytes]:
+    """The content of the two files, for PEFT to load: `adapter_config.json`, `adapter_model.safetensors`.
+
+    Scalings are written as `alpha / r`. Without a base, several stacks of one module are taken to stand in
+    the order in which the module registers them.
+
+    Args:
+        factors: address → factors.
+        base: the model they belong to, nothing attached.
+
+    Raises:
+        SkillError: PEFT's layout has no place for an address.
+    """
+    from safetensors.torch import save
+
+    modules, parameters, tensors = [], [], {}
+    stacks: dict[str, list[str]] = {}
+    for address, made in factors.items():
+        if made.num_experts is None and not _is_bare(base, address):
+            modules.append(address)
+            names = (
+                ("lora_embedding_A", "lora_embedding_B")
+                if made.embedding
+                else ("lora_A.weight", "lora_B.weight")
+            )
+            for name, tensor in zip(names, (made.A, made.B), strict=True):
+                tensors[f"{PREFIX}{address}.{name}"] = tensor
+        else:
+            path, _, parameter = address.rpartition(".")
+            if not path:
+                raise SkillError(f"PEFT has no place for a parameter of the model itself: {address}")
+            stacks.setdefault(path, []).append(parameter)
+    for path, names_here in stacks.items():
+        order = names_here if base is None else _registered(base, path, names_here)
+        parameters += [f"{path}.{name}" for name in order]
+        for number, name in enumerate(order):
+            made, inner = factors[f"{path}.{name}"], INNER * (len(order) - 1 - number)
+            down, up = made.A, made.B
+            if made.num_experts is not None:
+                down, up = down.flatten(0, 1), up.permute(1, 2, 0).flatten(1)
+            tensors |= {
+                f"{PREFIX}{path}{inner}.lora_A.weight": down,
+                f"{PREFIX}{path}{inner}.lora_B.weight": up,
+            }
+    plain = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
+    conv1d = base is not None and any(is_transposed_linear(submodule(base, name)) for name in modules)
+    config = _config(factors, modules, parameters, fan_in_fan_out=conv1d)
+    return json.dumps(config, indent=2, sort_keys=True) + "\n", save(plain, metadata={"format": "pt"})
+
+
+def _is_bare(base: nn.Module | None, address: str) -> bool:
+    """Whether an address is that of a parameter and not of a layer, as far as the base can say."""
+    return address.endswith(".weight") if base is None else submodule(base, address) is None
+
+
+def _registered(base: nn.Module, path: str, names: list[str]) -> list[str]:
+    """Names of a module's parameters in its own order."""
+    module = submodule(base, path)
+    known = [] if module is None else [name for name, _ in module.named_parameters(recurse=False)]
+    if missing := [name for name in names if name not in known]:
+        raise SkillError(f"the base has no parameter {path}.{missing[0]}")
+    return [name for name in known if name in names]
+
+
+def _config(
+    factors: Mapping[str, Factors], modules: list[str], parameters: list[str], *, fan_in_fan_out: bool
+) -> dict[str, Any]:
+    """The fields that PEFT needs; ranks and alphas that are not the usual ones stand in the patterns."""
+    ranks = {address: made.rank for address, made in factors.items()}
+    alphas = {address: _alpha(made) for address, made in factors.items()}
+    rank, alpha = (Counter(table.values()).most_common(1)[0][0] for table in (ranks, alphas))
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "use_rslora": False,
+        "use_dora": False,
+        "fan_in_fan_out": fan_in_fan_out,
+        "target_modules": modules,
+        "target_parameters": parameters or None,
+        "modules_to_save": None,
+        "rank_pattern": dict(_patterns(ranks, rank)),
+        "alpha_pattern": dict(_patterns(alphas, alpha)),
+    }
+
+
+def _patterns(table: Mapping[str, Any], usual: int | float) -> Iterator[tuple[str, int | float]]:
+    """Entries for what differs; anchored, as PEFT would let a name match at the end of a longer one."""
+    for address, value in table.items():
+        if value != usual:
+            yield f"^{re.escape(address)}", value
+
+
+def _alpha(made: Factors) -> int | float:
+    """The alpha that gives a scaling back, short where a short one does."""
+    alpha = made.scaling * made.rank
+    short = float(f"{alpha:.12g}")
+    if short / made.rank == made.scaling:
+        alpha = short
+    return int(alpha) if alpha == int(alpha) else alpha

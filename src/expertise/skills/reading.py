@@ -1,0 +1,85 @@
+"""A skill's folder, read: every file held against the card, the factors held against a base."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from torch import nn
+
+from expertise.errors import SkillError
+from expertise.runs.progress import say
+from expertise.skills.card import CARD, entries, read_card, read_files
+from expertise.skills.fingerprint import fingerprint
+from expertise.skills.fit import require_copies, require_fit
+from expertise.skills.folders import skill_folder
+from expertise.skills.peft import CONFIG, WEIGHTS, Adapter, read
+from expertise.skills.skill import Card, Skill
+
+
+def read_adapter(
+    folder: Path, files: Mapping[str, bytes], base: nn.Module | None, *, force: bool = False
+) -> Adapter:
+    """What an adapter's files say.
+
+    Args:
+        folder: what to call it in messages.
+        files: content of its two files, by name.
+        base: the model, nothing attached, that it must fit.
+        force: let it bring copies of weights that are not that model's.
+
+    Raises:
+        SkillError: it cannot be composed, is damaged, or does not fit the base.
+    """
+    adapter = read(files[CONFIG], files[WEIGHTS], str(folder), base)
+    if base is not None:
+        require_fit(adapter.factors, base, str(folder))
+        if not force:
+            require_copies(adapter.copies, base, str(folder))
+    return adapter
+
+
+def card_of(library: Path, name: str) -> Card | None:
+    """The card of a skill under the name that its folder has, or None when it has no card.
+
+    Raises:
+        SkillError: there is no such skill, or its card is damaged or another version's.
+    """
+    card = read_card(skill_folder(library, name))
+    return None if card is None else dataclasses.replace(card, name=name)
+
+
+def weights_digest(library: Path, name: str) -> str:
+    """SHA-256 of a skill's weights, by which its children know it.
+
+    Raises:
+        SkillError: there is no such skill, or a file of it is damaged.
+    """
+    folder = skill_folder(library, name)
+    return str(entries(read_files(folder, read_card(folder)))[WEIGHTS]["sha256"])
+
+
+def load_skills(
+    library: Path, names: Iterable[str], base: nn.Module | None = None, *, force: bool = False
+) -> list[Skill]:
+    """Skills of a library, for a base; see `Library.load`. The base's fingerprint is taken once.
+
+    Raises:
+        SkillError: a skill is missing, damaged, of another base, or does not fit.
+    """
+    skills, known = [], None
+    for name in names:
+        folder, card = skill_folder(library, name), card_of(library, name)
+        if card is None:
+            say(f"{folder} has no {CARD}: taken as it is, unverified")
+        adapter = read_adapter(folder, read_files(folder, card), base, force=force)
+        if base is not None and not force and card is not None and card.base is not None:
+            known = known or fingerprint(base)
+            if difference := card.base.difference(known):
+                raise SkillError(
+                    f"skill {name} was learnt on another base: this one has {difference}",
+                    "take the base that it was learnt on, or force it",
+                )
+        skills.append(Skill(name=name, factors=adapter.factors, card=card))
+    return skills

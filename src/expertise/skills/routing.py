@@ -1,0 +1,120 @@
+"""Routers over skills: built for the width of what they read, and asked."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Literal
+
+from torch import Tensor, nn
+
+from expertise.errors import SkillError
+from expertise.mixture.routers.base import Router, RouterConfig
+from expertise.mixture.routers.context import Context
+from expertise.mixture.routers.hash import Hash
+from expertise.mixture.routers.learned import LearnedRouter
+from expertise.mixture.routes import Routes
+
+Reads = Literal["context", "token", "pooled", "layer"]
+"""What a router sees. "context": a vector that the caller gives, one per row. "token": the hidden state of
+each token. "pooled": the mean of a row's hidden states up to and including each token, so that no token sees
+those after it. These three make one choice for all layers. "layer": each adapted layer has its own router,
+which sees that layer's input, token by token."""
+
+
+def reads_of(router: Router | RouterConfig | None, reads: Reads | None, source: str | None) -> Reads:
+    """What a router sees, where it is said and where it is not.
+
+    Raises:
+        SkillError: there is no router, or no hidden state to read.
+    """
+    if router is None and (reads or source):
+        raise SkillError(f"{'reads' if reads else 'source'}= is for a router, and there is none")
+    if reads is None:
+        reads = (
+            "layer" if router is not None and not isinstance(router, Context | Context.Config) else "context"
+        )
+    if source is not None and reads not in ("token", "pooled"):
+        raise SkillError(f'source= is for a router that reads "token" or "pooled", not {reads!r}')
+    return reads
+
+
+def built(router: Router | RouterConfig, width: int | None, num_skills: int) -> Router:
+    """A router over so many skills.
+
+    Args:
+        router: a module is taken as it is; a config is built.
+        width: of what the router reads; None: not known here.
+        num_skills: K.
+
+    Raises:
+        SkillError: the router is for another number of skills or another width, or cannot be built.
+    """
+    if isinstance(router, Hash | Hash.Config):
+        raise SkillError("a hash router goes by token ids: it cannot weigh skills")
+    if isinstance(router, Router):
+        if router.num_parts != num_skills:
+            raise SkillError(f"the router decides over {router.num_parts} skills, there are {num_skills}")
+        if width is not None:
+            _require_width(router, width)
+        return router
+    router.check(num_skills)
+    if isinstance(router, Context.Config):
+        return (router if width is None else dataclasses.replace(router, context_dim=width)).build(
+            0, num_skills
+        )
+    if width is None:
+        raise SkillError("the width of what the router reads is not known: give a router, not a config")
+    return router.build(width, num_skills)
+
+
+def of_layer(router: Router | RouterConfig, width: int, num_skills: int) -> Router:
+    """A layer's own router; one that was given as a module is copied, and must fit every layer."""
+    return built(copy.deepcopy(router), width, num_skills)
+
+
+def ask(router: Router, x: Tensor) -> Routes:
+    """What a router chooses for x `[…, width]`, which it also gets as its context.
+
+    Raises:
+        SkillError: the router reads another width.
+    """
+    _require_width(router, x.shape[-1])
+    return router(x, x)  # type: ignore[no-any-return]
+
+
+def source_of(root: nn.Module, name: str | None) -> nn.Module:
+    """The module whose output a router reads, by its name; None: the first embedding.
+
+    Raises:
+        SkillError: there is none.
+    """
+    if name is not None:
+        try:
+            return root.get_submodule(name)
+        except AttributeError:
+            raise SkillError(f"the base has no module {name!r} for the router to read") from None
+    for module in root.modules():
+        if isinstance(module, nn.Embedding):
+            return module
+    raise SkillError("the base has no embedding for the router to read: name a module with source=")
+
+
+def width_of(root: nn.Module, source: nn.Module) -> int | None:
+    """Width of a module's output, as far as it can be told without running it."""
+    if isinstance(source, nn.Linear):
+        return source.out_features
+    if isinstance(source, nn.Embedding):
+        return source.embedding_dim
+    # A layer of a model is as wide as what goes into the first one.
+    return next((m.embedding_dim for m in root.modules() if isinstance(m, nn.Embedding)), None)
+
+
+def _require_width(router: Router, width: int) -> None:
+    own = None
+    if isinstance(router, Context):
+        own = router.context_dim
+    elif isinstance(router, LearnedRouter):
+        own = router.weight.shape[-1]
+    if own is not None and own != width:
+        raise SkillError(f"the router reads vectors of width {own}, not {width}")

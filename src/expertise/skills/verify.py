@@ -1,0 +1,117 @@
+"""Every skill of a library looked through: what is damaged, what cannot be used, what no card says."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from expertise.errors import SkillError
+from expertise.skills.card import CARD, read_card, read_whole
+from expertise.skills.folders import skill_folder, skill_names
+from expertise.skills.peft import CONFIG, WEIGHTS
+from expertise.skills.reading import read_adapter
+from expertise.skills.skill import Card
+
+_TOLD = ("purpose", "base", "data", "data_digest")
+"""Fields of a card that only a person or a base can fill."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SkillCheck:
+    """What was found out about one skill."""
+
+    name: str
+    """Of its folder."""
+    problems: tuple[str, ...] = ()
+    """Why it cannot be used, a line each; a damaged file is named."""
+    missing: tuple[str, ...] = ()
+    """Fields of the card that say nothing; all of them where there is no card."""
+    notes: tuple[str, ...] = ()
+    """What stands against nothing but should be known."""
+
+    def lines(self) -> list[str]:
+        """For a reader; the first line is the verdict."""
+        verdict = "whole" if not self.problems else "cannot be used"
+        missing = [f"the card does not say: {', '.join(self.missing)}"] if self.missing else []
+        return [f"{self.name}: {verdict}", *(f"  {line}" for line in (*self.problems, *self.notes, *missing))]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What was found out about a library."""
+
+    path: str
+    """The library's folder."""
+    skills: tuple[SkillCheck, ...]
+    """Sorted by name."""
+    others: tuple[str, ...]
+    """Folders that hold no file of a skill."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether every skill can be used."""
+        return not any(check.problems for check in self.skills)
+
+    def to_json(self) -> dict[str, Any]:
+        """For a machine."""
+        return {"ok": self.ok, **dataclasses.asdict(self)}
+
+
+def verify(library: Path) -> Verification:
+    """Look through every skill of a library, every byte of it; nothing is written.
+
+    Args:
+        library: its folder.
+
+    Raises:
+        SkillError: there is no library.
+    """
+    if not library.is_dir():
+        raise SkillError(f"no library at {library}")
+    names = skill_names(library)
+    folders = {path.name for path in library.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    return Verification(
+        path=str(library),
+        skills=tuple(_check(skill_folder(library, name)) for name in names),
+        others=tuple(sorted(folders - set(names))),
+    )
+
+
+def _check(folder: Path) -> SkillCheck:
+    problems: list[str] = []
+    notes: list[str] = []
+    missing: tuple[str, ...] = ()
+    card: Card | None = None
+    try:
+        card = read_card(folder)
+    except SkillError as error:
+        problems.append(error.message)
+    else:
+        missing = _missing(card)
+        if card is None:
+            notes.append(f"it has no {CARD}: nothing says whether its files are what was written")
+        elif card.name != folder.name:
+            notes.append(f"its card calls it {card.name!r}: the folder was moved, and its name counts")
+    listed = () if card is None else tuple(card.files)
+    files = {}
+    for name in dict.fromkeys((CONFIG, WEIGHTS, *listed)):
+        try:
+            files[name] = read_whole(folder, name, card)
+        except SkillError as error:
+            problems.append(error.message)
+    if card is not None:
+        there = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+        notes += [f"{name} is not in its card" for name in sorted(there - set(listed) - {CARD})]
+    if not problems:
+        try:
+            read_adapter(folder, files, None)
+        except SkillError as error:
+            problems.append(error.message)
+    return SkillCheck(name=folder.name, problems=tuple(problems), missing=missing, notes=tuple(notes))
+
+
+def _missing(card: Card | None) -> tuple[str, ...]:
+    if card is None:
+        return tuple(field.name for field in dataclasses.fields(Card))
+    return tuple(name for name in _TOLD if not getattr(card, name))
