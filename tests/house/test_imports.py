@@ -22,8 +22,13 @@ ARROW = {
     "skills": FOUNDATION | {"runs", "mixture"},
     "lm": FOUNDATION | {"runs", "mixture", "skills"},
     "policy": FOUNDATION | {"runs", "mixture", "skills"},
+<<<<<<< HEAD
     "report": FOUNDATION | {"runs", "mixture", "skills", "lm", "policy"},
     "cli": FOUNDATION | {"runs", "mixture", "skills", "lm", "policy", "report"},
+=======
+    "report": FOUNDATION | {"runs", "mixture", "skills", "lm"},
+    "cli": FOUNDATION | {"runs", "mixture", "skills", "lm", "report"},
+>>>>>>> policy-data
 }
 
 

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.metadata
 import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from expertise import __version__
 from expertise.errors import MissingExtra
+
+_DECISIVE = (
+    "torch",
+    "numpy",
+    "mujoco",
+    "dm_control",
+    "gymnasium",
+    "metaworld",
+    "pybullet",
+    "bullet-safety-gym",
+    "stable-baselines3",
+)
 
 
 def needed(module: str, what: str, extra: str = "policy") -> Any:
@@ -46,3 +60,12 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         sys.stdout, sys.stderr = before
+
+
+def versions() -> dict[str, str]:
+    """Package → version, of those that decide what simulators and teachers give, and are installed."""
+    found = {"expertise": __version__}
+    for name in _DECISIVE:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

@@ -236,7 +236,9 @@ def test_an_actor_acts_as_stable_baselines_says(collected: Path) -> None:
     observation = np.random.default_rng(0).normal(size=10).astype(np.float32)
     with make(TEACHER.environment) as environment, make(TEACHER.environment) as judge:
         model = _Training(TEACHER, collected / "nowhere", None, environment, judge, silent)._model
-    model.policy.load_state_dict(weights(folder))
+    learnt = weights(folder)
+    assert learnt.pop("log_ent_coef") < 0  # the temperature falls from 1, and is kept
+    model.policy.load_state_dict(learnt)
     expected, _ = model.predict(observation, deterministic=True)
     mean = Actor.read(folder, sample=False).act(observation, np.random.default_rng(0))
     assert np.allclose(mean, expected, atol=1e-6)

@@ -95,6 +95,21 @@ def test_what_does_not_go_together_is_refused() -> None:
         concatenate([])
 
 
+def test_rounding_keeps_so_many_bits() -> None:
+    dice = np.random.default_rng(0)
+    data = record((50, 50))
+    numbers = (dice.normal(size=(100, 2)) * 10.0 ** dice.integers(-3, 4, (100, 2))).astype(np.float32)
+    data = from_arrays({**data.arrays(), "observations": numbers, "actions": np.tanh(numbers)})
+    rounded = data.rounded(12)
+    assert np.allclose(rounded.observations, numbers, rtol=2**-13, atol=0)
+    assert not np.array_equal(rounded.observations, numbers)
+    assert ((rounded.observations.view(np.uint32) & 0x7FF) == 0).all()
+    assert np.abs(rounded.actions).max() <= 1
+    assert np.array_equal(rounded.costs, data.costs)  # small whole numbers are kept as they are
+    assert np.array_equal(rounded.terminals, data.terminals)
+    assert data.rounded(23) is data
+
+
 # --- arrays from elsewhere ------------------------------------------------------------------------------
 
 

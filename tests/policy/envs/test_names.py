@@ -32,6 +32,7 @@ def test_a_name_says_what_is_changed() -> None:
     assert (name.family, name.task, name.repeat) == ("dmc", "walker-run", 1)
     assert name.shift == Shift(mass=1.5)
     assert name.shift.changed() == ["mass"]
+    assert str(Name.parse("dmc/walker-run@mass=1.23456789")) == "dmc/walker-run@mass=1.23456789"
     assert str(Name.parse("dmc/walker-run@gravity=1")) == "dmc/walker-run"  # a factor of 1 changes nothing
 
 

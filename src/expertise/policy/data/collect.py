@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from expertise.errors import RecipeError, nearest
 from expertise.policy.data.rollouts import CHANCE, SCRIPT, RolloutConfig, roll_out
-from expertise.policy.data.sac import TeacherConfig, snapshot, train_teacher, versions
+from expertise.policy.data.sac import TeacherConfig, snapshot, train_teacher
 from expertise.policy.data.teachers import Actor, Chance, Script, Teacher
 from expertise.policy.data.transitions import Transitions, concatenate
 from expertise.policy.data.write import WRITERS
 from expertise.policy.envs import Environment
+from expertise.policy.extras import versions
 from expertise.runs import folder
 from expertise.runs.device import limit_threads
 from expertise.runs.files import sha256_of, write_atomic
@@ -44,6 +45,8 @@ class DataSetConfig:
     """"dsrl": HDF5 that DSRL's and D4RL's readers take; "minari": a folder."""
     seed: Annotated[int, Ge(0)] = 0
     """Of its episodes."""
+    bits: Annotated[int, Ge(8), Le(23)] = 23
+    """How many bits of each number's mantissa are kept: with 12 a file is a third smaller."""
 
     def __post_init__(self) -> None:
         if self.layout not in WRITERS:
@@ -129,8 +132,9 @@ class _Work:
             part, facts = self._rollout(data, number, rollout)
             parts.append(part)
             noted.append(facts)
-        whole = concatenate(parts)
-        facts = {"name": data.name, "seed": data.seed, "rollouts": noted, "versions": versions()}
+        whole = concatenate(parts).rounded(data.bits)
+        facts = {"name": data.name, "seed": data.seed, "bits": data.bits, "rollouts": noted}
+        facts["versions"] = versions()
         path: Path = WRITERS[data.layout](self._out, data.name, whole, facts)
         returns = whole.returns()
         cost = f", cost {whole.episode_costs().mean():.1f}" if whole.costs is not None else ""

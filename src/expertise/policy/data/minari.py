@@ -32,6 +32,8 @@ def read_minari(path: str) -> Transitions:
     try:
         with quiet():
             episodes = list(needed("minari", f"reading {path}").MinariDataset(folder).iterate_episodes())
+    except ImportError as error:
+        raise DataError(f"{path}: Minari lacks a package for its format: {first_line(error)}") from None
     except (OSError, ValueError, KeyError, AssertionError) as error:
         raise DataError(f"{path} is cut short, or no Minari data set: {first_line(error)}") from None
     if not episodes:
@@ -76,5 +78,6 @@ def _arrays(episode: Any, where: str, with_cost: bool) -> dict[str, Any]:
     }
     if with_cost:
         # The first entry belongs to the reset, where there is one.
-        arrays["costs"] = episode.infos[_COST][-steps:]
+        costs = episode.infos[_COST]
+        arrays["costs"] = costs[len(costs) - steps :]
     return arrays

@@ -8,27 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le
+from torch import Tensor
 
-from expertise import __version__
 from expertise.errors import RecipeError
 from expertise.policy.data.teachers import FACTS, WEIGHTS, Actor, Teacher
 from expertise.policy.envs import Environment
-from expertise.policy.extras import needed, quiet
+from expertise.policy.extras import needed, quiet, versions
 from expertise.runs import checkpoint
 from expertise.runs.metrics import MetricsLog
 from expertise.runs.progress import Progress
 
 _STATE = "state"
+_TEMPERATURE = "log_ent_coef"
 _REPLAY = ("observations", "next_observations", "actions", "rewards", "dones")
 _ALL = 10**9  # checkpoints to keep
 
@@ -91,12 +91,27 @@ def train_teacher(config: TeacherConfig, folder: Path, init: Path | None, say: C
     """
     if (folder / "checkpoints" / f"step-{config.steps}").is_dir():
         return
-    with Environment(config.environment) as environment, Environment(config.environment) as judge:
+    with (
+        _shared_randomness_kept(),
+        Environment(config.environment) as environment,
+        Environment(config.environment) as judge,
+    ):
         training = _Training(config, folder, init, environment, judge, say)
         say(f"teacher {config.name}: {config.environment}, {config.steps} steps, from {training.step}")
         training.run()
     # It served to go on; the weights at the end stand beside it.
     shutil.rmtree(folder / _STATE, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _shared_randomness_kept() -> Iterator[None]:
+    """Put the generators back that stable-baselines3 shares with everyone."""
+    before = np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        np.random.set_state(before)
 
 
 def snapshot(folder: Path, step: int) -> Path:
@@ -141,13 +156,22 @@ class _Training:
         self._log = MetricsLog(folder, self.step)
 
     def _go_on_from(self, init: Path) -> None:
-        weights, mine = checkpoint.open_checkpoint(init).tensors(WEIGHTS), self._model.policy.state_dict()
+        weights, mine = checkpoint.open_checkpoint(init).tensors(WEIGHTS), self._weights()
         if {n: t.shape for n, t in weights.items()} != {n: t.shape for n, t in mine.items()}:
             raise RecipeError(
                 f"teacher {self._config.name!r} cannot go on from {self._config.init!r}: other networks",
                 "both need the same sac.hidden, and environments with the same observations and actions",
             )
-        self._model.policy.load_state_dict(weights)
+        self._load(weights)
+
+    def _weights(self) -> dict[str, Tensor]:
+        """All that was learnt: networks, and the temperature, without which the actor would forget first."""
+        learnt = {**self._model.policy.state_dict(), _TEMPERATURE: self._model.log_ent_coef.detach()}
+        return {name: tensor.clone() for name, tensor in learnt.items()}
+
+    def _load(self, weights: dict[str, Tensor]) -> None:
+        self._model.log_ent_coef.data.copy_(weights[_TEMPERATURE])
+        self._model.policy.load_state_dict({n: t for n, t in weights.items() if n != _TEMPERATURE})
 
     def run(self) -> None:
         saved = self.step
@@ -200,7 +224,7 @@ class _Training:
         keep = self.step in (*self._config.checkpoints, self._config.steps)
         if not keep and self.step % self._config.evaluate_every:
             return
-        weights = {name: tensor.clone() for name, tensor in self._model.policy.state_dict().items()}
+        weights = self._weights()
         reward, cost = mean_return(
             Actor(weights, sample=False), self._judge, self._config.episodes, self._config.seed
         )
@@ -221,13 +245,10 @@ class _Training:
     def _save_state(self) -> None:
         model, buffer = self._model, self._model.replay_buffer
         tensors = {
-            WEIGHTS: model.policy.state_dict(),
+            WEIGHTS: self._weights(),
             "actor": checkpoint.optimizer_tensors(model.policy, model.actor.optimizer),
             "critic": checkpoint.optimizer_tensors(model.policy, model.critic.optimizer),
-            "temperature": {
-                "value": model.log_ent_coef,
-                **model.ent_coef_optimizer.state[model.log_ent_coef],
-            },
+            "temperature": dict(model.ent_coef_optimizer.state[model.log_ent_coef]),
             "replay": {name: torch.from_numpy(getattr(buffer, name)[: buffer.pos]) for name in _REPLAY},
         }
         checkpoint.save(self._folder / _STATE, self.step, tensors, {"episode": str(self._episode)}, keep=1)
@@ -235,12 +256,10 @@ class _Training:
     def _restore(self, state: checkpoint.Checkpoint) -> None:
         model, buffer = self._model, self._model.replay_buffer
         self.step, self._episode = state.step, int(state.text("episode"))
-        model.policy.load_state_dict(state.tensors(WEIGHTS))
+        self._load(state.tensors(WEIGHTS))
         checkpoint.restore_optimizer(model.policy, model.actor.optimizer, state.tensors("actor"))
         checkpoint.restore_optimizer(model.policy, model.critic.optimizer, state.tensors("critic"))
-        temperature = state.tensors("temperature")
-        model.log_ent_coef.data.copy_(temperature.pop("value"))
-        model.ent_coef_optimizer.state[model.log_ent_coef] = temperature
+        model.ent_coef_optimizer.state[model.log_ent_coef] = state.tensors("temperature")
         for name, rows in state.tensors("replay").items():
             getattr(buffer, name)[: len(rows)] = rows.numpy()
             buffer.pos = len(rows)
@@ -270,21 +289,3 @@ def _model(config: TeacherConfig, environment: Environment) -> Any:
         )
     model.set_logger(needed("stable_baselines3.common.logger", what).Logger(None, []))
     return model
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers that come out of collecting; absent packages are left out."""
-    found = {"expertise": __version__}
-    for name in (
-        "torch",
-        "numpy",
-        "mujoco",
-        "dm_control",
-        "gymnasium",
-        "metaworld",
-        "pybullet",
-        "stable-baselines3",
-    ):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found

@@ -105,6 +105,19 @@ class Transitions:
         """The same without costs."""
         return dataclasses.replace(self, costs=None)
 
+    def rounded(self, bits: int) -> Transitions:
+        """Every number to the nearest of those whose mantissa has so many bits; float32 itself has 23."""
+        drop = 23 - bits
+        if drop <= 0:
+            return self
+        half, mask = np.uint32(1 << (drop - 1)), np.uint32(0xFFFFFFFF << drop & 0xFFFFFFFF)
+        arrays = self.arrays()
+        for name, array in arrays.items():
+            if array.dtype == np.float32:
+                # A carry goes on into the exponent, which is what rounding up to the next power of 2 is.
+                arrays[name] = ((array.view(np.uint32) + half) & mask).view(np.float32)
+        return Transitions(**arrays)
+
     def arrays(self) -> dict[str, np.ndarray]:
         """Name → array, of those that are there."""
         found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

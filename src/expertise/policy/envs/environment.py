@@ -82,7 +82,7 @@ class Environment:
         """
         observation = self._simulator.reset(seed)
         self._simulated = 0
-        return np.asarray(observation, np.float32)
+        return np.array(observation, np.float32)
 
     def step(self, action: Float[np.ndarray, " action"]) -> Step:
         """Do one action, `action_repeat` times over.
@@ -106,7 +106,8 @@ class Environment:
             if outcome.terminated or truncated:
                 self._simulated = None
                 break
-        observation = np.asarray(outcome.observation, np.float32)
+        # Copies: a simulator may fill the same array again.
+        observation = np.array(outcome.observation, np.float32)
         return Step(observation, reward, cost, outcome.terminated, truncated, outcome.success)
 
     def render(self, width: int = 320, height: int = 240) -> Any:

@@ -47,10 +47,16 @@ class Name:
         )
 
     def __str__(self) -> str:
-        settings = [f"{key}={getattr(self.shift, key):g}" for key in self.shift.changed()]
+        settings = [f"{key}={_shown(getattr(self.shift, key))}" for key in self.shift.changed()]
         if self.repeat is not None:
             settings.append(f"{_REPEAT}={self.repeat}")
         return f"{self.family}/{self.task}" + (f"@{','.join(settings)}" if settings else "")
+
+
+def _shown(value: float) -> str:
+    """Short, but never another number."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 def _factor(key: str, value: str, text: str) -> float:
