@@ -14,7 +14,8 @@ from expertise.policy.alpha import AlphaConfig, Weighing
 from expertise.policy.policy import DiffusionPolicy
 from expertise.runs import recipe as recipes
 from expertise.shapes import Float
-from expertise.skills.compose import compose, composition_of
+from expertise.skills.compose import compose
+from expertise.skills.composition import composition_of
 from expertise.skills.skill import Factors, Skill
 from expertise.skills.targets import all_targets
 

@@ -17,7 +17,8 @@ from expertise.policy.policy import DiffusionPolicy, follow
 from expertise.runs import recipe as recipes
 from expertise.shapes import Float
 from expertise.skills.adapted import Adapted
-from expertise.skills.compose import compose, composition_of
+from expertise.skills.compose import compose
+from expertise.skills.composition import composition_of
 from expertise.skills.learn import SkillConfig, fresh, learnt, trainable
 from expertise.skills.skill import Factors, Skill
 from expertise.skills.targets import find_targets
@@ -27,43 +28,46 @@ from expertise.skills.targets import find_targets
 class FullConfig:
     """A skill without the low rank: a whole matrix beside each weight (the paper's `PSEC (MLP)`)."""
 
-    targets: list[str] = dataclasses.field(default_factory=lambda: ["all"])
-    """Weights to adapt, as in `SkillConfig`."""
-    alpha: float = 1.0
-    """The multiplier on the matrices."""
+    multiplier: float = 1.0
+    """On the matrices."""
     start: Annotated[float, Ge(0)] = 0.0
     """Standard deviation of a new matrix's numbers, in units of 1 / sqrt(in); 0: it adds nothing at first.
     (The paper's curve starts at the level of a new policy, so its matrices seem to be random at first.)"""
-
-    @property
-    def scaling(self) -> float:
-        """The multiplier."""
-        return self.alpha
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GrowthConfig:
     """How a skill grows. The defaults are the paper's and its release's but for `ema_warmup`."""
 
-    low_rank: SkillConfig = dataclasses.field(default_factory=lambda: SkillConfig(scale_convention="raw"))
-    """Rank 8 (paper; release's launcher: 16) and multiplier 16, not divided by the rank (release's class; its
-    launcher: 32)."""
+    rank: Annotated[int, Ge(1)] = 8
+    """Of its factors (paper: 8, the best of 4 to 64; release's class: 8, its launcher: 16)."""
+    multiplier: float = 16.0
+    """On `B A x`, not divided by the rank (release's class: 16, its launcher: 32)."""
+    targets: list[str] = dataclasses.field(default_factory=lambda: ["all"])
+    """Weights to adapt: "all", or names and ends of names, `*` allowed (paper: all)."""
     full: FullConfig | None = None
-    """Whole matrices instead; `low_rank` then counts for nothing."""
+    """Whole matrices instead; `rank` and `multiplier` then count for nothing."""
     ema_rate: Annotated[float, Gt(0), Le(1)] = 0.001
     """How fast the factors that act follow those that are trained (release: tau = 0.001)."""
     ema_warmup: Annotated[int, Ge(0)] = 10
     """They follow faster at first: at step n (from 0) by at least w / (w + n); 0: never (release)."""
 
     def new(self, base: nn.Module, name: str, seed: int) -> Skill:
-        """A skill that has learnt nothing yet."""
+        """A skill that has learnt nothing yet: A by LeCun, B zero.
+
+        Raises:
+            SkillError: a target matches nothing, or the multiplier is 0.
+        """
         if self.full is None:
-            return fresh(base, name, self.low_rank, seed)
+            low_rank = SkillConfig(
+                targets=self.targets, rank=self.rank, alpha=self.multiplier, scale_convention="raw"
+            )
+            return fresh(base, name, low_rank, seed)
         generator, factors = torch.Generator().manual_seed(seed), {}
-        for address, target in find_targets(base, self.full.targets).items():
+        for address, target in find_targets(base, self.targets).items():
             width, height = target.in_features, target.out_features
             whole = torch.randn(height, width, generator=generator) * (self.full.start * width**-0.5)
-            factors[address] = Factors(A=torch.eye(width), B=whole, scaling=self.full.alpha)
+            factors[address] = Factors(A=torch.eye(width), B=whole, scaling=self.full.multiplier)
         return Skill(name=name, factors=factors)
 
 

@@ -16,7 +16,7 @@ from expertise.policy.critics import Critics, CriticsConfig
 from expertise.runs import checkpoint
 from expertise.runs import recipe as recipes
 from expertise.runs.device import resolve
-from expertise.runs.weights import load_weights
+from expertise.runs.weights import fitting_weights
 
 POLICY = "policy.json"
 """What a policy is made of, beside its weights."""
@@ -84,7 +84,11 @@ def _load(path: Path, name: str, what: str, build: Callable[[dict[str, Any]], _M
         )
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are thrown away
         model = build(json.loads(found.text(name)))
-    load_weights(model, found, f"its {name}")
+    tensors = fitting_weights(model, found, f"its {name}")
+    with torch.no_grad():
+        # In place, so that what shares memory in the model (a base and the skills over it) goes on doing so.
+        for key, tensor in model.state_dict().items():
+            tensor.copy_(tensors[key])
     return model.to(resolve(device)).eval()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ class ActionComposition(Policy):
     member's scale.
 
     Args:
-        members: policies; never changed.
+        members: policies; copied.
         names: of the members, in their order.
         alpha: what decides their weights.
 
@@ -37,9 +38,10 @@ class ActionComposition(Policy):
         require_alike(members, names)
         first = members[0]
         super().__init__(first.observation_dim, first.action_dim, first.num_candidates, first.pick)
-        self.num_sheets, self.scale = first.num_sheets, first.scale
+        self.num_sheets = first.num_sheets
+        self.scale = copy.deepcopy(first.scale)
         self.names, self._weighing = tuple(names), Weighing(alpha=alpha)
-        self.members = nn.ModuleList(members).requires_grad_(requires_grad=False)
+        self.members = nn.ModuleList(copy.deepcopy(member) for member in members).requires_grad_(False)
         self.alpha: Alpha = alpha.build(self.observation_dim, len(members)).to(self.scale.mean.device)
         if first.critics is not None:
             self.attach(first.critics)

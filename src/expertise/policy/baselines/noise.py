@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,7 +23,7 @@ class NoiseComposition(DenoisingPolicy):
     Only alpha's parameters have `requires_grad`; it sees observations on the first member's scale.
 
     Args:
-        members: policies with one diffusion process; never changed.
+        members: policies with one diffusion process; copied.
         names: of the members, in their order.
         alpha: what decides their weights.
 
@@ -40,8 +41,9 @@ class NoiseComposition(DenoisingPolicy):
                 raise RecipeError("policies with different diffusion processes cannot share their noise")
         dims = first.observation_dim, first.action_dim
         super().__init__(first.diffusion.config, *dims, first.num_candidates, first.pick)
-        self.scale, self.names, self._weighing = first.scale, tuple(names), Weighing(alpha=alpha)
-        self.members = nn.ModuleList(members).requires_grad_(requires_grad=False)
+        self.scale = copy.deepcopy(first.scale)
+        self.names, self._weighing = tuple(names), Weighing(alpha=alpha)
+        self.members = nn.ModuleList(copy.deepcopy(member) for member in members).requires_grad_(False)
         self.alpha: Alpha = alpha.build(self.observation_dim, len(members)).to(self.scale.mean.device)
         if first.critics is not None:
             self.attach(first.critics)
