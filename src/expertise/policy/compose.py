@@ -12,6 +12,7 @@ from torch import Tensor
 from expertise.policy.acting import DenoisingPolicy
 from expertise.policy.alpha import AlphaConfig, Weighing
 from expertise.policy.policy import DiffusionPolicy
+from expertise.policy.steering import SteeredNetwork
 from expertise.runs import recipe as recipes
 from expertise.shapes import Float
 from expertise.skills.compose import compose
@@ -48,6 +49,7 @@ class ComposedPolicy(DenoisingPolicy):
         self.names = composition_of(self.network).names
         self.alpha = alpha.build(self.observation_dim, len(skills)).to(self.scale.mean.device)
         self._shapes = [shape_of(skill) for skill in skills]
+        self._steered: SteeredNetwork | None = None
         if base.critics is not None:
             self.attach(base.critics)
 
@@ -61,6 +63,24 @@ class ComposedPolicy(DenoisingPolicy):
             seen = seen.repeat_interleave(each, dim=0)
         return lambda actions, times: self.network(actions, times, seen, weights=weights)
 
+    def candidates(
+        self,
+        observations: Float[Tensor, "states observations"],
+        noise: Float[Tensor, "sheets states candidates actions"],
+    ) -> Float[Tensor, "states candidates actions"]:
+        """The actions that the noise leads to. Gradients reach alpha."""
+        if torch.is_grad_enabled():
+            return super().candidates(observations, noise)
+        if self._steered is None:
+            self._steered = SteeredNetwork(self.network)
+        _, states, number, dim = noise.shape
+        seen, network = self.scale(observations), self._steered.forward
+        self._steered.steer(self.alpha(seen), each=number)
+        if number > 1:
+            seen = seen.repeat_interleave(number, dim=0)
+        drawn = self.diffusion.sample(lambda x, times: network(x, times, seen), noise.flatten(1, 2))
+        return drawn.view(states, number, dim)
+
     def weigh(self, observations: Float[Tensor, "states observations"]) -> Float[Tensor, "states names"]:
         """alpha(s)."""
         return self.alpha(self.scale(observations))  # type: ignore[no-any-return]
@@ -72,6 +92,15 @@ class ComposedPolicy(DenoisingPolicy):
             "skills": self._shapes,
             "weighing": dataclasses.asdict(self._weighing),
         }
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What acts shares memory with the network: a copy makes its own.
+        return {**super().__getstate__(), "_steered": None}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ComposedPolicy:
+        self._steered = None  # moved to another device or dtype, the network has other memory
+        super()._apply(fn, recurse)
+        return self
 
     @classmethod
     def rebuilt(cls, facts: dict[str, Any]) -> ComposedPolicy:

@@ -139,6 +139,8 @@ def write_film(frames: Sequence[Any], path: Path, frames_per_second: int = 20) -
     if not len(frames):
         raise DataError("there are no pictures to make a film of")
     imageio = needed("imageio", "a film")
+    # A GIF is timed by its pictures, in milliseconds.
+    timing = {"duration": 1000 / frames_per_second} if path.suffix == ".gif" else {"fps": frames_per_second}
     with disk_errors(path):
         make_folder(path.parent)
-        imageio.mimwrite(path, list(frames), fps=frames_per_second)
+        imageio.mimwrite(path, list(frames), **timing)
