@@ -8,10 +8,10 @@ SAFETY := $(VENV)/.ready-safety
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-policy setup-safety demo test test-faults test-policy lint types format bench docs clean
+.PHONY: help setup setup-policy setup-safety demo test test-faults test-policy lint types format bench docs reproduce-skills-lm clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## virtual environment with the core and the tools for development
 
@@ -63,10 +63,14 @@ format: $(STAMP)  ## put the code into house style
 
 bench: $(STAMP)  ## measure speed beside a peer and the physical limit
 	$(BIN)/python benchmarks/mixture_layer.py
+	$(BIN)/python benchmarks/policy_training.py
 
 docs: $(STAMP)  ## write docs/cli.md and docs/recipe-keys.md from the code
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/python docs/make_recipe_keys.py
+
+reproduce-skills-lm: $(STAMP)  ## skills on language models, three seeds, about an hour on one core; goes on where it stopped
+	OMP_NUM_THREADS=1 $(BIN)/python -m reproduce.skills_lm
 
 clean:  ## remove the environment and what tools left behind; runs stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks build dist

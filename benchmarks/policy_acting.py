@@ -1,4 +1,4 @@
-"""CPU time per action: a policy composed of skills beside its base, and episodes side by side beside one at a time.
+"""CPU time per action: a policy composed of skills beside its base; and episodes at once beside one by one.
 
 A policy with two skills of rank 8 and a learned alpha(s) takes turns with its base, for one state and N
 candidates, within one process; so do twenty episodes at once and one after another, where the simulators are

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,24 @@ def page() -> str:
     group = typer.main.get_command(build_app())
     Context: Any = group.context_class  # noqa: N806 - it is a class
     top = Context(group, info_name="expertise", terminal_width=100, max_content_width=100)
-    parts = [HEAD, f"```\n{group.get_help(top).strip()}\n```\n"]
-    for name in group.list_commands(top):  # type: ignore[attr-defined]
-        command = group.get_command(top, name)  # type: ignore[attr-defined]
-        context = Context(command, info_name=name, parent=top, terminal_width=100, max_content_width=100)
-        parts.append(f"## expertise {name}\n\n```\n{command.get_help(context).strip()}\n```\n")
+    parts = [HEAD, _help(group, top), *_commands(group, top)]
     return "\n".join(parts)
+
+
+def _commands(group: Any, context: Any) -> Iterator[str]:
+    """The help of every command of a group, and of those of the groups in it."""
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        own = type(context)(
+            command, info_name=name, parent=context, terminal_width=100, max_content_width=100
+        )
+        yield f"## {own.command_path}\n\n{_help(command, own)}"
+        if hasattr(command, "list_commands"):
+            yield from _commands(command, own)
+
+
+def _help(command: Any, context: Any) -> str:
+    return f"```\n{command.get_help(context).strip()}\n```\n"
 
 
 def main() -> None:

@@ -15,10 +15,12 @@ class Registry(Mapping[str, Any]):
     Args:
         family: what the entries are, in the singular; used in messages.
         table: name → "package.module:attribute".
+        about: what the family is for, in a sentence, where a user is shown it.
     """
 
-    def __init__(self, family: str, table: Mapping[str, str]) -> None:
+    def __init__(self, family: str, table: Mapping[str, str], about: str = "") -> None:
         self.family = family
+        self.about = about
         self._table = dict(table)
         self._loaded: dict[str, Any] = {}
 

@@ -34,7 +34,7 @@ def test_the_whole_command_as_its_own_process(run_folder: Path, process) -> None
     assert done.stderr == ""
     wrong = process("generate", "nowhere", "red")
     assert (wrong.returncode, wrong.stdout) == (2, "")
-    assert wrong.stderr.startswith("error: no run at nowhere")
+    assert wrong.stderr.startswith("error: no model at nowhere")
 
 
 def test_train_on_a_finished_run_changes_nothing(run_folder: Path, expertise) -> None:
@@ -182,12 +182,20 @@ def test_plan_stands_side_by_side(home: Path, expertise) -> None:
 
 def test_every_command_has_an_example_in_its_help(expertise) -> None:
     from expertise.cli.main import COMMANDS
+    from expertise.registry import Registry
 
-    for name in COMMANDS:
-        done = expertise(name, "--help")
-        assert done.returncode == 0
-        assert "Example: expertise" in done.stdout, name
-        assert "--json" in done.stdout, name
+    def check(commands: Registry, *group: str) -> None:
+        for name, entry in commands.items():
+            done = expertise(*group, name, "--help")
+            assert done.returncode == 0
+            if isinstance(entry, Registry):
+                check(entry, *group, name)
+                continue
+            words = " ".join(["Example: expertise", *group, name])
+            assert words in " ".join(done.stdout.split()), words
+            assert "--json" in done.stdout, words
+
+    check(COMMANDS)
 
 
 def test_the_page_of_commands_is_current() -> None:

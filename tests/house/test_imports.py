@@ -22,13 +22,8 @@ ARROW = {
     "skills": FOUNDATION | {"runs", "mixture"},
     "lm": FOUNDATION | {"runs", "mixture", "skills"},
     "policy": FOUNDATION | {"runs", "mixture", "skills"},
-<<<<<<< HEAD
     "report": FOUNDATION | {"runs", "mixture", "skills", "lm", "policy"},
     "cli": FOUNDATION | {"runs", "mixture", "skills", "lm", "policy", "report"},
-=======
-    "report": FOUNDATION | {"runs", "mixture", "skills", "lm"},
-    "cli": FOUNDATION | {"runs", "mixture", "skills", "lm", "report"},
->>>>>>> policy-data
 }
 
 
@@ -77,6 +72,23 @@ def test_a_user_of_the_mixture_needs_neither_pydantic_nor_the_language_model() -
         "expertise.lm",
         "expertise.runs.loop",
     }
+
+
+def test_a_user_of_skills_needs_no_library_of_other_peoples_models() -> None:
+    heavy = {"peft", "transformers", "pydantic", "matplotlib", "tokenizers", "expertise.lm"}
+    assert not loaded_by("from expertise.skills import *") & heavy
+
+
+def test_what_a_library_holds_is_read_without_torch() -> None:
+    assert not loaded_by("import expertise.skills.folders") & {"torch", "numpy", "safetensors", "filelock"}
+
+
+def test_no_module_of_skills_hides_a_public_name() -> None:
+    import expertise.skills
+
+    assert not {path.stem for path in (SOURCE / "skills").glob("*.py")} & set(expertise.skills.__all__)
+    listed = [name for names in expertise.skills._HOMES.values() for name in names]
+    assert sorted(listed) == sorted(expertise.skills.__all__)
 
 
 def test_importing_the_package_and_asking_for_help_load_no_torch() -> None:

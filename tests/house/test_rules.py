@@ -69,7 +69,8 @@ def test_configs_describe_every_field() -> None:
 
 def public_objects() -> dict[str, object]:
     found = {}
-    for package in ("mixture", "lm", "lm.data", "lm.evaluate", "policy", "policy.data", "policy.envs"):
+    packages = ("mixture", "skills", "lm", "lm.data", "lm.evaluate", "policy", "policy.data", "policy.envs")
+    for package in packages:
         module = import_module(f"expertise.{package}")
         found |= {f"{package}.{name}": getattr(module, name) for name in module.__all__}
     for info in pkgutil.walk_packages([str(SOURCE / "mixture")], "expertise.mixture."):
@@ -123,6 +124,7 @@ def test_exported_names_exist_and_are_sorted_out() -> None:
     for package in (
         "",
         ".mixture",
+        ".skills",
         ".lm",
         ".lm.data",
         ".lm.evaluate",

@@ -64,7 +64,7 @@ def test_a_step_moves_each_bias_against_the_loads_of_all_its_tokens(
     counts = [torch.zeros(4), torch.zeros(4)]
     for micro in range(accumulation):
         task.losses(0, micro, False)
-        tokens = task._micro.batch(micro).tokens
+        tokens = task._batches.batch(0, micro).tokens
         with recording(task.model) as mixtures, torch.no_grad():
             task.model(tokens)
         for layer, mixture in enumerate(mixtures):
@@ -254,7 +254,7 @@ def test_a_hash_router_can_serve_no_balance_loss(small_recipe: Make, name: str) 
 
 def test_routes_without_probabilities_are_refused_in_python_too(small_recipe: Make) -> None:
     task = task_of(small_recipe(HASH, *NO_LOSS))
-    batch = task._micro.batch(0)
+    batch = task._batches.batch(0, 0)
     with pytest.raises(RecipeError, match=r"balance\.expert needs a router that learns probabilities"):
         objective.losses(task.model, batch.tokens, batch.targets, BalanceConfig(expert=0.1))
 

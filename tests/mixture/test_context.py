@@ -82,3 +82,19 @@ def test_a_context_that_does_not_fit_is_refused(context: Any, words: str) -> Non
 def test_widths_are_positive(sizes: Any) -> None:
     with pytest.raises(RecipeError, match="must be positive"):
         Context(*sizes)
+
+
+def test_normalised_contexts_have_no_size() -> None:
+    router = Context(3, 5, [7], normalize=True)
+    context = torch.randn(6, 3)
+    x = torch.randn(6, 2)
+    expected = Context(3, 5, [7])
+    expected.load_state_dict(router.state_dict())
+    size = context.square().mean(-1, keepdim=True).sqrt()
+    torch.testing.assert_close(router(x, context).gates, expected(x, context / size).gates)
+    torch.testing.assert_close(
+        router(x, 1e-2 * context).gates, router(x, context).gates, rtol=1e-3, atol=1e-3
+    )
+    config = Context.Config(context_dim=3, hidden=[7], normalize=True)
+    assert config.build(0, 5).normalize
+    assert config.num_params(0, 5) == sum(p.numel() for p in router.parameters())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 
 import pytest
@@ -179,8 +178,7 @@ def targets(critic: str, batch: Batch, config: CriticsConfig) -> tuple[Critics, 
 
 def random_batch(rows: int, costs: bool = True) -> Batch:
     torch.manual_seed(1)
-    ends = torch.zeros(rows)
-    ends[0] = 1.0
+    ends = (torch.arange(rows) < 2).float()
     cost = (torch.arange(rows) % 2).float() * 0.3
     return Batch(
         torch.randn(rows, 3),
@@ -194,20 +192,24 @@ def random_batch(rows: int, costs: bool = True) -> Batch:
 
 @pytest.mark.parametrize("row", range(4))
 def test_what_q_is_drawn_to(row: int) -> None:
-    """One row at a time: an end and no end, a cost and none."""
+    """One row at a time: ends (0 and 1) and no ends, costs (1 and 3) and none."""
     batch = random_batch(4).take(torch.tensor([row]))
+    # V_c of what follows is above -1 there, so that an end is not what it would be anyway.
+    batch = dataclasses.replace(batch, next_observations=torch.full((1, 3), 0.5))
     config = CriticsConfig(
         reward=RewardCriticConfig(hidden=[8], value_norm=False),
         safety=SafetyCriticConfig(hidden=[8], value_norm=False),
     )
     critics, wanted = targets("reward", batch, config)
     following = float(critics.v("reward", batch.next_observations))
-    expected = float(batch.rewards) + (0 if row == 0 else 0.99 * following)
+    expected = float(batch.rewards) + (0 if row < 2 else 0.99 * following)
     assert float(wanted) == pytest.approx(expected, abs=1e-4)
     critics, wanted = targets("safety", batch, config)
     h = 25.0 if row % 2 else -1.0
-    ahead = 0.01 * h + 0.99 * max(h, float(critics.v("safety", batch.next_observations)))
-    assert float(wanted) == pytest.approx(h if row == 0 else ahead, abs=1e-3)
+    following = float(critics.v("safety", batch.next_observations))
+    assert following > -0.5
+    ahead = 0.01 * h + 0.99 * max(h, following)
+    assert float(wanted) == pytest.approx(h if row < 2 else ahead, abs=1e-3)
 
 
 def test_expectiles_weigh_the_two_sides() -> None:
@@ -289,8 +291,10 @@ def test_what_does_not_fit_is_one_line() -> None:
         RewardCriticConfig(expectile=1.0)
     with pytest.raises(RecipeError, match=r"must be positive and safety\.safe negative, not 1\.0 and 2"):
         SafetyCriticConfig(violation=1.0, safe=2.0)
-    with pytest.raises(RecipeError, match=r"safety\.hidden must hold positive widths, not \[0\]"):
+    with pytest.raises(RecipeError, match=r"safety\.hidden must be positive, not 2 and \[0\]"):
         SafetyCriticConfig(hidden=[0])
+    with pytest.raises(RecipeError, match=r"target_rate must lie within 0 and 1, not 1\.5 and 0\.005"):
+        RewardCriticConfig(discount=1.5)
     with pytest.raises(RecipeError, match="leaves nothing of an observation of width 1"):
         Critics(CriticsConfig(reward=RewardCriticConfig()), 1, 1)
     critics = Critics(CriticsConfig(safety=SafetyCriticConfig(hidden=[4])), 3, 2)
@@ -309,4 +313,4 @@ def test_the_defaults_are_the_release_s() -> None:
     assert (safety.discount, safety.expectile, safety.target_rate) == (0.99, 0.9, 0.005)
     assert (safety.violation, safety.safe) == (25.0, -1.0)
     assert reward.hidden == safety.hidden == [256, 256]
-    assert math.isclose(reward.num_critics, 2)
+    assert reward.num_critics == safety.num_critics == 2

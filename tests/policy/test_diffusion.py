@@ -154,5 +154,7 @@ def test_nothing_is_drawn_and_the_last_step_adds_no_noise() -> None:
 def test_wrong_numbers_are_one_line() -> None:
     with pytest.raises(RecipeError, match=r"^diffusion\.num_steps must be at least 1, not 0$"):
         DiffusionConfig(num_steps=0)
+    with pytest.raises(RecipeError, match=r"must not be negative, not -1\.0 and 1\.0$"):
+        DiffusionConfig(clip=-1.0)
     with pytest.raises(RecipeError, match=r"beta_min \(2\.0\) must be positive and not above .*\(1\.0\)$"):
         DiffusionConfig(beta_min=2.0, beta_max=1.0)

@@ -76,6 +76,8 @@ def test_an_action_follows_from_the_noise_or_the_generator_alone(make_policy: Ma
     first = policy.act(seen)
     torch.manual_seed(9)
     assert torch.equal(policy.act(seen), first)
+    torch.testing.assert_close(policy.act(seen.double(), noise=noise), again)
+    assert policy.act(seen.double(), noise=noise).dtype == torch.float32
     # A state's action does not depend on the states beside it.
     torch.testing.assert_close(policy.act(seen[2:3], noise=noise[:, 2:3]), again[2:3])
 
@@ -123,6 +125,10 @@ def test_what_cannot_act_says_why(make_policy: MakePolicy, make_critics: MakeCri
         policy.act(seen, num_candidates=0)
     with pytest.raises(DataError, match="takes observations of width 3, not 4"):
         policy.act(torch.randn(2, 4))
+    with pytest.raises(DataError, match=r"noise of shape \[5, 3, 1, 2\] does not fit 2 states"):
+        policy.act(seen, noise=policy.draw(3))
+    with pytest.raises(RecipeError, match=r"ema_rate must lie in \(0, 1\] .* not 0\.0 and 10"):
+        PolicyConfig(ema_rate=0.0)
     for wrong in (lambda: PolicyConfig(pick="max-qc"), lambda: policy.act(seen, pick="max-qc")):
         with pytest.raises(RecipeError, match="unknown pick 'max-qc'") as caught:
             wrong()
@@ -233,6 +239,9 @@ def test_saving_replaces_a_policy_and_nothing_else(tmp_path: Path, make_policy: 
     assert torch.equal(load(tmp_path / "policy").scale.mean, other.scale.mean)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
+    checkpoint.write(tmp_path / "other", 3, {"model": {"w": torch.zeros(1)}}, {"model.json": "{}"})
+    with pytest.raises(RunError, match="other exists and is neither"):
+        save(other, tmp_path / "other")
     with pytest.raises(RunError, match="mine exists and is neither a policy nor critics"):
         save(other, tmp_path / "mine")
     assert (tmp_path / "mine" / "notes.txt").read_text() == "mine"

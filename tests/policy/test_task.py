@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from expertise.errors import DataError
 from expertise.policy import (
@@ -28,6 +28,8 @@ from expertise.policy.network import PlainNetwork, ResidualNetwork
 from expertise.runs import checkpoint, loop
 from expertise.runs.config import TrainConfig
 from expertise.runs.metrics import read_lines
+from expertise.skills import compose
+from expertise.skills.learn import SkillConfig, fresh, learnt
 
 CONFIG = TrainConfig(steps=6, batch_size=8, log_every=2, save_every=2, evaluate_every=3, seed=3, device="cpu")
 FAST = dataclasses.replace(POLICY_OPTIMIZER, learning_rate=3e-3)
@@ -239,6 +241,29 @@ def test_only_what_needs_a_gradient_is_trained(tmp_path: Path, make_policy: Call
     changed = {name for name, value in before.items() if not torch.equal(after[name], value)}
     assert {name.removeprefix("network.").removeprefix("acting.") for name in changed} == {"layers.6.weight"}
     assert len(changed) == 2
+
+
+def test_a_skill_lies_over_every_linear_map_and_is_learnt_alone(tmp_path: Path) -> None:
+    """PSEC's skills: raw alpha, A and B on each `nn.Linear`, the base from the weights that act."""
+    config = PolicyConfig(network=ResidualNetwork.Config(hidden=8, num_blocks=1, time_features=4))
+    seen, done = demonstrations()
+    base = config.build_for(seen, done)
+    skill = fresh(base.acting, "new", SkillConfig(rank=2, alpha=16.0, scale_convention="raw"))
+    linear = {name for name, module in base.acting.named_modules() if isinstance(module, nn.Linear)}
+    assert set(skill.factors) == linear
+    policy = DiffusionPolicy(config, compose(base.acting, [], growing=skill))
+    policy.scale.load_state_dict(base.scale.state_dict())
+    noise = base.draw(40)
+    assert torch.equal(policy.act(seen, noise=noise), base.act(seen, noise=noise)), "B is zero"
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    loop.train(tmp_path, DiffusionTask(policy, seen, done, CONFIG), CONFIG, FAST)
+    assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
+    for network in (policy.network, policy.acting):
+        found = learnt(network, "new")
+        assert all(bool(factors.B.any()) for factors in found.factors.values())
+    again = compose(base.acting, [learnt(policy.acting, "new")], weights=[1.0])
+    times = torch.arange(40) % 5
+    torch.testing.assert_close(again(done, times, seen), policy.acting(done, times, seen))
 
 
 def test_what_does_not_fit_is_one_line(make_policy: Callable[..., Any]) -> None:

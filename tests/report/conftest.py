@@ -1,11 +1,13 @@
-"""Pages of the made-up records, each drawn once for all tests."""
+"""Pages of the made-up records, each drawn once for all tests, and a browser to open them in."""
 
 from __future__ import annotations
 
 import functools
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,3 +28,47 @@ def _page(case: str) -> str:
 def page_of() -> Callable[[str], str]:
     """The page of a case: `demo`, or a name in `report_records.ODD`."""
     return _page
+
+
+_CHROMIUM = shutil.which("chromium")
+_QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+_QUIET += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A headless Chromium; tests that ask for it are skipped where there is none."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: the page is not opened"
+    )
+    if _CHROMIUM is None:
+        pytest.skip("Debian's chromium is not installed: the page is not opened")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=_CHROMIUM, args=_QUIET)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Opens a file; at the end of the test nothing may have been complained of or asked for."""
+    contexts, complaints = [], []
+
+    def go(path: Path, size: dict[str, int], mode: str = "light", **options: Any) -> Any:
+        context = browser.new_context(viewport=size, color_scheme=mode, reduced_motion="reduce", **options)
+        contexts.append(context)
+        page = context.new_page()
+        address = path.as_uri()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: complaints.append(dialog.message))
+        page.on(
+            "request", lambda request: request.url in (address, "data:,") or complaints.append(request.url)
+        )
+        page.goto(address)
+        return page
+
+    yield go
+    for context in contexts:
+        context.close()
+    assert complaints == []

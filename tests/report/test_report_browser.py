@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import DESKTOP, PHONE, overflow
 from report_records import record
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed: the page is not opened"
-)
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="Debian's chromium is not installed: the page is not opened"
-)
-
-_QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-_QUIET += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 _ODD_PAGES = (
     "hostile",
     "many layers",
@@ -30,15 +20,6 @@ _ODD_PAGES = (
     "dense",
     "empty",
 )
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=_QUIET)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -50,32 +31,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, page_of: Callable[[str], st
 
 
 @pytest.fixture
-def visit(browser: Any, folder: Path) -> Iterator[Any]:
-    """Opens a page; at the end of the test nothing may have been complained of or asked for."""
-    contexts, complaints = [], []
-
-    def go(name: str, size: dict[str, int], mode: str = "light", **options: Any) -> Any:
-        context = browser.new_context(viewport=size, color_scheme=mode, reduced_motion="reduce", **options)
-        contexts.append(context)
-        page = context.new_page()
-        address = (folder / f"{name}.html").as_uri()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: complaints.append(dialog.message))
-        page.on(
-            "request", lambda request: request.url in (address, "data:,") or complaints.append(request.url)
-        )
-        page.goto(address)
-        return page
-
-    yield go
-    for context in contexts:
-        context.close()
-    assert complaints == []
-
-
-def _overflow(page: Any) -> int:
-    return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+def visit(open_page: Callable[..., Any], folder: Path) -> Callable[..., Any]:
+    """Opens the page of a case."""
+    return lambda name, *arguments, **options: open_page(folder / f"{name}.html", *arguments, **options)
 
 
 @pytest.mark.parametrize("mode", ["light", "dark"])
@@ -94,7 +52,7 @@ def test_every_figure_is_drawn_and_nothing_sticks_out(visit: Any, size: dict[str
     assert sum(name == "svg.chart" for name, *_ in boxes) >= 9
     assert sum(name == "svg.heat" for name, *_ in boxes) == 8
     assert [box for box in boxes if box[1] < 1 or box[2] < 1] == []
-    assert _overflow(page) <= 0
+    assert overflow(page) <= 0
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (background == "rgb(253, 252, 250)") == (mode == "light")
     heights = page.locator(".chart text").evaluate_all(
@@ -110,7 +68,7 @@ def test_every_figure_is_drawn_and_nothing_sticks_out(visit: Any, size: dict[str
 def test_odd_pages_fit_a_phone(visit: Any, name: str) -> None:
     page = visit(name, PHONE, "dark")
     page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
-    assert _overflow(page) <= 0
+    assert overflow(page) <= 0
     assert page.locator("h1").is_visible()
 
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import expertise.report
-from expertise.report.colours import NUM_STEPS, count_scale, ratio_step, value_scale
+from expertise.report.colours import NUM_STEPS, count_scale, ratio_step, signed_scale, value_scale
 from expertise.report.figures import Line, _spread_labels, line_chart, smooth, thin
-from expertise.report.text import compact, duration, listing, pieces, plain, whole
+from expertise.report.text import compact, duration, listing, pieces, plain, signed, whole
 
 
 def test_numbers_are_written_for_readers() -> None:
@@ -34,6 +34,25 @@ def test_numbers_are_written_for_readers() -> None:
         "3\u00a0h 20\u00a0min",
     ]
     assert listing(["a", "b", "c"]) == "a, b and c"
+
+
+def test_signed_numbers_have_a_true_minus_and_no_negative_nought() -> None:
+    assert [signed(v) for v in (0.7, -0.3, -0.001, 0.0, None)] == ["0.70", "−0.30", "0.00", "0.00", "–"]
+
+
+@given(st.lists(st.floats(-5, 5), max_size=12))
+def test_signed_classes_are_symmetric_and_the_middle_is_nought(values: list[float]) -> None:
+    scale = signed_scale(values)
+    assert scale.step(0.0) == 4
+    assert len(scale.steps) == len(scale.labels) == len(scale.edges) + 1
+    for value in values:
+        step = scale.step(value)
+        assert 0 <= step <= 8
+        assert (step >= 4) if value >= 0 else (step <= 4)
+        assert abs(step - 4) <= abs(signed_scale([*values, -value]).step(value) - 4)
+    most = max(map(abs, values), default=0.0)
+    if most > 0.5:
+        assert {scale.step(value) for value in values if abs(value) == most} <= {0, 8}
 
 
 def test_tokens_show_what_cannot_be_seen() -> None:
@@ -124,6 +143,8 @@ def test_colours_are_legible_in_both_modes() -> None:
         for i in range(8):
             assert _contrast(colours[f"s{i}"], colours[f"t{i}"]) >= 4.5, i
             assert _contrast(colours[f"k{i}"], colours["bg"]) >= 3.0, i
+        for i in range(9):
+            assert _contrast(colours[f"d{i}"], colours[f"e{i}"]) >= 4.5, i
         light = [_luminance(colours[f"s{i}"]) for i in range(8)]
         assert light in (sorted(light), sorted(light, reverse=True))
         around = [_contrast(colours[f"d{i}"], colours["d4"]) for i in range(9)]

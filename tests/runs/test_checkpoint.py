@@ -110,7 +110,7 @@ def other_schema(run: Path, step: int, schema: int) -> None:
     content = json.loads(path.read_text())
     content |= {"schema": schema, "versions": {"expertise": "9.9.9"}}
     del content["sha256"]
-    path.write_text(json.dumps({**content, "sha256": checkpoint._digest(content)}))
+    path.write_text(json.dumps({**content, "sha256": files.sha256_of_json(content)}))
 
 
 @pytest.mark.parametrize("schema", [checkpoint.SCHEMA + 1, 0])

@@ -95,7 +95,7 @@ def test_one_look_at_all_weights_sees_every_bad_number_and_no_other() -> None:
     assert all_finite([torch.full((4,), 6e4, dtype=torch.float16), torch.nn.Parameter(torch.ones(2))])
     assert all_finite([])
     for bad in (math.nan, math.inf, -math.inf):
-        for dtype in (torch.float32, torch.bfloat16):
+        for dtype in (torch.float32, torch.bfloat16, torch.complex64):
             spoilt = torch.zeros(5, dtype=dtype)
             spoilt[4] = bad
             assert not all_finite([*good, spoilt])

@@ -16,9 +16,10 @@ import torch
 from judges import made_up
 
 from expertise.errors import DiskError, SkillError
+from expertise.runs.files import sha256_of_json
 from expertise.skills import Library, Skill, fingerprint
 from expertise.skills.card import CARD, card_text
-from expertise.skills.peft import CONFIG, WEIGHTS
+from expertise.skills.peft_config import CONFIG, WEIGHTS
 
 Make = Callable[..., Any]
 NET = {"body.0": (2, 6, 8), "body.2.1": (3, 8, 3)}
@@ -180,13 +181,13 @@ def test_a_skill_of_another_base_is_refused_unless_forced(library: Library) -> N
     library.load("c", other)  # its base is unknown: only shapes are compared
     other.body[0] = torch.nn.Linear(6, 9)
     for name in "ac":
-        with pytest.raises(SkillError, match=r"body\.0 is 9 x 6, the skill is for 8 x 6"):
+        with pytest.raises(SkillError, match=r"at body\.0: 6 → 8 against 6 → 9"):
             library.load(name, other, force=True)
 
 
 def test_a_skill_that_does_not_fit_or_is_not_finite_is_not_added(library: Library) -> None:
     before = tree(library.path)
-    with pytest.raises(SkillError, match=r"skill x does not fit the base: body\.0 is 8 x 6"):
+    with pytest.raises(SkillError, match=r"skill 'x' does not fit the base at body\.0: 5 → 8"):
         library.add(made_up({"body.0": (2, 5, 8)}), name="x", base=judges.Net())
     skill = made_up(NET)
     skill.factors["body.0"].B[1, 1] = torch.inf
@@ -332,12 +333,14 @@ def test_what_is_no_adapter_is_refused_with_the_reason(library: Library, tmp_pat
     with pytest.raises(SkillError, match=r"no adapter at .*nothing"):
         library.import_peft(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SkillError, match=r"adapter_config\.json is missing"):
+    with pytest.raises(SkillError, match=r"no adapter at .*empty: it has no adapter_config\.json"):
         library.import_peft(tmp_path / "empty")
     (tmp_path / "empty" / CONFIG).write_text("{}")
     (tmp_path / "empty" / "adapter_model.bin").write_bytes(b"\x80\x04")
     with pytest.raises(SkillError, match="keeps its weights as a pickle") as caught:
         library.import_peft(tmp_path / "empty")
+    shutil.copytree(tmp_path / "empty", library.path / "pickled")
+    assert "keeps its weights as a pickle" in library.verify().skills[-1].problems[0]
     assert caught.value.hints == ("save it again with PEFT: save_pretrained(…, safe_serialization=True)",)
     with pytest.raises(SkillError, match="is a file, not a library"):
         Library(library.path / "a" / CARD).names()
@@ -360,8 +363,6 @@ def test_nothing_is_exported_over_what_is_there(library: Library, tmp_path: Path
 
 def test_a_card_of_another_version_is_named_and_kept(library: Library) -> None:
     content = json.loads((library.path / "a" / CARD).read_text())
-    from expertise.runs.files import sha256_of_json
-
     content |= {"schema": 2, "version": "9.0", "new": 1}
     del content["sha256"]
     text = json.dumps({**content, "sha256": sha256_of_json(content)})
@@ -371,6 +372,40 @@ def test_a_card_of_another_version_is_named_and_kept(library: Library) -> None:
             attempt()
         assert caught.value.hints == ("it was written by expertise 9.0: use that",)
     assert (library.path / "a" / CARD).read_text() == text
+
+
+@pytest.mark.parametrize(
+    "made_up_field",
+    [
+        {"files": {"../b/card.json": {"size": 1, "sha256": ""}}},
+        {"files": {"..": {"size": 1, "sha256": ""}}},
+        {"files": {CONFIG: 3}},
+        {"files": {CONFIG: {}}},
+        {"files": None},
+        {"base": {"weights": ""}},
+        {"base": "x"},
+        {"targets": ["q"]},
+        {"name": 3},
+        {"scale_convention": "mine"},
+        {"more": 1},
+    ],
+)
+def test_a_card_that_was_made_up_is_damaged_whatever_its_digest(
+    library: Library, made_up_field: dict[str, Any], tmp_path: Path
+) -> None:
+    content = json.loads((library.path / "a" / CARD).read_text())
+    del content["sha256"]
+    content |= made_up_field
+    (library.path / "a" / CARD).write_text(json.dumps({**content, "sha256": sha256_of_json(content)}))
+    for attempt in (
+        lambda: library.card("a"),
+        lambda: library.load("a"),
+        lambda: library.export_peft("a", tmp_path / "out" / "x"),
+    ):
+        with pytest.raises(SkillError, match=r"damaged skill .*a: card\.json is not what was written"):
+            attempt()
+    assert library.verify().skills[0].problems != ()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_half_skill(

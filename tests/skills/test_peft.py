@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save, save_file
 from expertise.errors import SkillError
 from expertise.skills import Factors
 from expertise.skills.fit import require_copies, require_fit
-from expertise.skills.peft import CONFIG, WEIGHTS, Adapter, read
+from expertise.skills.peft import Adapter, read
+from expertise.skills.peft_config import CONFIG, WEIGHTS
 from expertise.skills.peft_export import write
 
 Make = Callable[..., tuple[Path, Any]]
@@ -129,10 +130,8 @@ def test_scalings_and_ranks_of_every_kind_come_back() -> None:
     assert list(back) == ["layers.2.q", "layers.10.q", "x.lonely", "x.experts.up", "x.experts.down", "y"]
     for address, made in odd.items():
         assert back[address].scaling == made.scaling
-        # A single expert is a stack only where the base says so.
-        wanted = (made.A[0], made.B[0]) if address == "x.lonely" else (made.A, made.B)
-        assert torch.equal(back[address].A, wanted[0])
-        assert torch.equal(back[address].B, wanted[1])
+        assert torch.equal(back[address].A, made.A)
+        assert torch.equal(back[address].B, made.B)
 
 
 def test_order_of_stacks_is_that_of_the_base_whatever_the_skill_says(tmp_path: Path) -> None:
@@ -185,6 +184,7 @@ def test_every_field_of_pefts_configuration_is_decided() -> None:
         ("r", 0, "a rank must be a whole number above 0, not 0"),
         ("r", True, "not True"),
         ("lora_alpha", "8", "an alpha must be a finite number, not '8'"),
+        ("lora_alpha", 10**400, "too large"),
         ("rank_pattern", {"q": 1.5}, "not 1.5"),
         ("rank_pattern", {"q(": 2}, "missing \\)"),
         ("rank_pattern", [2], "adapter_config.json: "),
@@ -262,6 +262,7 @@ def test_files_that_are_no_files_of_an_adapter_are_one_line() -> None:
     for config, tensors, message in (
         (b"{", weights, "adapter_config.json is not JSON"),
         (b"[]", weights, "is not an object"),
+        (b"[" * 100_000, weights, "is not JSON"),
         (b"\xff\xfe", weights, "is not JSON"),
         (settings.encode(), weights[:-5], "adapter_model.safetensors cannot be read"),
         (settings.encode(), b"", "adapter_model.safetensors cannot be read"),
@@ -285,11 +286,12 @@ def test_numbers_of_stacks_must_agree() -> None:
 @pytest.mark.parametrize(
     ("address", "sizes", "message"),
     [
-        ("body.3", (2, 6, 8), "it adapts body.3: no linear layer"),
-        ("body.0", (2, 8, 6), "does not fit the base: body.0 is 8 x 6, the skill is for 6 x 8"),
-        ("body.0", (2, 6, 8, 3), "the skill is for 3 x 8 x 6"),
-        ("body", (2, 6, 8), "it adapts body: no linear layer"),
-        ("body.0.bias", (2, 6, 8), "it adapts body.0.bias: no linear layer"),
+        ("body.3", (2, 6, 8), "skill 'it' adapts body.3, where the base has nothing that can be adapted"),
+        ("body.0", (2, 8, 6), "'it' does not fit the base at body.0: 8 → 6 against 6 → 8"),
+        ("body.0", (2, 6, 8, 3), "3 experts of 6 → 8 against 6 → 8"),
+        ("body", (2, 6, 8), "adapts body, where the base has nothing"),
+        ("0", (2, 6, 8), "adapts 0, where the base has nothing"),
+        ("body.0.bias", (2, 6, 8), "adapts body.0.bias, where the base has nothing"),
     ],
 )
 def test_a_skill_that_does_not_fit_a_base_is_refused(address: str, sizes: Any, message: str) -> None:
@@ -301,9 +303,17 @@ def test_near_names_and_other_kinds_are_said() -> None:
     base = judges.llama()
     with pytest.raises(SkillError) as caught:
         require_fit(judges.made_up({"model.layers.0.self_attn.qproj": (2, 16, 16)}).factors, base, "it")
-    assert caught.value.hints == ("did you mean 'model.layers.0.self_attn.q_proj'?",)
-    with pytest.raises(SkillError, match=r"model\.embed_tokens is an embedding there"):
+    assert "model.layers.0.self_attn.q_proj" in caught.value.hints[0]
+    with pytest.raises(SkillError, match=r"at model\.embed_tokens: 32 → 16 against embedding 32 → 16"):
         require_fit(judges.made_up({"model.embed_tokens": (2, 32, 16)}).factors, base, "it")
+
+
+def test_an_adapter_of_another_model_is_refused_by_the_first_name(peft_adapter: Make) -> None:
+    folder, _ = peft_adapter(
+        judges.mixture(), r=2, target_modules=[], target_parameters=EXPERTS, rank_pattern={"down_proj": 3}
+    )
+    with pytest.raises(SkillError, match=r"skill 'x' adapts model\.layers\.0\.mlp\.experts, where the base"):
+        content(folder, judges.llama())
 
 
 def test_embeddings_that_an_adapter_brings_must_be_the_bases_own(peft_adapter: Make, tmp_path: Path) -> None:

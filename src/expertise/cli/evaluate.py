@@ -6,11 +6,22 @@ from typing import Annotated
 
 import typer
 
-from expertise.cli.options import Device, Json, Run, Threads, print_json
+from expertise.cli.options import (
+    BasePath,
+    Data,
+    Device,
+    Domain,
+    Json,
+    Kind,
+    Model,
+    Threads,
+    data_settings,
+    print_json,
+)
 
 
 def evaluate(
-    run: Run,
+    model: Model,
     split: Annotated[
         str, typer.Option(help="validation, or test: look at it once, at the end.")
     ] = "validation",
@@ -29,18 +40,26 @@ def evaluate(
     ] = None,
     k: Annotated[int | None, typer.Option("--k", help="Another k than was trained.")] = None,
     p: Annotated[float | None, typer.Option("--p", help="Another p than was trained.")] = None,
+    data: Data = None,
+    kind: Kind = None,
+    domain: Domain = None,
+    base: BasePath = None,
     device: Device = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Bits per byte of each domain on held-out text, and how many parts a token took there.
 
+    Without --data: on the text that a run, or a composed model's router, was trained on.
+
     Example: expertise evaluate runs/demo --split test --json
 
     What the model would do otherwise: expertise evaluate runs/demo --drop-always
     """
+    from expertise.lm.data import DataConfig
     from expertise.lm.evaluate import Switches
-    from expertise.lm.evaluate.run import evaluate_run
+    from expertise.lm.evaluate.run import evaluate_model
+    from expertise.runs import recipe as recipes
     from expertise.runs.progress import say
 
     switches = Switches(
@@ -51,7 +70,11 @@ def evaluate(
         k=k,
         p=p,
     )
-    result = evaluate_run(run, split, max_bytes, device or "auto", threads or 0, say, switches)
+    settings = data_settings(data, kind, domain)
+    text = recipes.build(recipes.override({}, settings)["data"], DataConfig) if settings else None
+    result = evaluate_model(
+        model, split, max_bytes, device or "auto", threads or 0, say, switches, data=text, base=base
+    )
     if as_json:
         print_json(result)
         return
@@ -62,3 +85,5 @@ def evaluate(
     for domain, bits in result["bits_per_byte"].items():
         shown = parts["mean"] if domain == "mean" else parts["domains"].get(domain, 0.0)
         print(f"{domain:<16}{bits:>14.4f}{shown:>18.3f}")
+    for domain, weights in result.get("skills", {}).items():
+        print(f"{domain:<16}" + "  ".join(f"{name} {weight:.3f}" for name, weight in weights.items()))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from expertise.cli.options import Device, Json, Run, Threads, print_json
+from expertise.cli.options import BasePath, Device, Json, Model, Threads, print_json
 from expertise.errors import RecipeError, nearest
 
 if TYPE_CHECKING:
@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 COLOURS = ("#d9f0d3", "#a6dba0", "#5aae61", "#fdb863", "#e66101", "#b2182b")
 """Backgrounds for 1, 2, … parts; the last one serves all greater numbers."""
+SKILL_COLOURS = ("#a6cee3", "#fdbf6f", "#b2df8a", "#fb9a99", "#cab2d6", "#ffff99", "#8dd3c7", "#d9d9d9")
+"""Backgrounds of the first, second, … skill."""
 
 
 def generate(
-    run: Run,
+    model: Model,
     prompt: Annotated[str, typer.Argument(help="The text to continue.")],
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=1)] = 100,
     temperature: Annotated[float, typer.Option(min=0, help="0: always the most likely token.")] = 0.8,
@@ -35,7 +37,11 @@ def generate(
     chat: Annotated[
         bool, typer.Option("--chat", help="Ask with the run's chat template; show the answer alone.")
     ] = False,
-    show: Annotated[str | None, typer.Option(help="'parts' colours each token by how many it took.")] = None,
+    show: Annotated[
+        str | None,
+        typer.Option(help="'parts' colours each token by how many it took, 'skills' by its strongest skill."),
+    ] = None,
+    base: BasePath = None,
     device: Device = None,
     threads: Threads = None,
     as_json: Json = False,
@@ -43,17 +49,23 @@ def generate(
     """Continue a text.
 
     Example: expertise generate runs/demo "def main(" --show parts
+
+    A composed model, with the weight of each skill: expertise generate mixed "def main(" --show skills
     """
-    from expertise.lm import load
+    from expertise.lm.alpha import Alpha
+    from expertise.lm.open import open_model
     from expertise.lm.text import continue_text
     from expertise.runs.device import limit_threads
 
-    if show not in (None, "parts"):
-        raise RecipeError(f"cannot show {show!r}", nearest(str(show), ["parts"]))
+    if show is not None and show not in SHOWN:
+        raise RecipeError(f"cannot show {show!r}", nearest(show, SHOWN))
     limit_threads(threads or 0)
-    model = load(run, device or "auto")
+    opened = open_model(model, device or "auto", base)
+    skills = Alpha(opened).names
+    if show == "skills" and not skills:
+        raise RecipeError(f"{model} is no composed model: its tokens have no skills")
     pieces = continue_text(
-        model,
+        opened,
         prompt,
         max_new_tokens=max_new_tokens,
         temperature=0.0 if greedy else temperature,
@@ -70,23 +82,51 @@ def generate(
         text = "".join(piece.text for piece in given if piece.generated)
         print_json({"prompt": prompt, "text": text, "tokens": [dataclasses.asdict(piece) for piece in given]})
         return
+    if show == "skills" and sys.stdout.isatty():
+        for index, name in enumerate(skills):
+            _write(name, _colour(index), name)
+            print(end="\n" if name == skills[-1] else " ")
     for piece in pieces:
-        _write(piece, show == "parts")
+        style, note = SHOWN[show](piece) if show else ("", "")
+        _write(piece.text, style, note)
     print()
 
 
-def _write(piece: Piece, coloured: bool) -> None:
-    if not coloured or not piece.parts:
-        sys.stdout.write(piece.text)
+def _parts(piece: Piece) -> tuple[str, str]:
+    if not piece.parts:
+        return "", ""
+    mean = sum(piece.parts) / len(piece.parts)
+    return COLOURS[min(len(COLOURS), max(1, round(mean))) - 1], f"{mean:.1f}"
+
+
+def _skills(piece: Piece) -> tuple[str, str]:
+    if not piece.skills:
+        return "", ""
+    names = list(piece.skills)
+    strongest = max(names, key=lambda name: abs(piece.skills[name]))
+    note = " ".join(f"{name} {weight:.2f}" for name, weight in piece.skills.items())
+    if not piece.skills[strongest]:
+        return "", note
+    return _colour(names.index(strongest)), note
+
+
+def _colour(skill: int) -> str:
+    return SKILL_COLOURS[skill % len(SKILL_COLOURS)]
+
+
+SHOWN = {"parts": _parts, "skills": _skills}
+"""What `--show` takes → a token's background on a terminal, and what stands behind it elsewhere."""
+
+
+def _write(text: str, colour: str, note: str) -> None:
+    if not note:
+        sys.stdout.write(text)
     elif sys.stdout.isatty():
         from rich.console import Console
 
-        mean = sum(piece.parts) / len(piece.parts)
-        colour = COLOURS[min(len(COLOURS), max(1, round(mean))) - 1]
-        Console(soft_wrap=True, highlight=False).print(
-            piece.text, style=f"black on {colour}", end="", markup=False
-        )
+        style = f"black on {colour}" if colour else ""
+        Console(soft_wrap=True, highlight=False).print(text, style=style, end="", markup=False)
     else:
-        # No colours in a file or a pipe: the mean number over the layers stands behind each token.
-        sys.stdout.write(f"{piece.text}[{sum(piece.parts) / len(piece.parts):.1f}]")
+        # No colours in a file or a pipe.
+        sys.stdout.write(f"{text}[{note}]")
     sys.stdout.flush()

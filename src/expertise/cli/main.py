@@ -23,9 +23,11 @@ COMMANDS = Registry(
         "inspect": "expertise.cli.inspect:inspect",
         "plan": "expertise.cli.plan:plan",
         "recipes": "expertise.cli.recipes:recipes",
+        "skill": "expertise.cli.skill:COMMANDS",
     },
 )
-"""To add a command write its module, which must import nothing heavy at its top, and add a line here."""
+"""To add a command write its module, which must import nothing heavy at its top, and add a line here; a group
+of commands is a registry of its own."""
 
 # Some versions of typer stand on the package click, others bring their own copy of it: ask typer.
 _USAGE_ERRORS: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -47,6 +49,12 @@ def _callback(
 
 def build_app() -> typer.Typer:
     """The application with every registered command."""
+    app = _group(COMMANDS)
+    app.callback()(_callback)
+    return app
+
+
+def _group(commands: Registry) -> typer.Typer:
     app = typer.Typer(
         no_args_is_help=True,
         add_completion=False,
@@ -54,9 +62,11 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    app.callback()(_callback)
-    for name, function in COMMANDS.items():
-        app.command(name)(function)
+    for name, entry in commands.items():
+        if isinstance(entry, Registry):
+            app.add_typer(_group(entry), name=name, help=entry.about)
+        else:
+            app.command(name)(entry)
     return app
 
 

@@ -78,36 +78,51 @@ def analyse_layers(
     layers: dict[int, LayerAnalysis] = {}
     vocab = model.config.vocab_size
     for index, text in enumerate(texts):
-        for tokens, targets, _, routes in passes(model, text, batch_size, bfloat16):
-            counted = targets.flatten() != IGNORED
+        for batch in passes(model, text, batch_size, bfloat16):
+            counted = batch.targets.flatten() != IGNORED
             domains = torch.where(counted, index, -1)
-            for layer, record in routes.items():
+            for layer, record in batch.routes.items():
                 if layer not in layers:
                     usage = Usage(record.num_parts, len(texts), record.num_slots)
                     table = torch.zeros(record.num_parts, vocab, dtype=torch.int64)
                     layers[layer] = LayerAnalysis(usage, table)
                 layers[layer].usage.add(record, domains)
-                _count_tokens(layers[layer].token_counts, record, tokens.flatten(), counted)
+                _count_tokens(layers[layer].token_counts, record, batch.tokens.flatten(), counted)
     return layers
 
 
 def passage(model: LanguageModel, text: DomainText, num_tokens: int) -> Passage:
     """The first tokens of a domain's held-out text, with the parts that each took in every layer."""
-    windows, documents = text.windows, None
-    ids = windows.ids[: min(num_tokens, model.config.context)]
-    if windows.documents is not None and len(windows.documents):
-        # The first window's tokens, without padding and as they were attended to.
-        kept = windows.documents[0, :num_tokens]
-        documents = kept[kept >= 0][None].to(model.device)
-        ids = windows.tokens[0, : documents.shape[1]]
+    start = opening(text, min(num_tokens, model.config.context))
+    documents = None if start.documents is None else start.documents.to(model.device)
     with torch.inference_mode(), recording(model):
-        model(ids[None].to(model.device), documents=documents)
+        model(start.tokens.to(model.device), documents=documents)
     routes = {
         layer: mixture.last_routes.detached()
         for layer, mixture in model.mixtures().items()
         if mixture.last_routes is not None
     }
-    return Passage(text.domain, ids.tolist(), routes)
+    return Passage(text.domain, start.tokens[0].tolist(), routes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Opening:
+    """The first tokens of a domain's held-out text, as one row."""
+
+    tokens: Int[Tensor, "1 time"]
+    """Ids."""
+    documents: Int[Tensor, "1 time"] | None
+    """The number of each token's document; None: attention crosses documents."""
+
+
+def opening(text: DomainText, num_tokens: int) -> Opening:
+    """At most so many first tokens; where documents are attended to one by one, those of the first window."""
+    windows = text.windows
+    if windows.documents is None or not len(windows.documents):
+        return Opening(windows.ids[None, :num_tokens], None)
+    kept = windows.documents[0, :num_tokens]
+    documents = kept[kept >= 0][None]
+    return Opening(windows.tokens[:1, : documents.shape[1]], documents)
 
 
 def _count_tokens(table: Tensor, routes: Routes, tokens: Tensor, counted: Tensor) -> None:

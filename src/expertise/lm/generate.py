@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from expertise.errors import RecipeError
-from expertise.lm.attention import KeyValueCache
-from expertise.lm.model import LanguageModel
+from expertise.lm.causal import CausalLM
 from expertise.shapes import Float, Int
 
 
@@ -81,7 +80,7 @@ class Step:
 
 
 def stream(
-    model: LanguageModel,
+    model: CausalLM,
     tokens: Int[Tensor, "batch time"],
     max_new_tokens: int,
     sampling: Sampling,
@@ -101,7 +100,7 @@ def stream(
     Raises:
         RecipeError: the prompt is empty or longer than the context, or holds an unknown token.
     """
-    context = model.config.context
+    context = model.context
     if tokens.numel() == 0:
         raise RecipeError("an empty prompt: give at least one token")
     if tokens.shape[1] > context:
@@ -109,8 +108,8 @@ def stream(
             f"the prompt has {tokens.shape[1]} tokens, the model's context holds {context}",
             "shorten the prompt",
         )
-    if int(tokens.max()) >= model.config.vocab_size or int(tokens.min()) < 0:
-        raise RecipeError(f"token ids must lie in 0 … {model.config.vocab_size - 1}")
+    if int(tokens.max()) >= model.vocab_size or int(tokens.min()) < 0:
+        raise RecipeError(f"token ids must lie in 0 … {model.vocab_size - 1}")
     if seed is not None and not -(2**63) <= seed < 2**64:
         raise RecipeError(f"a seed must fit 64 bits, {seed} does not")
     generator = torch.Generator()
@@ -120,16 +119,17 @@ def stream(
         generator.manual_seed(seed)
     tokens = tokens.to(model.device)
     finished = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
-    cache = KeyValueCache(model.config, tokens.shape[0], model.embedding.weight)
+    cache, length = model.new_cache(tokens.shape[0]), 0
     fresh = tokens
     for _ in range(max_new_tokens):
-        if cache.length + fresh.shape[1] > context:
+        if length + fresh.shape[1] > context:
             # Full: go on with the newer half, read again from its own start.
             fresh = tokens[:, -max(1, context // 2) :]
-            cache = KeyValueCache(model.config, tokens.shape[0], model.embedding.weight)
+            cache, length = model.new_cache(tokens.shape[0]), 0
         # Entered anew for each step: a generator must not leave its caller in inference mode.
         with torch.inference_mode():
             chosen = sampling.choose(model(fresh, cache)[:, -1], tokens, generator)
+        length += fresh.shape[1]
         if stop:
             chosen = torch.where(finished, stop[0], chosen)
             finished |= torch.isin(chosen, torch.tensor(stop, device=chosen.device))

@@ -80,5 +80,11 @@ def find_checkpoint(path: Path) -> Checkpoint:
 
 
 def config_of(saved: Checkpoint) -> ModelConfig:
-    """The architecture of a checkpoint."""
+    """The architecture of a checkpoint.
+
+    Raises:
+        RunError: it holds no language model, but what learning a skill left.
+    """
+    if not (saved.path / CONFIG).is_file():
+        raise RunError(f"{saved.path} holds no language model: it has no {CONFIG}")
     return recipes.build(json.loads(saved.text(CONFIG)), ModelConfig)

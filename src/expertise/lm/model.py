@@ -128,6 +128,30 @@ class LanguageModel(nn.Module):
         return ("embedding",) if self.head is None else ()
 
     @property
+    def core(self) -> LanguageModel:
+        """The module that holds the weights: this one."""
+        return self
+
+    def around(self, core: nn.Module) -> LanguageModel:
+        """The view of another module of this kind, which is that module."""
+        assert isinstance(core, LanguageModel)
+        return core
+
+    @property
+    def context(self) -> int:
+        """Longest sequence, in tokens."""
+        return self.config.context
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids it knows."""
+        return self.config.vocab_size
+
+    def new_cache(self, rows: int) -> KeyValueCache:
+        """An empty key-value cache for so many sequences."""
+        return KeyValueCache(self.config, rows, self.embedding.weight)
+
+    @property
     def head_weight(self) -> Float[Tensor, "vocab dim"]:
         """The matrix that turns the last hidden state into logits."""
         return self.embedding.weight if self.head is None else self.head.weight

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from expertise.errors import RecipeError
+from expertise.lm.causal import CausalLM
 from expertise.lm.model import LanguageModel
 from expertise.lm.recipe import BalanceConfig
 from expertise.mixture import balance, measures
@@ -19,7 +20,7 @@ from expertise.shapes import Bool, Float, Int
 
 
 def next_token_loss(
-    model: LanguageModel,
+    model: CausalLM,
     tokens: Int[Tensor, "batch time"],
     targets: Int[Tensor, "batch time"],
     documents: Int[Tensor, "batch time"] | None = None,

@@ -14,9 +14,10 @@ from expertise.errors import RecipeError
 from expertise.lm import objective
 from expertise.lm.config import ModelConfig
 from expertise.lm.data import Prepared
-from expertise.lm.evaluate import DomainText, domain_texts, evaluate
+from expertise.lm.evaluate import DomainText, domain_texts, evaluate, in_words
 from expertise.lm.initial import Initial
 from expertise.lm.load import CHAT, CONFIG, GENERATION, TOKENIZER
+from expertise.lm.micro import MicroBatches
 from expertise.lm.model import LanguageModel
 from expertise.lm.recipe import Recipe
 from expertise.mixture.loss_free import LossFreeBalance
@@ -42,10 +43,8 @@ class LanguageModelTask:
         self.model_config = with_vocabulary(recipe.model, prepared.vocab_size)
         self.units_per_step = train.batch_size * recipe.model.context
         context = recipe.model.context
-        # Also refuses too little text, by the recipe's key.
-        self.notes = prepared.batches(context, train.batch_size, train.seed).notes()
-        self._micro = prepared.batches(context, train.batch_size // train.accumulation, train.seed)
-        self._targets: tuple[int, float | None] = (-1, None)
+        self._batches = MicroBatches(prepared, context, train)
+        self.notes = self._batches.notes
         self._prepared = prepared
         self._texts: list[DomainText] | None = None
         device = resolve(train.device)
@@ -62,7 +61,7 @@ class LanguageModelTask:
         """Losses of one micro-batch; a step's micro-batches are consecutive rows of its batch."""
         if micro == 0:
             self._balance.begin()
-        batch = self._micro.batch(step * self.recipe.train.accumulation + micro)
+        batch = self._batches.batch(step, micro)
         device = self.model.device
         with self._autocast():
             return objective.losses(
@@ -73,7 +72,7 @@ class LanguageModelTask:
                 detail,
                 self._balance.count,
                 None if batch.documents is None else batch.documents.to(device),
-                self._num_targets(step),
+                self._batches.num_targets(step),
             )
 
     def after_step(self) -> None:
@@ -91,8 +90,7 @@ class LanguageModelTask:
 
     def headline(self, evaluation: Mapping[str, Any]) -> str:
         """The mean, each domain, and the parts per token."""
-        bits = dict(evaluation["bits_per_byte"])
-        text = f"{bits.pop('mean'):.3f} bits per byte ({', '.join(f'{d} {b:.3f}' for d, b in bits.items())})"
+        text = in_words(evaluation["bits_per_byte"])
         if "parts_per_token" in evaluation:
             text += f", {evaluation['parts_per_token']['mean']:.2f} parts per token"
         return text
@@ -107,16 +105,6 @@ class LanguageModelTask:
             **({CHAT: chat.template} if chat else {}),
             **({GENERATION: documents} if self._prepared.packed else {}),
         }
-
-    def _num_targets(self, step: int) -> float | None:
-        """Targets of a step per micro-batch, at least 1; None where every token is one."""
-        if not self._prepared.some_ignored:
-            return None
-        if self._targets[0] != step:
-            number = self.recipe.train.accumulation
-            batches = (self._micro.batch(step * number + micro) for micro in range(number))
-            self._targets = step, max(1, sum(batch.num_targets() for batch in batches)) / number
-        return self._targets[1]
 
     def _deal_token_ids(self) -> None:
         """Give token ids to the parts of balanced hash routers, by their frequency in the training text."""

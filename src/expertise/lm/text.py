@@ -1,4 +1,4 @@
-"""Text in, text out: a model's continuation as pieces of text, with the parts that each token took."""
+"""Text in, text out: a model's continuation as pieces of text, with the parts and skills of each token."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from expertise.errors import RecipeError, RunError
+from expertise.lm.alpha import Alpha
+from expertise.lm.causal import CausalLM
 from expertise.lm.data.documents import Document
 from expertise.lm.data.encoded import encode_documents
 from expertise.lm.data.tokenizer import end_of_text
 from expertise.lm.generate import Sampling, stream
-from expertise.lm.model import LanguageModel
 from expertise.mixture.mixture import Mixture, recording
 
 if TYPE_CHECKING:
@@ -29,10 +30,12 @@ class Piece:
     """How many parts it took in each mixture layer; empty when not known (the very last token)."""
     generated: bool
     """False for the prompt's tokens."""
+    skills: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Of a composed model: the weight that each skill had for it, the mean over layers; empty as `parts`."""
 
 
 def continue_text(
-    model: LanguageModel,
+    model: CausalLM,
     prompt: str,
     *,
     max_new_tokens: int,
@@ -47,8 +50,8 @@ def continue_text(
 ) -> Iterator[Piece]:
     """Continue a text, piece by piece.
 
-    A token's parts are known once it has been read, that is when the token after it is chosen; so pieces
-    come one token late.
+    A token's parts and skills are known once it has been read, that is when the token after it is chosen; so
+    pieces come one token late.
 
     Args:
         model: with its tokenizer.
@@ -81,16 +84,18 @@ def continue_text(
     waiting = [(token, False) for token in [*before, *prompt_ids]]
     hidden = len(before)
     tokens = torch.tensor([[*before, *prompt_ids]], dtype=torch.int64).reshape(1, -1)
-    with recording(model) as mixtures:
+    mixtures, alpha = list(model.mixtures().values()), Alpha(model)
+    with recording(model.core), alpha.recording():
         for step in stream(model, tokens, max_new_tokens, sampling, seed, tuple(sorted(stops))):
-            counts = _counts(mixtures, len(waiting))[hidden:]
-            waiting, hidden = waiting[hidden:], 0
-            for (token, generated), parts in zip(waiting, counts, strict=True):
+            counts, skills = _counts(mixtures, len(waiting)), _skills(alpha, len(waiting))
+            seen = list(zip(waiting, counts, skills, strict=True))[hidden:]
+            hidden = 0
+            for (token, generated), parts, weights in seen:
                 text = decoder.add(token)
                 if generated:
                     text = ending.add(text)
                 if generated or with_prompt:
-                    yield Piece(text, parts, generated)
+                    yield Piece(text, parts, generated, weights)
             if ending.reached:
                 return
             chosen = int(step.tokens[0])
@@ -116,7 +121,7 @@ def _stops(tokenizer: Tokenizer, stop: str | None) -> set[int]:
     return stops
 
 
-def _asked(model: LanguageModel, prompt: str) -> list[int]:
+def _asked(model: CausalLM, prompt: str) -> list[int]:
     """A user's message as the model read such in training, up to where the assistant speaks."""
     if model.chat is None:
         raise RunError(
@@ -195,3 +200,11 @@ def _counts(mixtures: list[Mixture], number: int) -> list[list[int]]:
         m.last_routes.parts_per_token()[-number:].tolist() for m in mixtures if m.last_routes is not None
     ]
     return [list(token) for token in zip(*layers, strict=True)] if layers else [[] for _ in range(number)]
+
+
+def _skills(alpha: Alpha, number: int) -> list[dict[str, float]]:
+    """The skills' weights for the last `number` tokens that were read."""
+    found = alpha.last(1, number)
+    if found is None:
+        return [{} for _ in range(number)]
+    return [dict(zip(alpha.names, row, strict=True)) for row in found.tolist()]

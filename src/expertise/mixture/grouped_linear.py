@@ -42,7 +42,7 @@ def grouped_linear(
     if not _fits_grouped_mm(rows, weight):
         return _loop(rows, weight, offsets)
     # The kernel's backward refuses an expanded gradient such as that of `y.sum()`: make it whole first.
-    product = F.grouped_mm(rows.contiguous(), weight.transpose(-2, -1), offs=offsets)
+    product = F.grouped_mm(_aligned(rows), weight.transpose(-2, -1), offs=offsets)
     return _WholeGradient.apply(product)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -53,6 +53,13 @@ def _fits_grouped_mm(rows: Tensor, weight: Tensor) -> bool:
     if rows.device.type not in ("cpu", "cuda") or not weight.is_contiguous() or rows.shape[0] == 0:
         return False
     return all(size * rows.element_size() % _ALIGNMENT == 0 for size in weight.shape[1:])
+
+
+def _aligned(rows: Tensor) -> Tensor:
+    """The rows, copied unless `grouped_mm` can read them where they lie: as part of wider rows, say."""
+    step, within = rows.stride()
+    whole = all(start * rows.element_size() % _ALIGNMENT == 0 for start in (step, rows.storage_offset()))
+    return rows if within == 1 and step >= rows.shape[1] and whole else rows.contiguous()
 
 
 def _loop(rows: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
@@ -86,7 +93,7 @@ class _WholeGradient(torch.autograd.Function):
 )
 def _opaque(rows: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
     if _fits_grouped_mm(rows, weight):
-        return F.grouped_mm(rows.contiguous(), weight.transpose(-2, -1), offs=offsets)
+        return F.grouped_mm(_aligned(rows), weight.transpose(-2, -1), offs=offsets)
     return _loop(rows, weight, offsets)
 
 

@@ -45,7 +45,7 @@ class Policy(nn.Module, abc.ABC):
         pick: which of them is taken where a call does not say: a key of `CRITIC_OF`.
 
     Raises:
-        RecipeError: `pick` is not known.
+        RecipeError: `pick` is not known, or `num_candidates` is below 1.
     """
 
     kind: str
@@ -57,8 +57,7 @@ class Policy(nn.Module, abc.ABC):
 
     def __init__(self, observation_dim: int, action_dim: int, num_candidates: int, pick: str) -> None:
         super().__init__()
-        if pick not in CRITIC_OF:
-            raise RecipeError(f"unknown pick {pick!r}", nearest(pick, CRITIC_OF))
+        require_acting(num_candidates, pick)
         self.observation_dim, self.action_dim = observation_dim, action_dim
         self.num_candidates, self.pick = num_candidates, pick
         self.scale = Scale(observation_dim)
@@ -117,25 +116,27 @@ class Policy(nn.Module, abc.ABC):
         *,
         num_candidates: int | None = None,
         pick: str | None = None,
-        noise: Float[Tensor, "sheets states candidates actions"] | None = None,
+        noise: Float[Tensor, "sheets rows candidates components"] | None = None,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "states actions"]:
         """What to do.
 
         Args:
-            observations: as they come, float32, on the policy's device.
+            observations: as they come.
             num_candidates: actions to draw for each state; None: the policy's own number.
             pick: which of them to take: "first", "max-q" or "min-qc"; None: the policy's own.
             noise: standard normal numbers, as `draw` gives them, instead of drawing; the rest is determined.
+                The number of candidates is then theirs.
             generator: what draws them; None: torch's own.
 
         Returns:
-            Actions within ±1 (`diffusion.clip`).
+            Actions within ±1 (`diffusion.clip`), float32, on the policy's device.
 
         Raises:
-            DataError: the observations are not of the policy's width.
+            DataError: the observations are not of the policy's width, or the noise is not for them.
             RecipeError: `pick` needs a critic that is not attached, or `num_candidates` is below 1.
         """
+        observations = observations.to(self.scale.mean)
         if observations.shape[1] != self.observation_dim:
             raise DataError(
                 f"the policy takes observations of width {self.observation_dim}, not {observations.shape[1]}"
@@ -143,6 +144,12 @@ class Policy(nn.Module, abc.ABC):
         if noise is None:
             number = self.num_candidates if num_candidates is None else num_candidates
             noise = self.draw(observations.shape[0], number, generator)
+        sheets, states, _, dim = noise.shape
+        if (sheets, states, dim) != (self.num_sheets, observations.shape[0], self.action_dim):
+            raise DataError(
+                f"noise of shape {list(noise.shape)} does not fit {observations.shape[0]} states",
+                "`draw` gives such noise",
+            )
         candidates = self.candidates(observations, noise)
         return self.choose(observations, candidates, self.pick if pick is None else pick)
 
@@ -150,8 +157,7 @@ class Policy(nn.Module, abc.ABC):
         self, num_states: int, num_candidates: int = 1, generator: torch.Generator | None = None
     ) -> Float[Tensor, "sheets states candidates actions"]:
         """The noise that `act` starts from, drawn where the generator lives, on the policy's device."""
-        if num_candidates < 1:
-            raise RecipeError(f"num_candidates must be at least 1, not {num_candidates}")
+        require_acting(num_candidates)
         shape = (self.num_sheets, num_states, num_candidates, self.action_dim)
         here = self.scale.mean.device
         device = here if generator is None else generator.device
@@ -169,8 +175,7 @@ class Policy(nn.Module, abc.ABC):
         Raises:
             RecipeError: `pick` is not known, or its critic is not attached.
         """
-        if pick not in CRITIC_OF:
-            raise RecipeError(f"unknown pick {pick!r}", nearest(pick, CRITIC_OF))
+        require_acting(pick=pick)
         critic = CRITIC_OF[pick]
         if not critic:
             return candidates[:, 0]
@@ -227,6 +232,18 @@ class DenoisingPolicy(Policy, abc.ABC):
         _, states, number, dim = noise.shape
         predict = self.predictor(observations, acting=True, each=number)
         return self.diffusion.sample(predict, noise.flatten(1, 2)).view(states, number, dim)
+
+
+def require_acting(num_candidates: int = 1, pick: str = "first") -> None:
+    """Refuse a number of candidates below 1, and a way to pick one that is not known.
+
+    Raises:
+        RecipeError: it is so.
+    """
+    if num_candidates < 1:
+        raise RecipeError(f"num_candidates must be at least 1, not {num_candidates}")
+    if pick not in CRITIC_OF:
+        raise RecipeError(f"unknown pick {pick!r}", nearest(pick, CRITIC_OF))
 
 
 def restored(facts: dict[str, Any]) -> Policy:

@@ -35,7 +35,7 @@ class RewardCriticConfig:
     """How fast the target Q follows (release: tau = 0.005)."""
 
     def __post_init__(self) -> None:
-        _check("reward", self.expectile, self.hidden)
+        _check("reward", self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class SafetyCriticConfig:
     """How fast the target Q follows (release: tau = 0.005)."""
 
     def __post_init__(self) -> None:
-        _check("safety", self.expectile, self.hidden)
+        _check("safety", self)
         if not self.safe < 0 < self.violation:
             both = f"{self.violation} and {self.safe}"
             raise RecipeError(f"safety.violation must be positive and safety.safe negative, not {both}")
@@ -218,8 +218,12 @@ def _mlp(width: int, hidden: list[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def _check(critic: str, expectile: float, hidden: list[int]) -> None:
-    if not 0 < expectile < 1:
-        raise RecipeError(f"{critic}.expectile must lie between 0 and 1, not {expectile}")
-    if any(width < 1 for width in hidden):
-        raise RecipeError(f"{critic}.hidden must hold positive widths, not {hidden}")
+def _check(critic: str, config: RewardCriticConfig | SafetyCriticConfig) -> None:
+    if not 0 < config.expectile < 1:
+        raise RecipeError(f"{critic}.expectile must lie between 0 and 1, not {config.expectile}")
+    if not (0 <= config.discount <= 1 and 0 < config.target_rate <= 1):
+        both = f"{config.discount} and {config.target_rate}"
+        raise RecipeError(f"{critic}.discount and {critic}.target_rate must lie within 0 and 1, not {both}")
+    if config.num_critics < 1 or any(width < 1 for width in config.hidden):
+        both = f"{config.num_critics} and {config.hidden}"
+        raise RecipeError(f"{critic}.num_critics and {critic}.hidden must be positive, not {both}")

@@ -33,6 +33,11 @@ class DiffusionConfig:
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise RecipeError(f"diffusion.num_steps must be at least 1, not {self.num_steps}")
+        if self.clip < 0 or self.temperature < 0:
+            raise RecipeError(
+                f"diffusion.clip and diffusion.temperature must not be negative, not {self.clip} and "
+                f"{self.temperature}"
+            )
         if not 0 < self.beta_min <= self.beta_max:
             raise RecipeError(
                 f"diffusion.beta_min ({self.beta_min}) must be positive and not above "
@@ -116,9 +121,9 @@ class Diffusion(nn.Module):
             Data, within ±`clip` where that is set.
         """
         x, clip = noise[0], self.config.clip
-        times = torch.empty(x.shape[0], dtype=torch.int64, device=x.device)
         for sheet, time in enumerate(range(self.num_steps - 1, -1, -1), 1):
-            x = self.mean_before(x, predict(x, times.fill_(time)), time)
+            times = torch.full((x.shape[0],), time, device=x.device)
+            x = self.mean_before(x, predict(x, times), time)
             if time:
                 x = x + math.sqrt(self._betas[time]) * self.config.temperature * noise[sheet]
             if clip:

@@ -13,8 +13,8 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from expertise.errors import DeviceError, RecipeError, nearest
-from expertise.policy.acting import CRITIC_OF, Policy
+from expertise.errors import DeviceError, RecipeError
+from expertise.policy.acting import Policy, require_acting
 from expertise.policy.data.rollouts import episode_seeds
 from expertise.policy.envs import Environments, Name
 from expertise.policy.evaluation import Episode, Evaluation, Trace
@@ -55,8 +55,8 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         Name.parse(self.environment)
-        if self.pick is not None and self.pick not in CRITIC_OF:
-            raise RecipeError(f"unknown pick {self.pick!r}", nearest(self.pick, CRITIC_OF))
+        number = 1 if self.num_candidates is None else self.num_candidates
+        require_acting(number, "first" if self.pick is None else self.pick)
 
 
 def evaluate(

@@ -39,7 +39,7 @@ def save(model: Policy | Critics, path: str | Path, step: int = 0) -> None:
         DiskError: no room, or no right to write.
     """
     path = Path(path)
-    if path.exists() and not checkpoint.is_checkpoint(path):
+    if path.exists() and not any((path / name).is_file() for name in (POLICY, CRITICS)):
         raise RunError(f"{path} exists and is neither a policy nor critics", "choose another folder")
     checkpoint.write(path, step, {"model": model.state_dict()}, texts_of(model))
 

@@ -203,7 +203,7 @@ class Uniform:
 
 
 class Advantage:
-    """IQL's weights, for reward skills: the better an action than its state, the more it counts (§4.2)."""
+    """IQL's weights, for reward skills: the better an action than its state, the more it counts (§4.3)."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:

@@ -11,8 +11,8 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from expertise.errors import RecipeError, nearest
-from expertise.policy.acting import CRITIC_OF, DenoisingPolicy
+from expertise.errors import RecipeError
+from expertise.policy.acting import DenoisingPolicy, require_acting
 from expertise.policy.diffusion import DiffusionConfig
 from expertise.policy.network import NETWORKS, Denoiser, NetworkConfig, ResidualNetwork
 from expertise.runs import recipe as recipes
@@ -42,8 +42,12 @@ class PolicyConfig:
     """Bring observations to mean 0 and standard deviation 1 of the data (release: false)."""
 
     def __post_init__(self) -> None:
-        if self.pick not in CRITIC_OF:
-            raise RecipeError(f"unknown pick {self.pick!r}", nearest(self.pick, CRITIC_OF))
+        require_acting(self.num_candidates, self.pick)
+        if not 0 < self.ema_rate <= 1 or self.ema_warmup < 0:
+            raise RecipeError(
+                f"ema_rate must lie in (0, 1] and ema_warmup must not be negative, not {self.ema_rate} and "
+                f"{self.ema_warmup}"
+            )
 
     def build(self, observation_dim: int, action_dim: int) -> DiffusionPolicy:
         """A policy with new weights."""

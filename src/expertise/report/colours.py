@@ -7,11 +7,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from expertise.report.text import signed
+
 NUM_STEPS = 8
 """Steps of the sequential palette, `s0` (few) to `s7` (many)."""
 
 RATIO_EDGES = (0.25, 0.4, 0.625, 0.87, 1.15, 1.6, 2.5, 4.0)
 """Borders of the diverging palette, `d0` (far below 1) to `d8` (far above): symmetric on a log scale."""
+
+NUM_SIGNED = 9
+"""Steps of the diverging palette."""
 
 MAX_DOMAINS = 8
 """Domains that get a colour of their own, `k0` to `k7`; the ninth gets none."""
@@ -65,6 +70,31 @@ def count_scale(largest: int) -> Scale:
         high = max(after - 1, low)
         labels.append(str(low) if low == high else f"{low}–{high}")
     return Scale(edges=tuple(float(low) for low in lows[1:]), steps=_spread(len(lows)), labels=tuple(labels))
+
+
+def signed_scale(values: Sequence[float], digits: int = 2) -> Scale:
+    """Nine equal classes, symmetric around 0, onto the diverging palette.
+
+    Those that no value needs are left out. A class is labelled by its middle.
+
+    Args:
+        values: any real numbers.
+        digits: decimals of the classes' width.
+    """
+    unit = 10.0**-digits
+    most = max((abs(value) for value in values), default=0.0)
+    width = max(math.ceil(2 * most / NUM_SIGNED / unit - 1e-9) * unit, unit)
+    middle = NUM_SIGNED // 2
+    used = [
+        bisect.bisect_right([(k - middle + 0.5) * width for k in range(NUM_SIGNED - 1)], value)
+        for value in values
+    ]
+    low, high = min([middle, *used]), max([middle, *used])
+    return Scale(
+        edges=tuple((step - middle + 0.5) * width for step in range(low, high)),
+        steps=tuple(range(low, high + 1)),
+        labels=tuple(signed((step - middle) * width, digits) for step in range(low, high + 1)),
+    )
 
 
 def value_scale(values: Sequence[float], digits: int = 1, most: int = NUM_STEPS) -> Scale:

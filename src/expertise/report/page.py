@@ -33,6 +33,7 @@ def _environment() -> Environment:
     environment.globals["inline"] = inline
     environment.filters.update(
         number=text.number,
+        signed=text.signed,
         compact=text.compact,
         whole=text.whole,
         duration=text.duration,

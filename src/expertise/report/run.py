@@ -12,6 +12,7 @@ from typing import Any
 
 from expertise import __version__
 from expertise.report.language_model import render
+from expertise.report.text import vocabulary
 from expertise.runs import checkpoint, folder
 from expertise.runs.files import write_atomic
 from expertise.runs.metrics import read_lines
@@ -148,7 +149,7 @@ def _looked_at(saved: checkpoint.Checkpoint, recipe: Any, prepared: Any, device:
     # Compressors are compared with the curve of evaluations, so they get exactly the bytes of that curve.
     measured = domain_texts(prepared, "validation", recipe.evaluation.bytes_per_domain, model.config.context)
     passages = [passage(model, text, PASSAGE_TOKENS) for text in texts]
-    words = _vocabulary(model)
+    words = vocabulary(model.tokenizer, model.config.vocab_size)
     return {
         "summary": _summary(layers, prepared.domains),
         "compressors": _compressors(prepared.tokenizer, measured),
@@ -227,16 +228,6 @@ def _passage(found: Any, words: list[str]) -> dict[str, Any]:
             gates.append([round(float(gate), 4) for gate in values[position, :number]])
         tokens.append({"text": words[token], "parts": parts, "gates": gates})
     return {"domain": found.domain, "tokens": tokens}
-
-
-def _vocabulary(model: Any) -> list[str]:
-    """The text of each token id by itself; a token that is part of a character shows the replacement sign."""
-    size = model.config.vocab_size
-    if model.tokenizer is None:
-        return [f"<{i}>" for i in range(size)]
-    known = model.tokenizer.get_vocab_size()
-    texts = model.tokenizer.decode_batch([[i] for i in range(min(size, known))], skip_special_tokens=False)
-    return [*texts, *(f"<{i}>" for i in range(known, size))]
 
 
 def _compressors(tokenizer: Any, texts: list[Any]) -> dict[str, dict[str, float]]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 _UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _SPACE = "\u00a0"
@@ -21,6 +24,14 @@ class Piece(NamedTuple):
 def number(value: Any, digits: int = 2) -> str:
     """A number with a fixed count of decimals, or a dash where there is none."""
     return "–" if value is None else f"{float(value):.{digits}f}"
+
+
+def signed(value: Any, digits: int = 2) -> str:
+    """A number whose minus is a true one, and whose nought has no sign; a dash where there is none."""
+    if value is None:
+        return "–"
+    shown = f"{float(value):.{digits}f}".replace("-", "\u2212")
+    return shown.removeprefix("\u2212") if not shown.strip("\u22120.") else shown
 
 
 def compact(value: Any) -> str:
@@ -101,3 +112,12 @@ def pieces(token: str, spaces: bool = False) -> list[Piece]:
 def plain(token: str) -> str:
     """A token on one line, with its marks."""
     return "".join(piece.text for piece in pieces(token, spaces=True))
+
+
+def vocabulary(tokenizer: Tokenizer | None, size: int) -> list[str]:
+    """The text of each token id by itself; a token that is part of a character shows the replacement sign."""
+    if tokenizer is None:
+        return [f"<{i}>" for i in range(size)]
+    known = tokenizer.get_vocab_size()
+    texts = tokenizer.decode_batch([[i] for i in range(min(size, known))], skip_special_tokens=False)
+    return [*texts, *(f"<{i}>" for i in range(known, size))]

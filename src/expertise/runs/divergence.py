@@ -39,7 +39,8 @@ def all_finite(tensors: Sequence[Tensor]) -> bool:
     # The norm of them all is ten times as quick as a look at each number. When it is not finite, its squares
     # may have been too large, so then each is looked at after all.
     norm = nn.utils.get_total_norm([t.detach() for t in tensors if t.is_floating_point()])
-    return bool(norm.isfinite()) or all(bool(t.isfinite().all()) for t in tensors)
+    rest = [t for t in tensors if not t.is_floating_point()] if bool(norm.isfinite()) else tensors
+    return all(bool(t.isfinite().all()) for t in rest)
 
 
 def diverged(run: Path, step: int, what: str, *, may_skip: bool = False, skipped: int = 0) -> DivergedError:

@@ -65,24 +65,28 @@ class Adapted(nn.Module):
         """The layer's output for x `[..., in]`, or for ids `[...]` where it is an embedding."""
         if self.embedding:
             return self._embed(x)
-        # Looked up in this way because a module's own attributes are slow to find, and small models feel it.
+        # Found in this way because attributes of modules are slow, and models of a few small layers feel it.
         mixture, composition = self._modules["mixture"], self._composition[0]
-        always, parts = mixture._modules["always"], mixture._modules["parts"]
-        if mixture._modules.get("router") or mixture._recording or composition.is_recording:
+        modules = mixture._modules
+        if modules.get("router") is not None or mixture._recording or composition.is_recording:
             return self._mixed(x)
-        # From here on: what the mixture does, with weights that are made ready once for all layers.
-        weights = composition.ready(x.shape[:-1], self._known, parts)
+        # From here on: what the mixture does, with weights that were made ready once for all layers.
+        always, skills = modules["always"], modules["parts"]
+        weights = composition._call.ready(x.shape[:-1], self._known, skills)
         if weights is None:
             return always(x)  # type: ignore[misc, no-any-return]
         if isinstance(weights, Routes):
             return mixture(x, routes=weights)
-        if type(always) is not nn.Linear or always._forward_hooks or always._backward_hooks:
-            y = always(x)
-            return parts.onto(y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1]), weights).view(y.shape)
-        # Nobody else has seen the output of this layer, so it may be written over.
         rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
-        y = parts.onto(always(rows), rows, weights, in_place=True)
-        return y if x.ndim == 2 else y.view(*x.shape[:-1], y.shape[-1])
+        if type(always) is not nn.Linear or _has_hooks(always):
+            y = always(x)
+            return skills.onto(y.reshape(-1, y.shape[-1]), rows, weights).view(y.shape)
+        own = always._parameters
+        y = F.linear(x, own["weight"], own["bias"])
+        # Nobody else has seen the output of this layer, so it may be written over.
+        if x.ndim == 2:
+            return skills.onto(y, rows, weights, in_place=True)
+        return skills.onto(y.reshape(-1, y.shape[-1]), rows, weights, in_place=True).view(y.shape)
 
     def _mixed(self, x: Tensor) -> Tensor:
         routes = self._routes(x, x.shape[:-1])
@@ -109,7 +113,7 @@ class Adapted(nn.Module):
         scale = getattr(layer, "embed_scale", None)
         if scale is not None:
             low = low * (scale.to(low.dtype) if isinstance(scale, Tensor) else scale)
-        added = F.linear(low * parts.weigh(routes.weights()), parts.lora_B)
+        added = (low * parts.weigh(routes.weights())) @ parts.lora_B
         return y + added.view(y.shape)
 
     @property
@@ -121,7 +125,7 @@ class Adapted(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the skills are."""
-        return self.parts.lora_A.device
+        return self._modules["mixture"]._modules["parts"]._parameters["lora_A"].device
 
     def slots(self) -> Iterator[Slot]:
         """The factors of each skill here."""
@@ -136,3 +140,12 @@ class Adapted(nn.Module):
                 raise
             return getattr(self.mixture.always, name)
 
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether somebody wants to see the module's calls, or makes its weights before them."""
+    return bool(
+        module._forward_pre_hooks
+        or module._forward_hooks
+        or module._backward_pre_hooks
+        or module._backward_hooks
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -35,6 +36,8 @@ class Call:
     """Leading shape of what alpha was made for: `(1,)`, `(rows,)` or `(rows, tokens)`."""
     spread: dict[Any, Any] = dataclasses.field(default_factory=dict)
     """Alpha as layers of some shape see it: as routes, or as weights of ranks."""
+    stands: bool = False
+    """Whether other calls go on from it."""
     most: int = 0
     """The most tokens that a layer saw; counted while recording."""
     layers: list[tuple[tuple[int, ...], Routes]] = dataclasses.field(default_factory=list)
@@ -42,8 +45,12 @@ class Call:
 
     def take(self, routes: Routes | None, shape: Sequence[int] = (1,)) -> None:
         """From here on this is alpha."""
-        self.routes, self.shape = routes, tuple(shape)
-        self.spread.clear()
+        self.routes, self.shape, self.spread = routes, tuple(shape), {}
+
+    def go_on_from(self, other: Call) -> None:
+        """Take the alpha of another call, and what was made ready of it."""
+        self.is_given, self.constant, self.stands = other.is_given, other.constant, other.stands
+        self.routes, self.shape, self.spread = other.routes, other.shape, other.spread
 
     def seen_by(self, leading: Sequence[int], columns: tuple[int, ...] | None) -> Routes | None:
         """Alpha for a layer whose input has this leading shape; see `Composition.routes`."""
@@ -69,10 +76,22 @@ class Call:
         """
         if self.routes is None:
             return None
-        key = (leading, columns, skills.layout, skills.dtype)
-        if key not in self.spread:
-            self.spread[key] = self._made_ready(leading, columns, skills)
-        return self.spread[key]
+        key = (leading, columns, skills.layout, skills._parameters["lora_A"].dtype)
+        found = self.spread.get(key)
+        if found is None:
+            with self._apart():
+                found = self.spread[key] = self._made_ready(leading, columns, skills)
+        return found
+
+    def _apart(self) -> contextlib.AbstractContextManager[Any]:
+        """Around what is made once, by whichever layer comes first, and used by others later."""
+        if self.stands:
+            # Other calls, maybe in training, go on from this one: no tensors of inference mode then.
+            return torch.inference_mode(False)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # A checkpointed layer that is computed again finds this made: a checkpoint must not count it.
+            return torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is)
+        return contextlib.nullcontext()
 
     def _made_ready(
         self, leading: Sequence[int], columns: tuple[int, ...] | None, skills: JoinedSkills
@@ -120,6 +139,10 @@ class Call:
                 "rows and tokens must be those of the call; layers that see no rows cannot be told apart",
             )
         return tokens // choices if choices else 1
+
+
+def _as_it_is(saved: Tensor) -> Tensor:
+    return saved
 
 
 def _of(shape: tuple[int, ...]) -> str:

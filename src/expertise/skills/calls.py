@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from expertise.skills.call import Call
 from expertise.skills.checkpointing import Checkpointing
@@ -61,9 +61,17 @@ class _Calls:
 
     def _start(self, given: Mapping[str, Any], others: Mapping[str, Any]) -> None:
         self.checkpointing.prepare()
-        call = Call(
-            mask=others.get("attention_mask"),
-            cache=others.get("past_key_values", others.get("cache")),
-            documents=others.get("documents"),
-        )
+        mask, documents = others.get("attention_mask"), others.get("documents")
+        positions = others.get("position_ids")
+        if (
+            documents is None
+            and isinstance(mask, Tensor)
+            and mask.ndim == 4
+            and isinstance(positions, Tensor)
+        ):
+            # Texts side by side in a model of transformers: each begins again at position 0. Whatever only
+            # fills the row stands behind the last of them, or counts as a text of its own.
+            mask, documents = None, (positions == 0).cumsum(-1)
+        cache = others.get("past_key_values", others.get("cache"))
+        call = Call(mask=mask, cache=cache, documents=documents)
         self.composition.start(call, given)

@@ -1,4 +1,6 @@
-"""`card.json`, and a skill's other files held against it.
+"""What is known of a skill beside its weights: `card.json`, and the other files held against it.
+
+No torch here: a library is listed without it.
 
 `SCHEMA` numbers the layout of the card; it is raised by whoever changes it so that code from before would
 read it wrongly. What never changes: a JSON object with `schema`, `version` and, last, the SHA-256 of the
@@ -11,6 +13,7 @@ import dataclasses
 import datetime
 import hashlib
 import json
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +21,76 @@ from typing import Any
 from expertise import __version__
 from expertise.errors import SkillError
 from expertise.runs.files import sha256_of_json
-from expertise.skills.fingerprint import Fingerprint
-from expertise.skills.peft import CONFIG, WEIGHTS
-from expertise.skills.skill import Card
+from expertise.skills.peft_config import CONFIG, WEIGHTS
 
 CARD = "card.json"
 SCHEMA = 1
+
+CONVENTIONS = ("alpha/r", "alpha/sqrt(r)", "raw")
+"""How a scaling came about: LoRA's (arXiv 2106.09685), rank-stabilised (arXiv 2312.03732), a plain multiplier
+(PSEC, arXiv 2502.05932). `skill.Factors.scaling` is always the multiplier itself."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fingerprint:
+    """What tells one base from another."""
+
+    structure: str
+    """SHA-256 over names, dtypes and shapes of the parameters."""
+    weights: str
+    """SHA-256 over their bits."""
+    num_params: int
+    """How many numbers they hold, for a reader."""
+
+    def difference(self, other: Fingerprint) -> str | None:
+        """In words, how another base differs; None when it is the same."""
+        if self == other:
+            return None
+        if self.structure == other.structure:
+            return "the same shapes with other weights"
+        if self.num_params != other.num_params:
+            return f"{other.num_params:,} parameters, not {self.num_params:,}"
+        return "other names, shapes or dtypes of its parameters"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Card:
+    """What is known of a skill beside its weights; `card.json` in its folder."""
+
+    name: str
+    """The skill's name, which is its folder's."""
+    purpose: str = ""
+    """What it is for, in a sentence."""
+    base: Fingerprint | None = None
+    """Of the base that it was learnt on; None: unknown, so only shapes can be compared."""
+    data: str | None = None
+    """What it was learnt from."""
+    data_digest: str | None = None
+    """SHA-256 of that data."""
+    metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Figures of whoever made it."""
+    date: str = ""
+    """When the card was written, as ISO 8601 in UTC."""
+    parents: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Skills that it was made from → SHA-256 of their weights then."""
+    scale_convention: str = "raw"
+    """How its scaling came about, one of `CONVENTIONS`."""
+    targets: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Address of each adapted weight → rank."""
+    files: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    """Every other file of the folder → its `size` in bytes and `sha256`."""
+
+    def __post_init__(self) -> None:
+        if self.scale_convention not in CONVENTIONS:
+            raise SkillError(
+                f"unknown convention of scale {self.scale_convention!r}",
+                f"known are: {', '.join(CONVENTIONS)}",
+            )
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks that occur, ascending."""
+        return tuple(sorted(set(self.targets.values())))
 
 
 def now() -> str:
@@ -64,18 +131,36 @@ def read_card(folder: Path) -> Card | None:
             raise ValueError
         schema, version = content.pop("schema"), content.pop("version")
         if schema == SCHEMA:
-            base = content.pop("base")
-            return Card(base=None if base is None else Fingerprint(**base), **content)
+            return _card(**content)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise damaged(folder, CARD, f"cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SkillError):
         raise damaged(folder, CARD, "is not what was written") from None
     raise SkillError(
         f"{folder / CARD} has schema {schema}, this version reads {SCHEMA}",
         f"it was written by expertise {version}: use that",
     )
+
+
+def _card(*, base: Mapping[str, Any] | None, **content: Any) -> Card:
+    """A card from its JSON; whoever made it may have made up its digest, too.
+
+    Raises:
+        TypeError, ValueError, AttributeError, SkillError: it is none.
+    """
+    card = Card(base=None if base is None else Fingerprint(**base), **content)
+    for name, entry in card.files.items():
+        if Path(name).name != name or name in (CARD, "..") or set(entry) != {"size", "sha256"}:
+            raise ValueError(f"{name} is no file of this folder")
+    for value in (card.name, card.purpose, card.date, card.data or "", card.data_digest or ""):
+        value.encode()
+    for table in (card.metrics, card.parents, card.targets):
+        table.items()
+    for rank in card.targets.values():
+        operator.index(rank)
+    return card
 
 
 def read_whole(folder: Path, name: str, card: Card | None) -> bytes:

@@ -64,6 +64,16 @@ class Energy:
     spectrum: Mapping[str, tuple[float, ...]]
     """Address → singular values, descending; of a stack the root of the sum of squares over experts."""
 
+    def shares(self) -> list[float]:
+        """The part of the squared norm that the first 1, 2, … singular values of every weight hold.
+
+        As many as the largest rank; empty when the skill changes nothing.
+        """
+        rows = itertools.zip_longest(*self.spectrum.values(), fillvalue=0.0)
+        squares = [sum(value**2 for value in row) for row in rows]
+        total = sum(squares)
+        return [share / total for share in itertools.accumulate(squares)] if total else []
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Proposal:
@@ -115,8 +125,10 @@ def compare_skills(
         compositions: name of a composition → the skills that it uses; None: use is not looked at.
 
     Raises:
-        SkillError: skills adapt one weight in different shapes, or inputs do not fit.
+        SkillError: there is no skill, skills adapt one weight in different shapes, or inputs do not fit.
     """
+    if not skills:
+        raise SkillError("there is no skill to compare")
     require_alike(skills)
     weights = _gram_of_weights(skills)
     outputs = None if inputs is None else _gram_of_outputs(skills, inputs)
@@ -237,14 +249,10 @@ def _redundant(pairs: Iterable[Pair], threshold: float) -> Iterable[Proposal]:
 def _smaller(skills: Iterable[Skill], energies: Iterable[Energy], share: float) -> Iterable[Proposal]:
     for skill, found in zip(skills, energies, strict=True):
         rank = max(made.rank for made in skill.factors.values())
-        squares = [
-            sum(values[i] ** 2 for values in found.spectrum.values() if i < len(values)) for i in range(rank)
-        ]
-        total = sum(squares)
-        if total == 0:
+        kept = found.shares()
+        if not kept:
             yield Proposal(kind="no effect", skills=(found.name,), reason=f"{found.name} changes nothing")
             continue
-        kept = list(itertools.accumulate(square / total for square in squares))
         enough = next((i + 1 for i, part in enumerate(kept) if part >= share - 1e-12), rank)
         if enough < rank:
             yield Proposal(

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from expertise.errors import SkillError
-from expertise.mixture.routers.base import Router
+from expertise.mixture.routers.base import Router, RouterConfig
 from expertise.mixture.routes import Routes
 from expertise.skills.adapted import Adapted, Slot
 from expertise.skills.call import Call
 from expertise.skills.experts import AdaptedExperts
 from expertise.skills.given import as_table, as_weights, of_rows, one_of
-from expertise.skills.joined import JoinedSkills
 from expertise.skills.pooling import RunningMean
 from expertise.skills.routing import Reads, ask
 
@@ -32,20 +31,23 @@ class Composition(nn.Module):
 
     Attributes:
         adapted: address → adapted layer; experts stand under their module's address.
+        router_config: what the router was built from; None: it was given as a module, or there is none.
+        source: the module whose output the router reads; None: the input embedding.
     """
 
     def __init__(self, base: nn.Module, names: Sequence[str], router: Router | None, reads: Reads) -> None:
         super().__init__()
-        if reads not in get_args(Reads):
-            raise SkillError(f"a router reads one of {', '.join(get_args(Reads))}, not {reads!r}")
         self.names = tuple(names)
         self._base = _Shared(base)
         self.router = router
         self.reads = reads
         self.adapted: dict[str, Adapted | AdaptedExperts] = {}
+        self.router_config: RouterConfig | None = None
+        self.source: str | None = None
         self.is_recording = False
         self._default: Tensor | None = None
         self._fixed: dict[str, Any] = {}
+        self._standing: Call | None = None
         self._call = Call()
         self._recorded: Call | None = None
         self._mean = RunningMean()
@@ -61,7 +63,7 @@ class Composition(nn.Module):
         if weights is not None and (self.router is not None or self.reads == "layer"):
             raise SkillError("this model has a router: give weights with the call, or compose without one")
         self._default = None if weights is None else self.as_weights(weights)
-        self._call = Call()
+        self._standing, self._call = None, Call()
         self._set(self._call, self._default)
 
     def default_weights(self) -> Tensor:
@@ -81,13 +83,18 @@ class Composition(nn.Module):
     def using(self, **given: Any) -> Iterator[None]:
         """Within this context every call that gives none of `weights=`, `skills=`, `context=` gets this one.
 
-        For calls that cannot pass it on, such as a `generate` that checks its arguments.
+        For calls that cannot pass it on, such as a `generate` that checks its arguments; and faster where many
+        calls share their alpha, which is made ready once. Weights count as they are on entering.
         """
-        before, self._fixed = self._fixed, one_of(given)
+        before = self._fixed, self._standing
+        self._fixed = {
+            key: value.clone() if isinstance(value, Tensor) else value for key, value in one_of(given).items()
+        }
+        self._standing = None
         try:
             yield
         finally:
-            self._fixed = before
+            self._fixed, self._standing = before
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[Composition]:
@@ -148,7 +155,25 @@ class Composition(nn.Module):
         self._call = call
         if self.is_recording:
             self._recorded = call
-        given = one_of(given) or self._fixed
+        named = one_of(given)
+        if named or not self._stands():
+            self._choose(call, named or self._fixed)
+            return
+        standing = self._standing
+        if standing is None or (standing.routes and standing.routes.gates.device != self.device):
+            standing = self._standing = Call(stands=True)
+            self._choose(standing, self._fixed)
+        call.go_on_from(standing)
+
+    def _stands(self) -> bool:
+        """Whether calls that give nothing have the same alpha, outside of any graph."""
+        weights = self._fixed.get("weights")
+        if isinstance(weights, Tensor) and weights.requires_grad:
+            return False
+        return "context" not in self._fixed and (self.router is None or bool(self._fixed))
+
+    def _choose(self, call: Call, given: Mapping[str, Any]) -> None:
+        """Alpha of a call from what is given, the router, or the default."""
         call.is_given = "weights" in given or "skills" in given
         if "weights" in given:
             self._set(call, as_table(given["weights"], self.names))
@@ -220,12 +245,6 @@ class Composition(nn.Module):
             self._call.most = max(self._call.most, torch.Size(leading).numel())
         return self._call.seen_by(leading, None if columns == tuple(range(len(self.names))) else columns)
 
-    def ready(
-        self, leading: Sequence[int], columns: tuple[int, ...] | None, skills: JoinedSkills
-    ) -> Tensor | Routes | None:
-        """This call's alpha, made ready for the skills of a layer; see `Call.ready`."""
-        return self._call.ready(leading, columns, skills)
-
     def note(self, columns: tuple[int, ...], routes: Routes) -> None:
         """What a layer's own router chose, over the skills that the layer knows."""
         if self.is_recording:
@@ -267,7 +286,7 @@ class Composition(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # What a call left belongs to that call: a copy starts without it (and could not copy its graph).
         state = {**self.__dict__, "_call": Call(), "_recorded": None, "is_recording": False, "_fixed": {}}
-        return {**state, "_mean": RunningMean()}
+        return {**state, "_standing": None, "_mean": RunningMean()}
 
     def extra_repr(self) -> str:
         """What printing the module shows of it."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from expertise.errors import SkillError
 from expertise.skills.clone import clone
-from expertise.skills.compose import compose
+from expertise.skills.composing import compose
 from expertise.skills.composition import composition_of
 from expertise.skills.skill import Factors, Skill
 from expertise.skills.targets import all_targets, read_elsewhere

@@ -17,6 +17,7 @@ from expertise.mixture.routers.base import Router
 from expertise.mixture.routes import Routes
 from expertise.shapes import Float, Int
 from expertise.skills.adapted import Slot
+from expertise.skills.joined import of_ranks, spans
 from expertise.skills.routing import ask
 from expertise.skills.skill import Factors
 from expertise.skills.targets import stacks_of
@@ -24,8 +25,10 @@ from expertise.skills.targets import stacks_of
 if TYPE_CHECKING:
     from expertise.skills.composition import Composition
 
-_WHOLE = 8
-"""Total ranks are filled up to a multiple of this: `grouped_mm` wants strides of 16 bytes."""
+
+def _missing(width: int, dtype: torch.dtype) -> int:
+    """How many columns are missing for rows of whole 16 bytes, which `grouped_mm` wants."""
+    return -width % max(1, 16 // dtype.itemsize)
 
 
 class StackedSkills(nn.Module):
@@ -47,27 +50,32 @@ class StackedSkills(nn.Module):
         all_factors = list(factors.values())
         down = torch.cat([f.A.detach() for f in all_factors], dim=1)
         up = torch.cat([f.B.detach() for f in all_factors], dim=2)
-        missing = -down.shape[1] % _WHOLE
+        missing = _missing(down.shape[1], down.dtype)
         self.lora_A = nn.Parameter(F.pad(down, (0, 0, 0, missing)), requires_grad=trainable)
         self.lora_B = nn.Parameter(F.pad(up, (0, missing)), requires_grad=trainable)
-        owner = [skill for skill, rank in zip(self.skills, self.ranks, strict=True) for _ in range(rank)]
-        scale = [s for s, rank in zip(self.scalings, self.ranks, strict=True) for _ in range(rank)]
-        device = down.device
-        # Columns that only fill up are zero whatever they are multiplied with: any owner will do.
-        exact = torch.promote_types(down.dtype, torch.float32)
-        self.register_buffer("owner", torch.tensor(owner + [0] * missing, device=device), persistent=False)
-        scaling = torch.tensor(scale + [0.0] * missing, device=device, dtype=exact)
+        owner, scaling = of_ranks(all_factors, missing)
+        skills = torch.tensor(self.skills, device=owner.device)
+        self.register_buffer("owner", skills[owner], persistent=False)
         self.register_buffer("scaling", scaling, persistent=False)
 
-    def forward(
+    def onto(
         self,
+        y: Float[Tensor, "rows out_features"],
         rows: Float[Tensor, "rows in_features"],
         alpha: Float[Tensor, "rows_or_one skills"],
         offsets: Int[Tensor, " experts"],
     ) -> Float[Tensor, "rows out_features"]:
-        """What the skills add to a grouped product; `alpha` has a row for each row, or one for all."""
+        """A grouped product y, and what the skills add to it.
+
+        Args:
+            y: the product; written over where no gradient is wanted.
+            rows: sorted by expert.
+            alpha: a row for each row, or one for all.
+            offsets: where each expert's rows end.
+        """
         low = grouped_linear(rows, self.lora_A, offsets) * self._weights(alpha)
-        return grouped_linear(low, self.lora_B, offsets)
+        added = grouped_linear(low, self.lora_B, offsets)
+        return y + added if torch.is_grad_enabled() else y.add_(added)
 
     def one(
         self, expert: int, x: Float[Tensor, "tokens in_features"], alpha: Float[Tensor, "rows_or_one skills"]
@@ -80,13 +88,8 @@ class StackedSkills(nn.Module):
 
     def slots(self) -> Iterator[Slot]:
         """The factors of each skill."""
-        start = 0
-        for skill, rank, scaling in zip(self.skills, self.ranks, self.scalings, strict=True):
-            columns = slice(start, start + rank)
-            yield Slot(
-                skill, Factors(A=self.lora_A[:, columns], B=self.lora_B[:, :, columns], scaling=scaling)
-            )
-            start += rank
+        for skill, span, scaling in zip(self.skills, spans(self.ranks), self.scalings, strict=True):
+            yield Slot(skill, Factors(A=self.lora_A[:, span], B=self.lora_B[:, :, span], scaling=scaling))
 
 
 class AdaptedExperts(Parts):
@@ -140,7 +143,7 @@ class AdaptedExperts(Parts):
         if alpha is None or self._composition[0].constant is not None:
             return x
         # Filled up to whole strides, so that the part that holds x can be multiplied where it lies.
-        return torch.cat([x, F.pad(alpha.to(x.dtype), (0, -alpha.shape[1] % _WHOLE))], dim=1)
+        return torch.cat([x, F.pad(alpha.to(x.dtype), (0, _missing(alpha.shape[1], x.dtype)))], dim=1)
 
     def grouped(
         self, rows: Float[Tensor, "rows carried"], offsets: Int[Tensor, " parts"]
@@ -151,12 +154,12 @@ class AdaptedExperts(Parts):
         hidden = grouped_linear(x, first, offsets)
         if alpha is not None:
             for group in _groups(self.first):
-                hidden = hidden + group(x, alpha, offsets)
+                hidden = group.onto(hidden, x, alpha, offsets)
         hidden = self._gate(hidden)
         y = grouped_linear(hidden, second, offsets)
         if alpha is not None:
             for group in _groups(self.second):
-                y = y + group(hidden, alpha, offsets)
+                y = group.onto(y, hidden, alpha, offsets)
         return y
 
     def one(self, part: int, x: Float[Tensor, "tokens carried"]) -> Float[Tensor, "tokens out_features"]:
@@ -177,9 +180,21 @@ class AdaptedExperts(Parts):
     def dense(
         self, x: Float[Tensor, "tokens carried"], gates: Float[Tensor, "tokens parts"]
     ) -> Float[Tensor, "tokens out_features"]:
-        """Every expert for every token, one after the other."""
-        outputs = [self.one(part, x) * gates[:, part, None].to(x.dtype) for part in range(self.num_parts)]
-        return torch.stack(outputs).sum(0)
+        """Every expert for every token, the base's part as `SwiGLUExperts.dense` computes it."""
+        first, second = (getattr(self.layer, name) for name in self.stacks)
+        tokens, alpha = self._split(x)
+        hidden = F.linear(tokens, first.flatten(0, 1)).unflatten(1, first.shape[:2])
+        experts = range(self.num_parts)
+        if alpha is not None:
+            for group in _groups(self.first):
+                hidden = hidden + torch.stack([group.one(e, tokens, alpha) for e in experts], dim=1)
+        hidden = self._gate(hidden)
+        hidden = hidden * gates.to(hidden.dtype).unsqueeze(-1)
+        y = F.linear(hidden.flatten(1), second.transpose(0, 1).flatten(1))
+        if alpha is not None:
+            for group in _groups(self.second):
+                y = y + torch.stack([group.one(e, hidden[:, e], alpha) for e in experts]).sum(0)
+        return y
 
     def is_idle(self, carried: Tensor) -> bool:
         """Whether no skill has any weight in what `carry` returned."""
@@ -236,7 +251,9 @@ class ForeignExperts(nn.Module):
             return self.parts.layer(hidden_states, top_k_index, top_k_weights)  # type: ignore[no-any-return]
         # The dispatch reads ids and gates only: who scored the experts stays the model's own business.
         affinities = top_k_weights.new_empty(hidden_states.shape[0], self.parts.num_parts)
-        routes = Routes(gates=top_k_weights, affinities=affinities, part_ids=top_k_index)
+        # A router may say "no expert" by an id behind the last one, with weight 0: then any expert will do.
+        part_ids = top_k_index.clamp(max=self.parts.num_parts - 1)
+        routes = Routes(gates=top_k_weights, affinities=affinities, part_ids=part_ids)
         return grouped(carried, routes, self.parts).to(hidden_states.dtype)
 
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from expertise.errors import SkillError, nearest
+from expertise.errors import SkillError
 from expertise.skills.skill import Factors, Skill
+from expertise.skills.targets import all_targets, find_targets
 
 
 def submodule(base: nn.Module, path: str) -> nn.Module | None:
@@ -19,9 +20,16 @@ def submodule(base: nn.Module, path: str) -> nn.Module | None:
         return None
 
 
-def is_transposed_linear(module: nn.Module | None) -> bool:
-    """Whether a layer is the Conv1D of GPT-2: a linear layer that stores its weight as `[in, out]`."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+def not_there(what: str, address: str, base: nn.Module) -> SkillError:
+    """The error that names an address where a base has nothing that can be adapted."""
+    hints: tuple[str, ...] = ()
+    try:
+        find_targets(base, address)
+    except SkillError as error:  # its hints give the reason, or near names
+        hints = error.hints
+    return SkillError(
+        f"skill {what!r} adapts {address}, where the base has nothing that can be adapted", *hints
+    )
 
 
 def require_fit(factors: Mapping[str, Factors], base: nn.Module, what: str) -> None:
@@ -33,28 +41,13 @@ def require_fit(factors: Mapping[str, Factors], base: nn.Module, what: str) -> N
         what: what to call the skill in messages.
 
     Raises:
-        SkillError: a layer is missing, is of another kind, or has another shape.
+        SkillError: a layer is missing, cannot be adapted, or has another shape.
     """
+    known = all_targets(base)
     for address, made in factors.items():
-        found = _shape(base, address)
-        if found is None:
-            raise SkillError(
-                f"{what} adapts {address}: no linear layer, embedding or stack of experts of the base",
-                _near(base, address),
-            )
-        experts, out_features, in_features, embedding = found
-        if (made.num_experts, made.out_features, made.in_features) != (experts, out_features, in_features):
-            wanted, given = (
-                " x ".join(str(size) for size in sizes if size is not None)
-                for sizes in (
-                    (experts, out_features, in_features),
-                    (made.num_experts, made.out_features, made.in_features),
-                )
-            )
-            raise SkillError(f"{what} does not fit the base: {address} is {wanted}, the skill is for {given}")
-        if made.embedding != embedding:
-            kind = "an embedding" if embedding else "a linear layer"
-            raise SkillError(f"{what} does not fit the base: {address} is {kind} there")
+        if address not in known:
+            raise not_there(what, address, base)
+        known[address].check(made, what)
 
 
 def require_finite(factors: Mapping[str, Factors], what: str) -> None:
@@ -99,35 +92,3 @@ def require_alike(skills: Sequence[Skill]) -> None:
                     f"skills {other.name} and {skill.name} have no base in common: they adapt {address} "
                     "in different shapes"
                 )
-
-
-def _shape(base: nn.Module, address: str) -> tuple[int | None, int, int, bool] | None:
-    """Experts, out, in, and whether inputs are looked up; None where nothing of this name can be adapted."""
-    module = submodule(base, address)
-    if isinstance(module, nn.Embedding):
-        return None, module.embedding_dim, module.num_embeddings, True
-    if isinstance(module, nn.Linear):
-        return None, module.out_features, module.in_features, False
-    if module is not None and is_transposed_linear(module):
-        in_features, out_features = module.get_parameter("weight").shape
-        return None, out_features, in_features, False
-    try:
-        weight = base.get_parameter(address)
-    except AttributeError:
-        return None
-    if weight.ndim == 2:
-        return None, weight.shape[0], weight.shape[1], False
-    if weight.ndim != 3:
-        return None
-    # A few models of transformers (GPT-OSS) keep their experts the other way round, and say so.
-    owner = base.get_submodule(address.rpartition(".")[0])
-    rows, columns = weight.shape[1:]
-    out_features, in_features = (columns, rows) if getattr(owner, "is_transposed", False) else (rows, columns)
-    return weight.shape[0], out_features, in_features, False
-
-
-def _near(base: nn.Module, address: str) -> str:
-    names = [name for name, module in base.named_modules() if isinstance(module, nn.Linear | nn.Embedding)]
-    names += [name for name, parameter in base.named_parameters() if parameter.ndim == 3]
-    close = nearest(address, names)
-    return close if close.startswith("did") else "was it made for another model?"

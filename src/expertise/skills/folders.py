@@ -17,9 +17,9 @@ from pathlib import Path
 
 from expertise.errors import SkillError, nearest
 from expertise.runs.files import atomic_folder, disk_errors, make_folder, sync_folder
-from expertise.skills.card import CARD, card_text, entries, now
-from expertise.skills.peft import CONFIG, WEIGHTS
-from expertise.skills.skill import Card
+from expertise.runs.folder import is_run
+from expertise.skills.card import CARD, Card, card_text, entries, now, read_card
+from expertise.skills.peft_config import CONFIG, WEIGHTS
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _LEFT_OVER = re.compile(r"\..+\.[0-9a-f]{8}\.(part|old)")
@@ -41,20 +41,38 @@ def require_name(name: str) -> str:
     return name
 
 
+def require_library(library: Path) -> Path:
+    """The folder, when it is there and can be a library; it may be empty.
+
+    Raises:
+        SkillError: there is none, it is something else, or it holds other things and no skill.
+    """
+    if not library.exists():
+        raise SkillError(
+            f"no library at {library}", "learn or import a skill to make one, or name it: --library"
+        )
+    if not skill_names(library) and any(not path.name.startswith(".") for path in library.iterdir()):
+        raise SkillError(f"{library} is no library: no folder in it is a skill", *_library_in(library))
+    return library
+
+
 def skill_names(library: Path) -> list[str]:
     """Every skill of a library, sorted; none where there is no library yet.
 
     Raises:
-        SkillError: the library is a file.
+        SkillError: the library may not be read, or is something else.
     """
     _require_folder(library)
-    found = library.iterdir() if library.is_dir() else ()
+    try:
+        found = list(library.iterdir()) if library.is_dir() else []
+    except OSError as error:
+        raise SkillError(f"{library} cannot be read: {error.strerror}") from error
     return sorted(path.name for path in found if not path.name.startswith(".") and is_skill(path))
 
 
 def is_skill(path: Path) -> bool:
     """Whether a path holds any file of a skill."""
-    return any((path / name).exists() for name in (CONFIG, CARD, WEIGHTS))
+    return any(os.path.exists(path / name) for name in (CONFIG, CARD, WEIGHTS))
 
 
 def skill_folder(library: Path, name: str) -> Path:
@@ -67,6 +85,16 @@ def skill_folder(library: Path, name: str) -> Path:
     if Path(name).name != name or name.startswith(".") or not is_skill(path):
         raise SkillError(f"no skill {name!r} in {library}", nearest(name, skill_names(library)))
     return path
+
+
+def card_of(library: Path, name: str) -> Card | None:
+    """The card of a skill under the name that its folder has, or None when it has no card.
+
+    Raises:
+        SkillError: there is no such skill, or its card is damaged or another version's.
+    """
+    card = read_card(skill_folder(library, name))
+    return None if card is None else dataclasses.replace(card, name=name)
 
 
 def require_free(library: Path, name: str) -> Path:
@@ -93,8 +121,7 @@ def writing(library: Path) -> Iterator[None]:
     with disk_errors(library):
         make_folder(library)
     with _locked(library / ".lock", library):
-        folders = [path for path in library.iterdir() if path.is_dir()]
-        for folder in (library, *(path for path in folders if is_skill(path))):
+        for folder in (library, *(library / name for name in skill_names(library))):
             _sweep(folder)
         yield
 
@@ -104,7 +131,7 @@ def put(library: Path, card: Card, files: Mapping[str, bytes]) -> Card:
 
     Args:
         library: its folder.
-        card: date and files are filled in here.
+        card: its files are filled in here, and its date where it has none.
         files: content of every other file, by name.
 
     Returns:
@@ -114,7 +141,7 @@ def put(library: Path, card: Card, files: Mapping[str, bytes]) -> Card:
         SkillError: the name is taken or cannot be a skill's, or another process goes on writing.
         DiskError: the disk is full, read-only or forbidden; nothing is left there.
     """
-    card = dataclasses.replace(card, date=now(), files=entries(files))
+    card = dataclasses.replace(card, date=card.date or now(), files=entries(files))
     text = card_text(card)
     with writing(library), atomic_folder(require_free(library, card.name)) as aside:
         for name, content in files.items():
@@ -181,17 +208,32 @@ def exporting(path: Path) -> Iterator[Path]:
 
 def _sweep(folder: Path, prefix: str = ".") -> None:
     """Remove what killed writers left aside; who calls this holds the lock, so nobody is writing."""
-    for path in folder.iterdir():
+    for path in list(folder.iterdir()):
         if path.name.startswith(prefix) and _LEFT_OVER.fullmatch(path.name):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
 
 def _require_folder(library: Path) -> None:
+    """Refuse what is there and is no library, though it may be a folder."""
     if library.exists() and not library.is_dir():
         raise SkillError(f"{library} is a file, not a library")
+    if is_skill(library):
+        above = library.absolute().parent
+        raise SkillError(f"{library} is a skill, not a library", f"name the folder that it is in: {above}")
+    if is_run(library):
+        raise SkillError(f"{library} is a run, not a library")
+
+
+def _library_in(folder: Path) -> tuple[str, ...]:
+    """A hint for who named a folder above a library, such as a composed model's."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and os.access(path, os.R_OK | os.X_OK) and any(map(is_skill, path.iterdir())):
+            return (f"{path} is one",)
+    return ()
 
 
 @contextlib.contextmanager

@@ -16,69 +16,58 @@ from expertise.mixture.routes import Routes
 from expertise.shapes import Float, Int
 from expertise.skills.skill import Factors
 
-class RankWeights(nn.Module):
-    """From weights of skills to weights of ranks: every rank gets its skill's alpha times its scaling.
+
+def of_ranks(factors: Sequence[Factors], missing: int = 0) -> tuple[Tensor, Tensor]:
+    """For each of the joined ranks: which of the skills it belongs to, and that skill's scaling.
 
     Args:
         factors: of each skill.
-        missing: so many ranks of zeros stand behind those of the skills.
-        device: where the weights will be.
+        missing: so many ranks of zeros stand behind those of the skills; any owner will do for these.
     """
+    exact = torch.promote_types(factors[0].A.dtype, torch.float32)
+    owner = [i for i, f in enumerate(factors) for _ in range(f.rank)] + [0] * missing
+    scaling = [f.scaling for f in factors for _ in range(f.rank)] + [0.0] * missing
+    device = factors[0].A.device
+    return torch.tensor(owner, device=device), torch.tensor(scaling, device=device, dtype=exact)
 
-    owner: Tensor
-    scaling: Tensor
 
-    def __init__(self, factors: Sequence[Factors], missing: int = 0) -> None:
-        super().__init__()
-        self.ranks = tuple(f.rank for f in factors)
-        self.scalings = tuple(f.scaling for f in factors)
-        owner = [i for i, rank in enumerate(self.ranks) for _ in range(rank)]
-        scaling = [s for s, rank in zip(self.scalings, self.ranks, strict=True) for _ in range(rank)]
-        device = factors[0].A.device
-        exact = torch.promote_types(factors[0].A.dtype, torch.float32)
-        # Ranks that only fill up are zeros whatever they are multiplied with: any owner will do.
-        owners = torch.tensor(owner + [0] * missing, device=device)
-        scalings = torch.tensor(scaling + [0.0] * missing, device=device, dtype=exact)
-        self.register_buffer("owner", owners, persistent=False)
-        self.register_buffer("scaling", scalings, persistent=False)
-
-    def forward(self, alpha: Float[Tensor, "rows skills"]) -> Float[Tensor, "rows all_ranks"]:
-        """The weights of the ranks."""
-        return alpha.index_select(1, self.owner) * self.scaling
-
-    def spans(self) -> list[slice]:
-        """Where each skill's ranks lie."""
-        ends = itertools.accumulate(self.ranks)
-        return [slice(end - rank, end) for end, rank in zip(ends, self.ranks, strict=True)]
+def spans(ranks: Sequence[int]) -> list[slice]:
+    """Where each skill's ranks lie among the joined ones."""
+    return [slice(end - r, end) for end, r in zip(itertools.accumulate(ranks), ranks, strict=True)]
 
 
 class JoinedSkills(Parts):
-    """K low-rank maps `s_i B_i A_i` of any ranks: `lora_A [R, in]`, `lora_B [out, R]`, R the sum of the ranks.
+    """K low-rank maps `s_i B_i A_i` of any ranks: `lora_A [R, in]`, `lora_B [R, out]`, R the sum of the ranks.
+
+    B is stored the other way round than in a skill: a product with a single row, as in acting, is faster so.
 
     Args:
         factors: of each skill; copied.
         trainable: whether they learn.
     """
 
+    owner: Tensor
+    scaling: Tensor
+
     def __init__(self, factors: Sequence[Factors], trainable: bool) -> None:
         super().__init__()
         self.num_parts = len(factors)
         self.in_features, self.out_features = factors[0].in_features, factors[0].out_features
-        self.rank_weights = RankWeights(factors)
-        self.layout = repr((self.rank_weights.ranks, self.rank_weights.scalings))
+        self.ranks = tuple(f.rank for f in factors)
+        self.scalings = tuple(f.scaling for f in factors)
+        self.layout = repr((self.ranks, self.scalings))
+        """What tells skills apart whose weights of ranks differ."""
+        owner, scaling = of_ranks(factors)
+        self.register_buffer("owner", owner, persistent=False)
+        self.register_buffer("scaling", scaling, persistent=False)
         self.lora_A = nn.Parameter(torch.cat([f.A.detach() for f in factors]), requires_grad=trainable)
-        self.lora_B = nn.Parameter(torch.cat([f.B.detach() for f in factors], dim=1), requires_grad=trainable)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the factors."""
-        return self._parameters["lora_A"].dtype  # type: ignore[union-attr]
+        self.lora_B = nn.Parameter(torch.cat([f.B.detach().t() for f in factors]), requires_grad=trainable)
 
     def one(self, part: int, x: Float[Tensor, "tokens in_features"]) -> Float[Tensor, "tokens out_features"]:
         """One skill's map."""
-        span = self.rank_weights.spans()[part]
-        low = F.linear(x, self.lora_A[span]) * self.rank_weights.scalings[part]
-        return F.linear(low, self.lora_B[:, span])
+        span = spans(self.ranks)[part]
+        low = F.linear(x, self.lora_A[span]) * self.scalings[part]
+        return low @ self.lora_B[span]
 
     def grouped(
         self, rows: Float[Tensor, "rows in_features"], offsets: Int[Tensor, " parts"]
@@ -87,7 +76,7 @@ class JoinedSkills(Parts):
         down, up = self._stacks()
         low = grouped_linear(rows, down, offsets)
         sizes = offsets.diff(prepend=offsets.new_zeros(1))
-        scalings = low.new_tensor(self.rank_weights.scalings)
+        scalings = low.new_tensor(self.scalings)
         scalings = scalings.repeat_interleave(sizes, output_size=low.shape[0])
         return grouped_linear(low * scalings[:, None], up, offsets)
 
@@ -95,7 +84,7 @@ class JoinedSkills(Parts):
         self, x: Float[Tensor, "tokens in_features"], gates: Float[Tensor, "tokens parts"]
     ) -> Float[Tensor, "tokens out_features"]:
         """A joined, weights, B joined: one product of rank R for the whole sum."""
-        return F.linear(F.linear(x, self.lora_A) * self.weigh(gates), self.lora_B)
+        return (F.linear(x, self.lora_A) * self.weigh(gates)) @ self.lora_B
 
     def dense_onto(
         self,
@@ -108,7 +97,8 @@ class JoinedSkills(Parts):
 
     def weigh(self, gates: Float[Tensor, "tokens parts"]) -> Float[Tensor, "tokens all_ranks"]:
         """The weights of the ranks, in the dtype of the factors; one result serves every layer that is alike."""
-        return self.rank_weights(gates).to(self.lora_A.dtype)  # type: ignore[no-any-return]
+        return (gates.index_select(1, self.owner) * self.scaling).to(self.lora_A.dtype)
+
     def onto(
         self,
         y: Float[Tensor, "tokens out_features"],
@@ -129,8 +119,8 @@ class JoinedSkills(Parts):
         low = F.linear(x, down) * weights
         if low.dtype != y.dtype or low.dtype != up.dtype:
             # Autocast computes products in a dtype of its own.
-            return y + F.linear(low, up).to(y.dtype)
-        return (y.addmm_ if in_place else y.addmm)(low, up.t())
+            return y + (low @ up).to(y.dtype)
+        return (y.addmm_ if in_place else y.addmm)(low, up)
 
     def is_dense_for(self, routes: Routes) -> bool:
         """See `Parts`."""
@@ -138,29 +128,26 @@ class JoinedSkills(Parts):
 
     def _stacks(self) -> tuple[Tensor, Tensor]:
         """A `[K, r, in]` and B `[K, out, r]`."""
-        ranks = self.rank_weights.ranks
-        if len(set(ranks)) == 1:
-            down = self.lora_A.view(self.num_parts, ranks[0], self.in_features)
-            up = self.lora_B.view(self.out_features, self.num_parts, ranks[0])
-            return down, up.transpose(0, 1).contiguous()
-        most = max(ranks)
-        spans = self.rank_weights.spans()
-        down = torch.stack([F.pad(self.lora_A[s], (0, 0, 0, most - r)) for s, r in zip(spans, ranks, strict=True)])
-        up = torch.stack([F.pad(self.lora_B[:, s], (0, most - r)) for s, r in zip(spans, ranks, strict=True)])
-        return down, up
+        if len(set(self.ranks)) == 1:
+            shape = (self.num_parts, self.ranks[0], -1)
+            down, up = self.lora_A.view(shape), self.lora_B.view(shape)
+        else:
+            parts, most = spans(self.ranks), max(self.ranks)
+            down, up = (
+                torch.stack([F.pad(joined[part], (0, 0, 0, most - part.stop + part.start)) for part in parts])
+                for joined in (self.lora_A, self.lora_B)
+            )
+        # Each skill's B as it is in a skill: the grouped product wants it so, and whole.
+        return down, up.transpose(1, 2).contiguous()
 
     def factors(self, embedding: bool = False) -> Iterator[Factors]:
         """Of each skill; views, so writing to them shows here."""
-        scalings = self.rank_weights.scalings
-        for span, scaling in zip(self.rank_weights.spans(), scalings, strict=True):
-            yield Factors(
-                A=self.lora_A[span], B=self.lora_B[:, span], scaling=scaling, embedding=embedding
-            )
+        for span, scaling in zip(spans(self.ranks), self.scalings, strict=True):
+            yield Factors(A=self.lora_A[span], B=self.lora_B[span].t(), scaling=scaling, embedding=embedding)
 
     def reset_parameters(self) -> None:
         """Nothing is drawn anew: a skill's factors are its own."""
 
     def extra_repr(self) -> str:
         """What printing the module shows of it."""
-        ranks = list(self.rank_weights.ranks)
-        return f"ranks={ranks}, in_features={self.in_features}, out_features={self.out_features}"
+        return f"ranks={list(self.ranks)}, in_features={self.in_features}, out_features={self.out_features}"

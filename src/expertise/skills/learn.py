@@ -95,5 +95,5 @@ def trainable(model: nn.Module) -> list[Tensor]:
 
 
 def _copied(factors: Factors) -> Factors:
-    down, up = (t.detach().cpu().clone() for t in (factors.A, factors.B))
+    down, up = (t.detach().cpu().clone(memory_format=torch.contiguous_format) for t in (factors.A, factors.B))
     return dataclasses.replace(factors, A=down, B=up)

@@ -9,28 +9,27 @@ from typing import Any
 
 from torch import nn
 
-from expertise.errors import SkillError
 from expertise.runs.files import write_atomic
-from expertise.skills.card import CARD, card_text, changed, entries, now, read_card, read_files
+from expertise.skills.card import CARD, Card, Fingerprint, card_text, changed, now
 from expertise.skills.compare import Comparison, Inputs, compare_skills
-from expertise.skills.fingerprint import Fingerprint, fingerprint
+from expertise.skills.exchange import add_folder, export_adapter, import_adapter
+from expertise.skills.fingerprints import fingerprint
 from expertise.skills.fit import require_finite, require_fit
 from expertise.skills.folders import (
+    card_of,
     delete,
-    exporting,
     move,
     put,
     require_free,
     require_name,
-    skill_folder,
     skill_names,
     writing,
 )
 from expertise.skills.merge import Merged, merge_skills
-from expertise.skills.peft import CONFIG, WEIGHTS
+from expertise.skills.peft_config import CONFIG, WEIGHTS
 from expertise.skills.peft_export import write
-from expertise.skills.reading import card_of, load_skills, read_adapter, weights_digest
-from expertise.skills.skill import Card, Skill
+from expertise.skills.reading import common_base, load_skills, weights_digest
+from expertise.skills.skill import Skill
 from expertise.skills.verify import Verification, verify
 
 
@@ -61,7 +60,7 @@ class Library:
         """
         return card_of(self.path, name)
 
-    def load(self, name: str, base: nn.Module | None = None, *, force: bool = False) -> Skill:
+    def load(self, name: str, base: nn.Module | None = None, force: bool = False) -> Skill:
         """A skill with its factors on the CPU, every file held against the card.
 
         Args:
@@ -77,7 +76,7 @@ class Library:
         return self.load_all([name], base, force=force)[0]
 
     def load_all(
-        self, names: Iterable[str], base: nn.Module | None = None, *, force: bool = False
+        self, names: Iterable[str], base: nn.Module | None = None, force: bool = False
     ) -> list[Skill]:
         """`load` for several skills; the base's fingerprint is taken once."""
         return load_skills(self.path, names, base, force=force)
@@ -115,12 +114,13 @@ class Library:
         name = require_name(skill.name if name is None else name)
         module = base if isinstance(base, nn.Module) else None
         if module is not None:
-            require_fit(skill.factors, module, f"skill {name}")
+            require_fit(skill.factors, module, name)
         require_finite(skill.factors, f"skill {name}")
         config, weights = write(skill.factors, module)
         card = changed(
             skill.card or Card(name=name),
             name=name,
+            date=now(),
             base=fingerprint(module) if module is not None else base,
             purpose=purpose,
             data=data,
@@ -160,28 +160,31 @@ class Library:
                 or the name is taken or cannot be one.
             DiskError: the disk is full, read-only or forbidden; nothing is left there.
         """
-        folder = Path(path)
         known = {"purpose": purpose, "data": data, "data_digest": data_digest, "metrics": metrics}
-        inside = (self.path / folder.name).resolve() == folder.resolve() and name in (None, folder.name)
-        if not folder.is_dir():
-            raise SkillError(f"no adapter at {folder}")
-        before = read_card(folder) if inside else None
-        files = read_files(folder, before)
-        name = require_name(folder.resolve().name if name is None else name)
-        adapter = read_adapter(folder, files, base)
-        card = changed(
-            before or Card(name=name, scale_convention=adapter.convention),
-            name=name,
-            base=None if base is None else fingerprint(base),
-            targets={address: made.rank for address, made in adapter.factors.items()},
-            **known,
-        )
-        if not inside:
-            return put(self.path, card, files)
-        with writing(self.path):
-            card = dataclasses.replace(card, date=now(), files=entries(files))
-            write_atomic(skill_folder(self.path, name) / CARD, card_text(card))
-        return card
+        return import_adapter(self.path, Path(path), name, base, known)
+
+    def add_folder(
+        self,
+        path: Path | str,
+        *,
+        name: str | None = None,
+        base: nn.Module | None = None,
+        force: bool = False,
+    ) -> Card:
+        """Take a skill of another library: its files and its card are copied as they are.
+
+        Args:
+            path: a skill's folder, with a card.
+            name: None: the folder's own.
+            base: the model it belongs to, nothing attached; a card that does not know its base gets it.
+            force: take a skill of another base than that; its shapes must still fit.
+
+        Raises:
+            SkillError: it is no skill, is damaged (the file is named), belongs to another base, or the name
+                is taken or cannot be one.
+            DiskError: the disk is full, read-only or forbidden; nothing is left there.
+        """
+        return add_folder(self.path, Path(path), name, base, force=force)
 
     def export_peft(self, name: str, path: Path | str) -> Path:
         """Write a skill's adapter to a new folder, for PEFT; the card stays behind.
@@ -193,12 +196,7 @@ class Library:
             SkillError: there is no such skill, a file of it is damaged, or something is at `path` already.
             DiskError: the disk is full, read-only or forbidden; nothing is left there.
         """
-        folder = skill_folder(self.path, name)
-        files = read_files(folder, read_card(folder))
-        with exporting(Path(path)) as aside:
-            for file, content in files.items():
-                (aside / file).write_bytes(content)
-        return Path(path)
+        return export_adapter(self.path, name, Path(path))
 
     def rename(self, old: str, new: str) -> None:
         """Give a skill another name. Cards of its children go on naming the old one and its digest.
@@ -254,14 +252,12 @@ class Library:
         """
         require_free(self.path, name)
         skills = self.load_all(names, base, force=force)
-        bases = {None if skill.card is None else skill.card.base for skill in skills}
-        if len(bases - {None}) > 1 and not force:
-            raise SkillError("the skills were learnt on different bases", "force it, if their shapes agree")
+        shared = common_base(skills, force=force)
         merged = merge_skills(skills, name=name, weights=weights, rank=rank, base=base)
         record = {"skills": list(names), "weights": list(weights or [1.0] * len(names)), "rank": rank}
         self.add(
             merged.skill,
-            base=base if base is not None else bases.pop() if len(bases) == 1 else None,
+            base=shared if base is None else base,
             purpose=purpose,
             metrics={"merge": {**record, "error": merged.error}},
             parents=names,
@@ -272,6 +268,7 @@ class Library:
         self,
         names: Sequence[str] | None = None,
         *,
+        base: nn.Module | None = None,
         inputs: Inputs | None = None,
         redundant: float = 0.95,
         energy: float = 0.99,
@@ -279,11 +276,13 @@ class Library:
     ) -> Comparison:
         """Compare skills, all of the library's by default; see `compare_skills`. Nothing is changed.
 
+        With `base`, a model with nothing attached, the skills must be its.
+
         Raises:
             SkillError: what `load` and `compare_skills` refuse.
         """
         return compare_skills(
-            self.load_all(self.names() if names is None else names),
+            self.load_all(self.names() if names is None else names, base),
             inputs=inputs,
             redundant=redundant,
             energy=energy,

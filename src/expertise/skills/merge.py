@@ -112,7 +112,7 @@ def _cut(made: Factors, rank: int) -> tuple[Factors, float, float]:
 
 
 def _addresses(skills: Sequence[Skill], base: nn.Module | None) -> list[str]:
-    """All addresses; stacks of a module in the order of a skill that adapts all of them."""
+    """All addresses; stacks of a module in the base's order, or in that of a skill that has all of them."""
     found = list(dict.fromkeys(address for skill in skills for address in skill.factors))
     stacks: dict[str, list[str]] = {}
     for skill in skills:
@@ -120,10 +120,13 @@ def _addresses(skills: Sequence[Skill], base: nn.Module | None) -> list[str]:
             here = stacks.setdefault(address.rpartition(".")[0], [])
             if made.num_experts is not None and address not in here:
                 here.append(address)
+    orders = [list(skill.factors) for skill in skills]
+    if base is not None:
+        orders.insert(0, [name for name, _ in base.named_parameters()])
     for module, several in stacks.items():
-        if len(several) < 2 or base is not None:
+        if len(several) < 2:
             continue
-        whole = next((list(skill.factors) for skill in skills if set(several) <= set(skill.factors)), None)
+        whole = next((order for order in orders if set(several) <= set(order)), None)
         if whole is None:
             raise SkillError(
                 f"the skills adapt different stacks of {module}, whose order is not known",

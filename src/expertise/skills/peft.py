@@ -20,12 +20,10 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from expertise.errors import SkillError
-from expertise.skills.fit import is_transposed_linear, require_finite, submodule
-from expertise.skills.peft_config import PeftConfig, read_config
+from expertise.skills.fit import not_there, require_finite, submodule
+from expertise.skills.peft_config import WEIGHTS, PeftConfig, read_config
 from expertise.skills.skill import Factors
-
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
+from expertise.skills.targets import is_conv1d
 
 PREFIX = "base_model.model."
 """Before every name."""
@@ -79,21 +77,22 @@ def read(config: bytes, weights: bytes, where: str, base: nn.Module | None = Non
     factors: dict[str, Factors] = {}
     # From the inside out, so that stacks of a module stand in the order of the module.
     for (path, depth), pair in sorted(pairs.items(), key=lambda item: (_natural(item[0][0]), -item[0][1])):
-        for name, tensor in (("A", pair.A), ("B", pair.B)):
-            if tensor is None:
-                raise SkillError(f"{where}: {WEIGHTS} has no factor {name} for {path}")
-        names = _parameters(path, depths[path], settings, base)
+        if base is not None and submodule(base, path) is None:
+            raise not_there(where, path, base)
+        down, up = (_present(tensor, which, path, where) for tensor, which in ((pair.A, "A"), (pair.B, "B")))
+        names = _parameters(path, settings, base)
         if not names and depth:
             raise SkillError(f"{where}: no name in target_parameters fits {path}")
-        if not names:
-            address, made = path, _plain(path, pair, settings, where)
+        if names and len(names) != depths[path]:
+            raise SkillError(
+                f"{where}: {WEIGHTS} adapts {depths[path]} parameters of {path}, "
+                f"target_parameters names {len(names)}"
+            )
+        if names:
+            name = names[depths[path] - 1 - depth]
+            address, made = _stacked(path, name, down, up, settings, where, base)
         else:
-            if len(names) != depths[path]:
-                raise SkillError(
-                    f"{where}: {WEIGHTS} adapts {depths[path]} parameters of {path}, "
-                    f"target_parameters names {len(names)}"
-                )
-            address, made = _stacked(path, names[depths[path] - 1 - depth], pair, settings, where, base)
+            address, made = path, _plain(path, down, up, settings, where, embedding=pair.embedding)
         factors[address] = made
     if not factors:
         raise SkillError(f"{where}: {WEIGHTS} holds no factors")
@@ -137,16 +136,22 @@ def _gather(
             raise SkillError(f"{where}: {path} is adapted as a layer and as an embedding at once")
         setattr(pair, which, tensor)
     copies = {}
+    adapted_embedding = any(pair.embedding for pair in pairs.values())
     for key, tensor in others.items():
         name = key.removeprefix(PREFIX).replace(f"{INNER}.", ".")
-        adapted_embedding = any(pair.embedding for pair in pairs.values())
         if not (key.startswith(PREFIX) and name.endswith(".weight") and adapted_embedding) or "lora_" in name:
             raise SkillError(f"{where}: {key} in {WEIGHTS} belongs to no plain LoRA")
         copies[name] = tensor
     return pairs, copies
 
 
-def _parameters(path: str, depth: int, settings: PeftConfig, base: nn.Module | None) -> list[str]:
+def _present(tensor: Tensor | None, which: str, path: str, where: str) -> Tensor:
+    if tensor is None:
+        raise SkillError(f"{where}: {WEIGHTS} has no factor {which} for {path}")
+    return tensor
+
+
+def _parameters(path: str, settings: PeftConfig, base: nn.Module | None) -> list[str]:
     """Names of the adapted bare parameters of a module, in order; none when the module itself is adapted."""
     if base is not None:
         module = submodule(base, path)
@@ -164,39 +169,41 @@ def _parameters(path: str, depth: int, settings: PeftConfig, base: nn.Module | N
     return found
 
 
-def _plain(path: str, pair: _Pair, settings: PeftConfig, where: str) -> Factors:
+def _plain(
+    path: str, down: Tensor, up: Tensor, settings: PeftConfig, where: str, *, embedding: bool
+) -> Factors:
     """Factors of a layer."""
-    assert pair.A is not None
-    assert pair.B is not None
     rank = settings.rank_of(path)
-    if pair.A.shape[0] != rank or pair.B.shape[1] != rank:
-        shapes = f"{list(pair.A.shape)} and {list(pair.B.shape)}"
+    if down.shape[0] != rank or up.shape[1] != rank:
+        shapes = f"{list(down.shape)} and {list(up.shape)}"
         raise SkillError(f"{where}: factors of {path} have shapes {shapes}, their rank should be {rank}")
-    return Factors(A=pair.A, B=pair.B, scaling=settings.scaling_of(path), embedding=pair.embedding)
+    return Factors(A=down, B=up, scaling=settings.scaling_of(path), embedding=embedding)
 
 
 def _stacked(
-    path: str, name: str, pair: _Pair, settings: PeftConfig, where: str, base: nn.Module | None
+    path: str,
+    name: str,
+    down: Tensor,
+    up: Tensor,
+    settings: PeftConfig,
+    where: str,
+    base: nn.Module | None,
 ) -> tuple[str, Factors]:
-    """Address and factors of a bare parameter: `[E, out, in]`, or `[out, in]` where there is one."""
-    assert pair.A is not None
-    assert pair.B is not None
+    """Address and factors of a bare parameter: a stack `[E, out, in]`, or the plain weight of a layer."""
     full = f"{path}.{name}"
-    rank, rows, columns = settings.rank_of(full), pair.A.shape[0], pair.B.shape[1]
+    rank, rows, columns = settings.rank_of(full), down.shape[0], up.shape[1]
     if rows % rank or rows != columns:
-        shapes = f"{list(pair.A.shape)} and {list(pair.B.shape)}"
+        shapes = f"{list(down.shape)} and {list(up.shape)}"
         raise SkillError(f"{where}: factors of {full} have shapes {shapes}, no multiple of their rank {rank}")
     experts, scaling = rows // rank, settings.scaling_of(full)
-    down = pair.A.reshape(experts, rank, -1)
-    up = pair.B.reshape(-1, rank, experts).permute(2, 0, 1).contiguous()
-    one = experts == 1 and (base is None or base.get_parameter(full).ndim == 2)
-    if not one:
+    down = down.reshape(experts, rank, -1)
+    up = up.reshape(-1, rank, experts).permute(2, 0, 1).contiguous()
+    if experts > 1 or name != "weight":
         return full, Factors(A=down, B=up, scaling=scaling)
     module = None if base is None else submodule(base, path)
-    if module is not None and (isinstance(module, nn.Embedding) or is_transposed_linear(module)):
+    if module is not None and (isinstance(module, nn.Embedding) or is_conv1d(module)):
         raise SkillError(f"{where}: {full} is stored the other way round; adapt {path} by target_modules")
-    is_layer = name == "weight" and (base is None or isinstance(module, nn.Linear))
-    return path if is_layer else full, Factors(A=down[0], B=up[0], scaling=scaling)
+    return path, Factors(A=down[0], B=up[0], scaling=scaling)
 
 
 def _natural(path: str) -> list[tuple[int, str]]:

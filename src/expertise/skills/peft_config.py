@@ -15,6 +15,10 @@ from typing import Any, Literal
 
 from expertise.errors import SkillError
 
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+"""The two files of an adapter."""
+
 _READ = {
     "peft_type",
     "r",
@@ -134,7 +138,7 @@ def read_config(data: bytes, where: str) -> PeftConfig:
     """
     try:
         values = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise SkillError(f"{where}: adapter_config.json is not JSON") from None
     if not isinstance(values, dict):
         raise SkillError(f"{where}: adapter_config.json is not an object")
@@ -152,7 +156,7 @@ def read_config(data: bytes, where: str) -> PeftConfig:
         for pattern in (*config.rank_pattern, *config.alpha_pattern):
             re.compile(pattern)
         config.targets_module("")
-    except (TypeError, ValueError, AttributeError, re.error) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError, re.error) as error:
         raise SkillError(f"{where}: adapter_config.json: {error}") from None
     return config
 

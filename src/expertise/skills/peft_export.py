@@ -11,9 +11,10 @@ from typing import Any
 from torch import nn
 
 from expertise.errors import SkillError
-from expertise.skills.fit import is_transposed_linear, submodule
+from expertise.skills.fit import submodule
 from expertise.skills.peft import INNER, PREFIX
 from expertise.skills.skill import Factors
+from expertise.skills.targets import is_conv1d
 
 
 def write(factors: Mapping[str, Factors], base: nn.Module | None = None) -> tuple[str, bytes]:
@@ -34,7 +35,7 @@ def write(factors: Mapping[str, Factors], base: nn.Module | None = None) -> tupl
     modules, parameters, tensors = [], [], {}
     stacks: dict[str, list[str]] = {}
     for address, made in factors.items():
-        if made.num_experts is None and not _is_bare(base, address):
+        if made.num_experts is None:
             modules.append(address)
             names = (
                 ("lora_embedding_A", "lora_embedding_B")
@@ -53,22 +54,15 @@ def write(factors: Mapping[str, Factors], base: nn.Module | None = None) -> tupl
         parameters += [f"{path}.{name}" for name in order]
         for number, name in enumerate(order):
             made, inner = factors[f"{path}.{name}"], INNER * (len(order) - 1 - number)
-            down, up = made.A, made.B
-            if made.num_experts is not None:
-                down, up = down.flatten(0, 1), up.permute(1, 2, 0).flatten(1)
             tensors |= {
-                f"{PREFIX}{path}{inner}.lora_A.weight": down,
-                f"{PREFIX}{path}{inner}.lora_B.weight": up,
+                f"{PREFIX}{path}{inner}.lora_A.weight": made.A.flatten(0, 1),
+                f"{PREFIX}{path}{inner}.lora_B.weight": made.B.permute(1, 2, 0).flatten(1),
             }
     plain = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
-    conv1d = base is not None and any(is_transposed_linear(submodule(base, name)) for name in modules)
+    layers = [] if base is None else [submodule(base, name) for name in modules]
+    conv1d = any(layer is not None and is_conv1d(layer) for layer in layers)
     config = _config(factors, modules, parameters, fan_in_fan_out=conv1d)
     return json.dumps(config, indent=2, sort_keys=True) + "\n", save(plain, metadata={"format": "pt"})
-
-
-def _is_bare(base: nn.Module | None, address: str) -> bool:
-    """Whether an address is that of a parameter and not of a layer, as far as the base can say."""
-    return address.endswith(".weight") if base is None else submodule(base, address) is None
 
 
 def _registered(base: nn.Module, path: str, names: list[str]) -> list[str]:

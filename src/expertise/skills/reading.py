@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -10,12 +9,13 @@ from torch import nn
 
 from expertise.errors import SkillError
 from expertise.runs.progress import say
-from expertise.skills.card import CARD, entries, read_card, read_files
-from expertise.skills.fingerprint import fingerprint
+from expertise.skills.card import CARD, Fingerprint, entries, read_card, read_files
+from expertise.skills.fingerprints import fingerprint
 from expertise.skills.fit import require_copies, require_fit
-from expertise.skills.folders import skill_folder
-from expertise.skills.peft import CONFIG, WEIGHTS, Adapter, read
-from expertise.skills.skill import Card, Skill
+from expertise.skills.folders import card_of, skill_folder
+from expertise.skills.peft import Adapter, read
+from expertise.skills.peft_config import CONFIG, WEIGHTS
+from expertise.skills.skill import Skill
 
 
 def read_adapter(
@@ -34,20 +34,10 @@ def read_adapter(
     """
     adapter = read(files[CONFIG], files[WEIGHTS], str(folder), base)
     if base is not None:
-        require_fit(adapter.factors, base, str(folder))
+        require_fit(adapter.factors, base, folder.name)
         if not force:
             require_copies(adapter.copies, base, str(folder))
     return adapter
-
-
-def card_of(library: Path, name: str) -> Card | None:
-    """The card of a skill under the name that its folder has, or None when it has no card.
-
-    Raises:
-        SkillError: there is no such skill, or its card is damaged or another version's.
-    """
-    card = read_card(skill_folder(library, name))
-    return None if card is None else dataclasses.replace(card, name=name)
 
 
 def weights_digest(library: Path, name: str) -> str:
@@ -76,10 +66,31 @@ def load_skills(
         adapter = read_adapter(folder, read_files(folder, card), base, force=force)
         if base is not None and not force and card is not None and card.base is not None:
             known = known or fingerprint(base)
-            if difference := card.base.difference(known):
-                raise SkillError(
-                    f"skill {name} was learnt on another base: this one has {difference}",
-                    "take the base that it was learnt on, or force it",
-                )
+            require_same_base(name, card.base, known)
         skills.append(Skill(name=name, factors=adapter.factors, card=card))
     return skills
+
+
+def require_same_base(name: str, learnt_on: Fingerprint, found: Fingerprint) -> None:
+    """Refuse a skill of another base.
+
+    Raises:
+        SkillError: the fingerprints differ.
+    """
+    if difference := learnt_on.difference(found):
+        raise SkillError(
+            f"skill {name} was learnt on another base: this one has {difference}",
+            "take the base that it was learnt on, or force it",
+        )
+
+
+def common_base(skills: Iterable[Skill], *, force: bool = False) -> Fingerprint | None:
+    """The base that skills were learnt on, as far as their cards know; None: unknown, or several.
+
+    Raises:
+        SkillError: there are several, and that is not forced.
+    """
+    bases = {None if skill.card is None else skill.card.base for skill in skills}
+    if len(bases - {None}) > 1 and not force:
+        raise SkillError("the skills were learnt on different bases", "force it, if their shapes agree")
+    return bases.pop() if len(bases) == 1 else None

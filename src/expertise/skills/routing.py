@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
@@ -34,6 +34,8 @@ def reads_of(router: Router | RouterConfig | None, reads: Reads | None, source: 
         reads = (
             "layer" if router is not None and not isinstance(router, Context | Context.Config) else "context"
         )
+    if reads not in get_args(Reads):
+        raise SkillError(f"a router reads one of {', '.join(get_args(Reads))}, not {reads!r}")
     if source is not None and reads not in ("token", "pooled"):
         raise SkillError(f'source= is for a router that reads "token" or "pooled", not {reads!r}')
     return reads
@@ -100,14 +102,20 @@ def source_of(root: nn.Module, name: str | None) -> nn.Module:
     raise SkillError("the base has no embedding for the router to read: name a module with source=")
 
 
-def width_of(root: nn.Module, source: nn.Module) -> int | None:
-    """Width of a module's output, as far as it can be told without running it."""
+def width_of(root: nn.Module, source: nn.Module, guess: bool = False) -> int | None:
+    """Width of a module's output where that can be told without running it.
+
+    Args:
+        root: the model that it is in.
+        source: the module.
+        guess: take other modules to be layers, which are as wide as what goes into the first one.
+    """
     if isinstance(source, nn.Linear):
         return source.out_features
     if isinstance(source, nn.Embedding):
         return source.embedding_dim
-    # A layer of a model is as wide as what goes into the first one.
-    return next((m.embedding_dim for m in root.modules() if isinstance(m, nn.Embedding)), None)
+    widths = (m.embedding_dim for m in root.modules() if guess and isinstance(m, nn.Embedding))
+    return next(widths, None)
 
 
 def _require_width(router: Router, width: int) -> None:

@@ -1,25 +1,20 @@
-"""A skill in memory: low-rank factors beside the weights of a base, and the card that says what it is."""
+"""A skill in memory: low-rank factors beside the weights of a base."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from expertise.errors import SkillError
-from expertise.skills.fingerprint import Fingerprint
-
-CONVENTIONS = ("alpha/r", "alpha/sqrt(r)", "raw")
-"""How a scaling came about: LoRA's (arXiv 2106.09685), rank-stabilised (arXiv 2312.03732), a plain multiplier
-(PSEC, arXiv 2502.05932). `Factors.scaling` is always the multiplier itself."""
+from expertise.skills.card import Card
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+# Two of these are the same when they are one object: tensors do not compare to a single truth.
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Factors:
     """What one skill adds to one weight: `y += scaling * (x @ A.T) @ B.T` (LoRA, arXiv 2106.09685, Eq. 3).
 
@@ -89,47 +84,7 @@ class Factors:
         return dataclasses.replace(self, A=down, B=up)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Card:
-    """What is known of a skill beside its weights; `card.json` in its folder."""
-
-    name: str
-    """The skill's name, which is its folder's."""
-    purpose: str = ""
-    """What it is for, in a sentence."""
-    base: Fingerprint | None = None
-    """Of the base that it was learnt on; None: unknown, so only shapes can be compared."""
-    data: str | None = None
-    """What it was learnt from."""
-    data_digest: str | None = None
-    """SHA-256 of that data."""
-    metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Figures of whoever made it."""
-    date: str = ""
-    """When the card was written, as ISO 8601 in UTC."""
-    parents: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Skills that it was made from → SHA-256 of their weights then."""
-    scale_convention: str = "raw"
-    """How its scaling came about, one of `CONVENTIONS`."""
-    targets: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """Address of each adapted weight → rank."""
-    files: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    """Every other file of the folder → its `size` in bytes and `sha256`."""
-
-    def __post_init__(self) -> None:
-        if self.scale_convention not in CONVENTIONS:
-            raise SkillError(
-                f"unknown convention of scale {self.scale_convention!r}",
-                f"known are: {', '.join(CONVENTIONS)}",
-            )
-
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """The ranks that occur, ascending."""
-        return tuple(sorted(set(self.targets.values())))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Skill:
     """Low-rank factors for some weights of a base.
 
@@ -152,7 +107,7 @@ class Skill:
     def __post_init__(self) -> None:
         if not self.factors:
             raise SkillError(f"skill {self.name!r} adapts nothing")
-        object.__setattr__(self, "factors", MappingProxyType(dict(self.factors)))
+        object.__setattr__(self, "factors", dict(self.factors))  # who gave it may go on changing theirs
 
     def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Skill:
         """The same on another device or in another dtype."""

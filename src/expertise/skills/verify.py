@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from expertise.errors import SkillError
-from expertise.skills.card import CARD, read_card, read_whole
-from expertise.skills.folders import skill_folder, skill_names
-from expertise.skills.peft import CONFIG, WEIGHTS
+from expertise.skills.card import CARD, Card, read_card, read_files, read_whole
+from expertise.skills.folders import require_library, skill_folder, skill_names
+from expertise.skills.peft_config import CONFIG, WEIGHTS
 from expertise.skills.reading import read_adapter
-from expertise.skills.skill import Card
 
 _TOLD = ("purpose", "base", "data", "data_digest")
 """Fields of a card that only a person or a base can fill."""
@@ -65,11 +64,9 @@ def verify(library: Path) -> Verification:
         library: its folder.
 
     Raises:
-        SkillError: there is no library.
+        SkillError: there is no library, or it holds other things and no skill.
     """
-    if not library.is_dir():
-        raise SkillError(f"no library at {library}")
-    names = skill_names(library)
+    names = skill_names(require_library(library))
     folders = {path.name for path in library.iterdir() if path.is_dir() and not path.name.startswith(".")}
     return Verification(
         path=str(library),
@@ -93,19 +90,17 @@ def _check(folder: Path) -> SkillCheck:
             notes.append(f"it has no {CARD}: nothing says whether its files are what was written")
         elif card.name != folder.name:
             notes.append(f"its card calls it {card.name!r}: the folder was moved, and its name counts")
-    listed = () if card is None else tuple(card.files)
-    files = {}
-    for name in dict.fromkeys((CONFIG, WEIGHTS, *listed)):
-        try:
-            files[name] = read_whole(folder, name, card)
-        except SkillError as error:
-            problems.append(error.message)
     if card is not None:
+        for name in dict.fromkeys((CONFIG, WEIGHTS, *card.files)):
+            try:
+                read_whole(folder, name, card)
+            except SkillError as error:
+                problems.append(error.message)
         there = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-        notes += [f"{name} is not in its card" for name in sorted(there - set(listed) - {CARD})]
+        notes += [f"{name} is not in its card" for name in sorted(there - set(card.files) - {CARD})]
     if not problems:
         try:
-            read_adapter(folder, files, None)
+            read_adapter(folder, read_files(folder, card), None)
         except SkillError as error:
             problems.append(error.message)
     return SkillCheck(name=folder.name, problems=tuple(problems), missing=missing, notes=tuple(notes))

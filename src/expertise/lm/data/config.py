@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from annotated_types import Ge
@@ -87,6 +87,9 @@ class DataConfig:
 
     template: str = ""
     """The jinja2 chat template that makes text of messages; empty: ChatML."""
+
+    domains: list[str] = field(default_factory=list)
+    """Only these of the source's domains; empty: all. They are divided as they are among all of them."""
 
     cap_bytes: Annotated[int, Ge(0)] = 0
     """How many bytes of each domain are kept at most; 0 keeps all."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expertise.errors import DataError
+from expertise.errors import DataError, RecipeError, nearest
 from expertise.lm.data.batches import Batches, Windows
 from expertise.lm.data.cache import Entry, entry, key_of
 from expertise.lm.data.chat import Chat
@@ -19,7 +19,7 @@ from expertise.lm.data.packed import PackedBatches
 from expertise.lm.data.sources import digest_of, open_sources
 from expertise.lm.data.split import SPLITS
 from expertise.lm.data.streams import TokenStream, build_streams, open_stream
-from expertise.lm.data.tokenizer import end_of_text, load_tokenizer, train_tokenizer, vocab_size
+from expertise.lm.data.tokenizer import end_of_text, load_tokenizer, plain, train_tokenizer, vocab_size
 
 if TYPE_CHECKING:
     import tokenizers
@@ -29,16 +29,20 @@ def _silent(_line: str) -> None:
     """Print nothing."""
 
 
-def prepare(data: DataConfig, tokenizer: TokenizerConfig, say: Callable[[str], None] = _silent) -> Prepared:
+def prepare(
+    data: DataConfig,
+    tokenizer: TokenizerConfig | tokenizers.Tokenizer,
+    say: Callable[[str], None] = _silent,
+) -> Prepared:
     """Read, divide and encode the text that a recipe names, or find it in the cache.
 
     Args:
         data: which text.
-        tokenizer: trained on the training text, or given.
+        tokenizer: trained on the training text, or given, by its path or as it is.
         say: told what is being built, a line at a time; nothing is said when all is there.
 
     Raises:
-        RecipeError: the recipe names no data.
+        RecipeError: the recipe names no data, or a domain that the data lacks.
         DataError: a source is missing, empty, unreadable or too small; the tokenizer is none.
         MissingExtra: a source needs a package that is not installed.
         DiskError: the cache is full or cannot be written.
@@ -53,7 +57,7 @@ class Prepared:
 
     Args:
         data: which text.
-        tokenizer: trained on the training text, or given.
+        tokenizer: trained on the training text, or given, by its path or as it is.
         say: told what is being built.
     """
 
@@ -84,15 +88,24 @@ class Prepared:
     tokens_count: dict[str, dict[str, int]]
     """Side → domain → number of tokens, end-of-text tokens included."""
 
-    def __init__(self, data: DataConfig, tokenizer: TokenizerConfig, say: Callable[[str], None]) -> None:
-        self._data, self._config, self._say = data, tokenizer, say
+    def __init__(
+        self,
+        data: DataConfig,
+        tokenizer: TokenizerConfig | tokenizers.Tokenizer,
+        say: Callable[[str], None],
+    ) -> None:
+        self._data, self._say = data, say
+        self._config = tokenizer if isinstance(tokenizer, TokenizerConfig) else TokenizerConfig()
+        self._given = tokenizer.to_str() if not isinstance(tokenizer, TokenizerConfig) else ""
         self._kind: Kind = KINDS[data.kind](data)
         self.digest = digest_of(open_sources(data))
         text = self._text()
-        self.domains = tuple(text.facts["domains"])
+        self.domains = _chosen(data.domains, text.facts["domains"])
         self.notes = tuple(text.facts["notes"])
-        self.bytes = text.facts["bytes"]
-        self.documents_count = text.facts["documents"]
+        self.bytes, self.documents_count = (
+            {side: {domain: counts[domain] for domain in self.domains} for side, counts in facts.items()}
+            for facts in (text.facts["bytes"], text.facts["documents"])
+        )
         tokens = self._tokens()
         self.tokens_count = tokens.facts["tokens"]
         self.tokenizer = load_tokenizer(tokens.path / "tokenizer.json")
@@ -162,7 +175,7 @@ class Prepared:
         def build(folder: Path) -> dict[str, Any]:
             text = self._text()
             if given:
-                chosen = load_tokenizer(Path(self._config.path))
+                chosen = self._given_tokenizer()
                 end_of_text(chosen)  # adds one where there is none
             else:
                 self._say("training the tokenizer")
@@ -171,9 +184,16 @@ class Prepared:
             self._say("encoding the text")
             return build_streams(text.path, chosen, self.domains, folder)
 
-        given = _file_digest(Path(self._config.path)) if self._config.path else ""
+        given = _file_digest(Path(self._config.path)) if self._config.path else _text_digest(self._given)
         asked = [given] if given else [self._config.vocab_size, self._config.train_bytes]
-        return entry("tokens", key_of(self._text_key(), asked), build)
+        return entry("tokens", key_of(self._text_key(), asked, *self._data.domains), build)
+
+    def _given_tokenizer(self) -> tokenizers.Tokenizer:
+        import tokenizers
+
+        if self._config.path:
+            return load_tokenizer(Path(self._config.path))
+        return plain(tokenizers.Tokenizer.from_str(self._given))
 
     def _text_key(self) -> str:
         data = self._data
@@ -183,7 +203,7 @@ class Prepared:
         """The first documents of each domain's training text, an equal number of bytes for each."""
         left = dict.fromkeys(self.domains, max(1, self._config.train_bytes // len(self.domains)))
         for document in stored_documents(text, "train"):
-            room = left[document.domain]
+            room = left.get(document.domain, 0)
             if room > 0:
                 raw = document.text.encode()
                 left[document.domain] -= len(raw)
@@ -192,10 +212,22 @@ class Prepared:
                 return
 
 
+def _chosen(asked: list[str], known: list[str]) -> tuple[str, ...]:
+    """The domains that are asked for, in the order of the text's own."""
+    for domain in asked:
+        if domain not in known:
+            raise RecipeError(f"the text has no domain {domain!r}", nearest(domain, known))
+    return tuple(domain for domain in known if domain in asked or not asked)
+
+
 def _side(split: str) -> str:
     if split not in SPLITS:
         raise KeyError(f"no split {split!r}; there are {', '.join(SPLITS)}")
     return split
+
+
+def _text_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest() if text else ""
 
 
 def _file_digest(path: Path) -> str:

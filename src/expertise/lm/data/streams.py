@@ -71,7 +71,7 @@ def build_streams(
     Args:
         text: a folder written by `build_text`.
         tokenizer: encodes it.
-        domains: names in the order of their ids.
+        domains: names in the order of their ids; documents of others are left out.
         folder: where the files go.
 
     Returns:
@@ -89,7 +89,7 @@ def build_streams(
         closes = np.zeros(1, dtype=bool)
         with (folder / f"{side}.tokens").open("wb") as file, contextlib.ExitStack() as stack:
             marks: IO[bytes] | None = None
-            for document, encoded in _encoded(text, side, tokenizer):
+            for document, encoded in _encoded(text, side, tokenizer, domains):
                 starts.append(at)
                 owners.append(number[document.domain])
                 end.tofile(file)
@@ -118,8 +118,10 @@ def open_stream(folder: Path, side: str, dtype: str, domains: tuple[str, ...]) -
     )
 
 
-def _encoded(text: Path, side: str, tokenizer: tokenizers.Tokenizer) -> Iterator[tuple[Document, Encoded]]:
-    documents = stored_documents(text, side)
+def _encoded(
+    text: Path, side: str, tokenizer: tokenizers.Tokenizer, domains: tuple[str, ...]
+) -> Iterator[tuple[Document, Encoded]]:
+    documents = (document for document in stored_documents(text, side) if document.domain in domains)
     while True:
         some: list[Document] = []
         size = 0

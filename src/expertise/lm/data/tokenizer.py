@@ -46,7 +46,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokeniz
     )
     with _one_thread_each():
         tokenizer.train_from_iterator(iter(texts), trainer)
-    return _plain(tokenizer)
+    return plain(tokenizer)
 
 
 def load_tokenizer(path: Path) -> tokenizers.Tokenizer:
@@ -70,7 +70,7 @@ def load_tokenizer(path: Path) -> tokenizers.Tokenizer:
     except UnicodeDecodeError:
         raise _no_tokenizer(path, "not UTF-8") from None
     try:
-        return _plain(tokenizers.Tokenizer.from_str(content))
+        return plain(tokenizers.Tokenizer.from_str(content))
     except Exception as error:  # the library raises bare Exception
         raise _no_tokenizer(path, (str(error).splitlines() or [""])[0]) from None
 
@@ -128,7 +128,8 @@ def _num_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _plain(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+def plain(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """The same tokenizer, made to read all of a text as text and to give each text as it is."""
     # A text may talk about "<|endoftext|>"; this setting is not part of tokenizer.json.
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()

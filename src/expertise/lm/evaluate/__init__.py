@@ -1,6 +1,6 @@
 """Held-out numbers: bits per byte per domain, and what every part did meanwhile."""
 
-from expertise.lm.evaluate.perplexity import DomainText, Evaluation, domain_texts, evaluate
+from expertise.lm.evaluate.perplexity import DomainText, Evaluation, domain_texts, evaluate, in_words
 from expertise.lm.evaluate.switches import Switches, switched
 
-__all__ = ["DomainText", "Evaluation", "Switches", "domain_texts", "evaluate", "switched"]
+__all__ = ["DomainText", "Evaluation", "Switches", "domain_texts", "evaluate", "in_words", "switched"]

@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from expertise.lm.alpha import Alpha
+from expertise.lm.causal import CausalLM
 from expertise.lm.data import IGNORED, EvaluationWindows, Prepared, evaluation_windows
-from expertise.lm.model import LanguageModel
 from expertise.mixture.measures import Usage
 from expertise.mixture.mixture import recording
 from expertise.mixture.routes import Routes
+from expertise.shapes import Float, Int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Evaluation:
     """UTF-8 bytes that they are over: of records those that are learnt."""
     usage: dict[int, Usage]
     """Mixture layer → what its parts did; the domains are in the order of `bits_per_byte`."""
+    skills: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    """Of a composed model: domain → skill → its mean weight, over layers and tokens that count."""
 
     @property
     def mean_bits_per_byte(self) -> float:
@@ -48,13 +52,16 @@ class Evaluation:
         counts = [usage.parts_per_token() for usage in self.usage.values()]
         return sum(counts) / len(counts) if counts else 0.0
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain numbers: `bits_per_byte`, `bytes`, `parts_per_token`, `loads` (relative, per layer)."""
-        result: dict[str, Any] = {
-            "bits_per_byte": {k: round(v, 5) for k, v in self.bits_per_byte.items()}
-            | {"mean": round(self.mean_bits_per_byte, 5)},
-            "bytes": self.num_bytes,
+    def rounded_bits(self) -> dict[str, float]:
+        """Bits per byte of each domain, and their `mean`, with five digits."""
+        return {
+            **{domain: round(bits, 5) for domain, bits in self.bits_per_byte.items()},
+            "mean": round(self.mean_bits_per_byte, 5),
         }
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers: `bits_per_byte`, `bytes`, `parts_per_token`, `loads` (relative), `skills`."""
+        result: dict[str, Any] = {"bits_per_byte": self.rounded_bits(), "bytes": self.num_bytes}
         if self.usage:
             layers = list(self.usage.values())
             by_domain = [usage.parts_per_token_by_domain() for usage in layers]
@@ -67,7 +74,15 @@ class Evaluation:
                 },
             }
             result["loads"] = [[round(float(x), 4) for x in usage.load()] for usage in layers]
+        if self.skills:
+            result["skills"] = {d: {k: round(v, 4) for k, v in row.items()} for d, row in self.skills.items()}
         return result
+
+
+def in_words(bits_per_byte: Mapping[str, float]) -> str:
+    """The mean and each domain in a few words."""
+    domains = ", ".join(f"{name} {bits:.3f}" for name, bits in bits_per_byte.items() if name != "mean")
+    return f"{bits_per_byte['mean']:.3f} bits per byte ({domains})"
 
 
 def domain_texts(prepared: Prepared, split: str, max_bytes: int, context: int) -> list[DomainText]:
@@ -86,7 +101,7 @@ def domain_texts(prepared: Prepared, split: str, max_bytes: int, context: int) -
 
 
 def evaluate(
-    model: LanguageModel,
+    model: CausalLM,
     texts: list[DomainText],
     batch_size: int,
     bfloat16: bool = False,
@@ -103,27 +118,46 @@ def evaluate(
     """
     bits: dict[str, float] = {}
     usage: dict[int, Usage] = {}
+    skills: dict[str, dict[str, float]] = {}
+    names = Alpha(model).names
     for index, text in enumerate(texts):
-        nll = 0.0
-        for tokens, targets, losses, routes in passes(model, text, batch_size, bfloat16):
-            nll += float(losses.double().sum())
-            domains = torch.where(targets.flatten() == IGNORED, -1, index)
-            for layer, record in routes.items():
+        nll, num_counted, alpha = 0.0, 0, torch.zeros(len(names), dtype=torch.float64)
+        for batch in passes(model, text, batch_size, bfloat16):
+            nll += float(batch.losses.double().sum())
+            counted = batch.targets.flatten() != IGNORED
+            domains = torch.where(counted, index, -1)
+            for layer, record in batch.routes.items():
                 if layer not in usage:
                     usage[layer] = Usage(record.num_parts, len(texts), record.num_slots)
                 usage[layer].add(record, domains)
-            del tokens
+            num_counted += int(counted.sum())
+            if batch.alpha is not None:
+                alpha += batch.alpha[counted].double().sum(0).cpu()
             if between is not None:
                 between()
         bits[text.domain] = nll / math.log(2) / max(1, text.windows.num_bytes)
-    return Evaluation(bits, {text.domain: text.windows.num_bytes for text in texts}, usage)
+        if names:
+            means = (alpha / max(1, num_counted)).tolist()
+            skills[text.domain] = dict(zip(names, means, strict=True))
+    return Evaluation(bits, {text.domain: text.windows.num_bytes for text in texts}, usage, skills)
 
 
-def passes(
-    model: LanguageModel, text: DomainText, batch_size: int, bfloat16: bool = False
-) -> Iterator[tuple[Tensor, Tensor, Tensor, dict[int, Routes]]]:
-    """Batches of windows: tokens, targets, loss of each target (nats, 0 where ignored), routes by layer."""
-    windows, device = text.windows, model.device
+class Pass(NamedTuple):
+    """A batch of windows, and what a model made of it."""
+
+    tokens: Int[Tensor, "batch time"]
+    targets: Int[Tensor, "batch time"]
+    losses: Float[Tensor, " tokens"]
+    """Of each target, in nats; 0 where it is ignored."""
+    routes: dict[int, Routes]
+    """Mixture layer → who took what."""
+    alpha: Float[Tensor, "tokens skills"] | None
+    """Of a composed model: the weights of its skills, the mean over layers."""
+
+
+def passes(model: CausalLM, text: DomainText, batch_size: int, bfloat16: bool = False) -> Iterator[Pass]:
+    """Held-out windows through a model, batch by batch."""
+    windows, device, alpha = text.windows, model.device, Alpha(model)
     autocast = torch.autocast(device.type, torch.bfloat16) if bfloat16 else contextlib.nullcontext()
     for start in range(0, len(windows.tokens), batch_size):
         tokens = windows.tokens[start : start + batch_size].to(device)
@@ -131,11 +165,12 @@ def passes(
         documents = windows.documents
         if documents is not None:
             documents = documents[start : start + batch_size].to(device)
-        with torch.inference_mode(), recording(model):
+        with torch.inference_mode(), recording(model.core), alpha.recording():
             with autocast:
                 logits = model(tokens, documents=documents)
             losses = F.cross_entropy(
                 logits.flatten(0, 1).float(), targets.flatten(), reduction="none", ignore_index=IGNORED
             )
         routes = {layer: mixture.last_routes for layer, mixture in model.mixtures().items()}
-        yield tokens, targets, losses, {k: v for k, v in routes.items() if v is not None}
+        routes_taken = {k: v for k, v in routes.items() if v is not None}
+        yield Pass(tokens, targets, losses, routes_taken, alpha.last(*tokens.shape))

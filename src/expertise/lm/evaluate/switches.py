@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from expertise.errors import RecipeError
+from expertise.lm.causal import CausalLM
 from expertise.lm.config import MixtureLayer
 from expertise.lm.model import LanguageModel
 from expertise.mixture.mixture import Mixture
@@ -64,7 +65,7 @@ class Switches:
 
 
 @contextlib.contextmanager
-def switched(model: LanguageModel, switches: Switches) -> Iterator[LanguageModel]:
+def switched(model: CausalLM, switches: Switches) -> Iterator[CausalLM]:
     """The model under these switches, for evaluation; afterwards it is what it was, module by module.
 
     Args:
@@ -146,9 +147,10 @@ class SwitchedRouter(Router):
         return router.routes(scores, part_ids, counts)
 
 
-def _router(mixture: Mixture, model: LanguageModel, index: int, switches: Switches) -> Router | None:
+def _router(mixture: Mixture, model: CausalLM, index: int, switches: Switches) -> Router | None:
     """What chooses in a layer under the switches."""
-    layer = model.config.layer(index)
+    assert isinstance(model.core, LanguageModel)  # no other model has mixtures of ours
+    layer = model.core.config.layer(index)
     assert layer is not None
     if switches.drop_always and mixture.always is None:
         raise RecipeError(f"drop_always: layer {index} has no always-on part")

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 import torch
 from annotated_types import Ge
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from expertise.errors import RecipeError
 from expertise.mixture.routers.base import ContextKind, Router
@@ -30,6 +31,7 @@ class Context(Router):
         num_parts: K.
         hidden: widths of the hidden layers.
         squash: "softmax", "sigmoid" or "none".
+        normalize: divide each context by its root mean square.
 
     Raises:
         RecipeError: a width is not positive, or squash is none of these.
@@ -47,13 +49,15 @@ class Context(Router):
         """Widths of the hidden layers."""
         squash: Squash = "none"
         """What bounds the weights."""
+        normalize: bool = False
+        """Divide each context by its root mean square: for hidden states, whose size differs between models."""
 
         def check(self, num_parts: int) -> None:
             """Any number of parts will do."""
 
         def build(self, dim: int, num_parts: int, vocab_size: int = 0) -> Context:
             """The router over `num_parts` parts."""
-            return Context(self.context_dim, num_parts, self.hidden, self.squash)
+            return Context(self.context_dim, num_parts, self.hidden, self.squash, self.normalize)
 
         def num_params(self, dim: int, num_parts: int) -> int:
             """Learned numbers of the MLP."""
@@ -76,6 +80,7 @@ class Context(Router):
         num_parts: int,
         hidden: Sequence[int] = (256, 256),
         squash: Squash = "none",
+        normalize: bool = False,
     ) -> None:
         super().__init__()
         widths = [context_dim, *hidden, num_parts]
@@ -86,6 +91,7 @@ class Context(Router):
         self.context_dim = context_dim
         self.num_parts = num_parts
         self.squash = squash
+        self.normalize = normalize
         layers: list[nn.Module] = []
         for width_in, width_out in itertools.pairwise(widths):
             layers += [nn.Linear(width_in, width_out), nn.ReLU()]
@@ -109,6 +115,8 @@ class Context(Router):
                 f"the context of shape {list(context.shape)} does not fit tokens of shape {list(leading)} "
                 f"and a context router of width {self.context_dim}"
             )
+        if self.normalize:
+            context = F.rms_norm(context, context.shape[-1:])
         logits = self.network(context.to(next(self.parameters()).dtype))
         logits = logits.view(*context.shape[:-1], *[1] * (len(leading) - context.ndim + 1), self.num_parts)
         logits = logits.expand(*leading, self.num_parts).reshape(-1, self.num_parts)
@@ -119,4 +127,5 @@ class Context(Router):
 
     def extra_repr(self) -> str:
         """What printing the module shows of it."""
-        return f"context_dim={self.context_dim}, num_parts={self.num_parts}, squash={self.squash!r}"
+        shown = f"context_dim={self.context_dim}, num_parts={self.num_parts}, squash={self.squash!r}"
+        return f"{shown}, normalize=True" if self.normalize else shown

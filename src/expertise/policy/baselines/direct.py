@@ -11,8 +11,8 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from expertise.errors import RecipeError, nearest
-from expertise.policy.acting import CRITIC_OF, Policy
+from expertise.errors import RecipeError
+from expertise.policy.acting import Policy, require_acting
 from expertise.runs import recipe as recipes
 from expertise.shapes import Float
 
@@ -33,8 +33,7 @@ class DirectConfig:
     """Bring observations to mean 0 and standard deviation 1 of the data (IQL's code: false)."""
 
     def __post_init__(self) -> None:
-        if self.pick not in CRITIC_OF:
-            raise RecipeError(f"unknown pick {self.pick!r}", nearest(self.pick, CRITIC_OF))
+        require_acting(self.num_candidates, self.pick)
         if any(width < 1 for width in self.hidden):
             raise RecipeError(f"policy.hidden must hold positive widths, not {self.hidden}")
 

@@ -1,12 +1,15 @@
 "use strict";
-// A passage: colour by the chosen layer, walk with the arrow keys, name the experts of a token.
+// A passage: colour by the chosen layer or skill, walk with the arrow keys, name the experts of a token, or
+// the weights of its skills.
 (function () {
   const source = document.getElementById("passage-data");
   if (!source) return;
   const data = JSON.parse(source.textContent);
+  const palette = data.palette || "s";
   const passages = [...document.querySelectorAll(".passage")];
   const tokens = passages.map((passage) => [...passage.querySelectorAll(".t")]);
   const panel = document.querySelector(".panel");
+  const hint = panel.querySelector(".hint");
   const place = new Map(tokens.flatMap((list, p) => list.map((token, i) => [token, [p, i]])));
   let passage = 0;
   let choice = data.choices[0];
@@ -33,20 +36,42 @@
     return item;
   }
 
-  function show(token) {
+  function head(token, text) {
+    const [p, i] = place.get(token);
+    const made = element("p");
+    made.append(element("code", token.textContent, `${palette}${data.steps[p][data.choices.indexOf(choice)][i]}`), text);
+    return made;
+  }
+
+  // Signed as in the tables: with a true minus.
+  const signed = (value) => value.toFixed(2).replace("-", "\u2212");
+
+  function weights(token) {
+    const [p, i] = place.get(token);
+    const list = element("ul");
+    data.names.forEach((name, skill) => {
+      const item = element("li");
+      item.append(element("b", name), `: ${signed(data.weights[p][i][skill])}`);
+      list.append(item);
+    });
+    return [head(token, ""), list];
+  }
+
+  function experts(token) {
     const [p, i] = place.get(token);
     const parts = data.parts[p][i];
     const gates = data.gates[p][i];
     const layers = choice === "all" ? parts.map((_, layer) => layer) : [Number(choice)];
     const counts = layers.map((layer) => (parts[layer] || []).length);
     const mean = counts.reduce((a, b) => a + b, 0) / Math.max(1, counts.length);
-    const head = element("p");
-    const step = data.steps[p][data.choices.indexOf(choice)][i];
-    head.append(element("code", token.textContent, `s${step}`), ` ${Number.isInteger(mean) ? mean : mean.toFixed(2)} `);
-    head.append(`${mean === 1 ? "expert" : "experts"}${layers.length > 1 ? " on average" : ""}`);
+    const number = Number.isInteger(mean) ? mean : mean.toFixed(2);
     const list = element("ul");
     layers.forEach((layer) => list.append(line(layer, parts[layer] || [], gates[layer] || [])));
-    panel.replaceChildren(head, list);
+    return [head(token, ` ${number} ${mean === 1 ? "expert" : "experts"}${layers.length > 1 ? " on average" : ""}`), list];
+  }
+
+  function show(token) {
+    panel.replaceChildren(...(data.weights ? weights(token) : experts(token)));
     panel.scrollTop = 0;
   }
 
@@ -117,7 +142,7 @@
 
   function colour() {
     const index = data.choices.indexOf(choice);
-    tokens.forEach((list, p) => list.forEach((token, i) => { token.className = `t s${data.steps[p][index][i]}`; }));
+    tokens.forEach((list, p) => list.forEach((token, i) => { token.className = `t ${palette}${data.steps[p][index][i]}`; }));
     document.querySelectorAll(".legends").forEach((legend) => { legend.hidden = legend.dataset.choice !== choice; });
     if (chosen) show(chosen);
   }
@@ -132,7 +157,7 @@
     const marked = tokens[passage].find((token) => token.getAttribute("aria-selected") === "true");
     chosen = marked || null;
     if (marked) show(marked);
-    else panel.replaceChildren(element("p", "Choose a token: its experts are named here.", "hint"));
+    else panel.replaceChildren(hint);
   }));
 })();
 

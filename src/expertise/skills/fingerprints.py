@@ -2,34 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 
 import torch
 from torch import nn
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Fingerprint:
-    """What tells one base from another."""
-
-    structure: str
-    """SHA-256 over names, dtypes and shapes of the parameters."""
-    weights: str
-    """SHA-256 over their bits."""
-    num_params: int
-    """How many numbers they hold, for a reader."""
-
-    def difference(self, other: Fingerprint) -> str | None:
-        """In words, how another base differs; None when it is the same."""
-        if self == other:
-            return None
-        if self.structure == other.structure:
-            return "the same shapes with other weights"
-        if self.num_params != other.num_params:
-            return f"{other.num_params:,} parameters, not {self.num_params:,}"
-        return "other names, shapes or dtypes of its parameters"
+from expertise.skills.card import Fingerprint
 
 
 def fingerprint(base: nn.Module) -> Fingerprint:

@@ -87,6 +87,8 @@ def compose(
     known = all_targets(base)
     placed = _fit(skills, known, base)
     composition = Composition(base, [skill.name for skill in skills], None, reads)
+    composition.router_config = None if isinstance(router, Router) else router
+    composition.source = source
     root = clone(base)
     make: MakeRouter | None = None
     if router is not None and reads == "layer":
@@ -95,7 +97,8 @@ def compose(
             raise SkillError("a skill grows beside fixed weights or one router, not a router per layer")
     elif router is not None:
         read = routing.source_of(root, source) if reads in ("token", "pooled") else None
-        width = None if read is None else routing.width_of(root, read)
+        guess = not isinstance(router, Router)
+        width = None if read is None else routing.width_of(root, read, guess)
         composition.router = routing.built(router, width, len(skills))
         if read is not None:
             read.register_forward_hook(composition.read)

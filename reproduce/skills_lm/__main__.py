@@ -1,0 +1,77 @@
+"""`python -m reproduce.skills_lm`: train, measure, and write the page, going on where it stopped."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from expertise.errors import ExpertiseError
+from expertise.runs.results import Results
+from reproduce.skills_lm.llama import Llama
+from reproduce.skills_lm.measure import Bench
+from reproduce.skills_lm.ours import Ours
+from reproduce.skills_lm.page import write_page
+from reproduce.skills_lm.plan import Plan
+from reproduce.skills_lm.text import write_pools
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs/results/skills_lm.json"
+
+
+def run(plan: Plan, results_path: Path, folder: Path, say: Callable[[str], None]) -> None:
+    """Measure every row that is missing.
+
+    Args:
+        plan: the sizes.
+        results_path: the rows.
+        folder: for text and trainings; may be deleted once the rows are there.
+        say: told what happens.
+    """
+    torch.set_num_threads(1)
+    text = folder / "text"
+    write_pools(text, plan.pools, say)
+    results = Results(results_path, plan.settings() | {"text": digest(text)})
+    foreign = importlib.util.find_spec("transformers") is not None
+    if not foreign:
+        say("the tiny Llama is left out: transformers is not installed (pip install 'expertise[hf]')")
+    for seed in plan.seeds:
+        work = folder / f"seed-{seed}"
+        Ours(Bench(plan, results, seed, work / "ours", text, say)).measure()
+        if foreign:
+            Llama(Bench(plan, results, seed, work / "llama", text, say)).measure()
+
+
+def digest(text: Path) -> str:
+    """SHA-256 over the pools: rows that were measured on other text do not belong into the same table."""
+    total = hashlib.sha256()
+    for path in sorted(text.glob("*.jsonl")):
+        total.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()[:16]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m reproduce.skills_lm", description=__doc__)
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs/skills_lm", help="for text and trainings")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the rows; the page stands beside it")
+    parser.add_argument("--page", action="store_true", help="write the page from the rows and train nothing")
+    chosen = parser.parse_args(arguments)
+    try:
+        if not chosen.page:
+            run(Plan(), chosen.results, chosen.folder, lambda line: print(line, flush=True))
+        for path in write_page(Results(chosen.results)):
+            print(path)
+    except ExpertiseError as error:
+        print("\n".join([f"error: {error.message}", *(f"  {hint}" for hint in error.hints)]), file=sys.stderr)
+        return 128 + getattr(error, "signal_number", 2 - 128)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,185 @@
+"""What the two experiments share: rows that are measured once, and bits per byte of one text."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from expertise.lm.causal import CausalLM
+from expertise.lm.data import DataConfig, SourceTable, prepare
+from expertise.lm.evaluate import DomainText, domain_texts, evaluate
+from expertise.lm.skills import LearntSkill, evaluate_weights, learn_router
+from expertise.mixture.routers.base import RouterConfig
+from expertise.mixture.routes import Routes
+from expertise.runs.results import Results, Row
+from expertise.skills import Skill, composition_of
+from expertise.skills.routing import Reads
+from reproduce.skills_lm.plan import Plan, file_of, target_name
+
+BITS, SECONDS, PARTS, TRAINED = (
+    "test_bits_per_byte",
+    "core_seconds",
+    "mean_active_parts",
+    "trained_parameters",
+)
+"""Metrics: seconds are those of the processor, so that a busy machine does not count."""
+UNITS = {BITS: "bits/byte", SECONDS: "s", PARTS: "skills/token", TRAINED: "1"}
+
+
+Values = dict[str, float]
+"""Metric → value."""
+
+
+class Bench:
+    """Rows of one seed.
+
+    Args:
+        plan: the sizes.
+        results: where finished rows are kept.
+        seed: of all that is drawn.
+        folder: for what is trained.
+        text: the folder of the pools.
+        say: told what happens.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        results: Results,
+        seed: int,
+        folder: Path,
+        text: Path,
+        say: Callable[[str], None],
+    ) -> None:
+        self.plan, self.results, self.seed = plan, results, seed
+        self.folder, self.text, self.say = folder, text, say
+
+    def once(self, table: str, setting: str, row: str, measure: Callable[[], Values]) -> None:
+        """Measure a row unless it is there; all its metrics are kept together."""
+        if self.results.has(table, setting, row, BITS, self.seed):
+            return
+        started = time.process_time()
+        values = {**measure(), SECONDS: round(time.process_time() - started, 1)}
+        self.results.add(
+            Row(
+                table=table,
+                setting=setting,
+                row=row,
+                metric=metric,
+                unit=UNITS[metric],
+                seed=self.seed,
+                value=value,
+            )
+            for metric, value in values.items()
+        )
+        self.say(f"{table} | {setting} | {row} | seed {self.seed}: {values[BITS]:.4f} bits per byte")
+
+    def value(self, table: str, setting: str, row: str) -> float:
+        """Bits per byte of a row that was measured."""
+        (found,) = [
+            each
+            for each in self.results.select(table, BITS, setting)
+            if each.row == row and each.seed == self.seed
+        ]
+        return found.value
+
+    def source(self, *pools: tuple[str, str]) -> DataConfig:
+        """Pools by their files' names, each with the domain that it is counted under."""
+        return DataConfig(
+            source=[
+                SourceTable(path=str(self.text / f"{pool}.jsonl"), domain=domain) for pool, domain in pools
+            ]
+        )
+
+    def texts(self, pool: str, base: CausalLM, split: str) -> list[DomainText]:
+        """Held-out text of one pool, in the base's tokens."""
+        assert base.tokenizer is not None
+        limit = self.plan.test_bytes if split == "test" else self.plan.search_bytes
+        prepared = prepare(self.source((pool, pool)), base.tokenizer, self.say)
+        return domain_texts(prepared, split, limit, self.plan.context)
+
+    def bits(self, model: CausalLM, texts: list[DomainText], weights: Sequence[float] | None = None) -> float:
+        """Bits per byte on one text, with a composed model's own weights or with these."""
+        size = 2 * self.plan.batch_size
+        found = (
+            evaluate(model, texts, size) if weights is None else evaluate_weights(model, texts, size, weights)
+        )
+        return found.mean_bits_per_byte
+
+    def learnt(self, found: LearntSkill, texts: list[DomainText]) -> Values:
+        """A skill that was learnt for this: its bits, and how many numbers it has."""
+        return {BITS: self.bits(found.model, texts), TRAINED: float(found.skill.num_params())}
+
+    def composed(
+        self,
+        base: CausalLM,
+        skills: Sequence[Skill],
+        pair: tuple[str, str],
+        decides: RouterConfig,
+        reads: Reads,
+        row: str,
+    ) -> Values:
+        """Skills under a router that is learnt from the target's text."""
+        pool = file_of(pair)
+        work = self.folder / "routers" / f"{pool}-{len(skills)}-{row.replace(' ', '-')}"
+        config = self.plan.router_config(self.source((pool, target_name(pair))), decides, reads, self.seed)
+        model = learn_router(base, skills, config, work, say=self.say).model
+        texts = self.texts(pool, base, "test")
+        routers = composition_of(model.core).routers().values()
+        size = sum(parameter.numel() for router in routers for parameter in router.parameters())
+        found = {BITS: self.bits(model, texts), TRAINED: float(size)}
+        if decides.name == "top_p":
+            found |= {PARTS: taken(model, texts, self.plan.batch_size)}
+        return found
+
+
+def taken(model: CausalLM, texts: list[DomainText], batch_size: int) -> float:
+    """Skills that a token takes, mean over tokens and layers."""
+    counts: list[float] = []
+
+    def count(router: nn.Module, inputs: Any, routes: Routes) -> None:
+        counts.append(float(routes.parts_per_token().double().mean()))
+
+    with contextlib.ExitStack() as stack:
+        for router in composition_of(model.core).routers().values():
+            stack.callback(router.register_forward_hook(count).remove)
+        evaluate(model, texts, 2 * batch_size)
+    return sum(counts) / len(counts)
+
+
+def search_weights(
+    measure: Callable[[Sequence[float]], float], starts: Sequence[Sequence[float]], sweeps: int = 3
+) -> list[float]:
+    """Constant weights by coordinate search: from the best start, single weights up or down, in halved steps.
+
+    Args:
+        measure: what is to be small.
+        starts: where it may begin.
+        sweeps: passes over the weights; the first moves them by 0.25.
+    """
+    known: dict[tuple[float, ...], float] = {}
+
+    def cost(weights: Sequence[float]) -> float:
+        key = tuple(weights)
+        if key not in known:
+            known[key] = measure(weights)
+        return known[key]
+
+    best = list(starts[min(range(len(starts)), key=lambda index: cost(starts[index]))])
+    step = 0.25
+    for _ in range(sweeps):
+        for index in range(len(best)):
+            for direction in (step, -step):
+                moved = [*best]
+                while True:
+                    moved[index] += direction
+                    if cost(moved) >= cost(best):
+                        break
+                    best = [*moved]
+        step /= 2
+    return best

@@ -1,0 +1,94 @@
+"""The text of the reproduction: one pool of documents per use, so that nobody is tested on what it learnt.
+
+Documents of the installed text are dealt out, domain by domain, to three pools without a document or a longer
+paragraph in common: `base` (much code, a little of every other domain), `skills` (one file per domain), and
+`targets`, whose documents are made of passages of two domains in turn.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from expertise.errors import DataError
+from expertise.lm.data import Document
+from expertise.lm.data.corpus import Deduplicator
+from expertise.lm.data.documents import normalise
+from expertise.lm.data.installed import InstalledSource
+from expertise.lm.data.split import nice_end
+from expertise.runs.files import atomic_folder
+from reproduce.skills_lm.plan import COMMON, SKILLS, TARGETS, PoolPlan, file_of
+
+
+def write_pools(folder: Path, pools: PoolPlan, say: Callable[[str], None]) -> None:
+    """Write `base.CODE.jsonl`, `skill.DOMAIN.jsonl` and `target.A+B.jsonl`, unless they are there.
+
+    Raises:
+        DataError: this machine has too little text of a domain.
+    """
+    if folder.is_dir():
+        return
+    clean = Deduplicator()
+    with atomic_folder(folder) as made:
+        for domain in (COMMON, *SKILLS):
+            say(f"reading {domain}")
+            texts = _documents(domain, clean)
+            if domain == COMMON:
+                _write(made / f"base.{domain}.jsonl", _take(texts, pools.base_common, domain))
+                continue
+            _write(made / f"base.{domain}.jsonl", _take(texts, pools.base_other, domain))
+            _write(made / f"skill.{domain}.jsonl", _take(texts, pools.skill, domain))
+            _write(made / f"part.{domain}.jsonl", _take(texts, pools.target, domain))
+        for pair in TARGETS:
+            first, second = (_passages(made / f"part.{domain}.jsonl", pools.passage) for domain in pair)
+            _write(made / f"{file_of(pair)}.jsonl", mixed(first, second, pools.passages))
+        for part in made.glob("part.*.jsonl"):
+            part.unlink()
+
+
+def mixed(first: Iterator[str], second: Iterator[str], number: int) -> Iterator[str]:
+    """Documents of so many passages, from the two in turn, until one of them ends; each begins with `first`
+    and with `second` equally often."""
+    pairs = zip(first, second, strict=False)
+    swap = False
+    while True:
+        taken = [pair for _, pair in zip(range(number // 2), pairs, strict=False)]
+        if len(taken) < number // 2:
+            return
+        yield "".join(text for pair in taken for text in (reversed(pair) if swap else pair))
+        swap = not swap
+
+
+def _documents(domain: str, clean: Deduplicator) -> Iterator[str]:
+    source = InstalledSource(domain)
+    document: Document
+    for document in source.documents():
+        text = clean(normalise(document.text))
+        if text.strip():
+            yield text
+
+
+def _take(texts: Iterator[str], num_bytes: int, domain: str) -> Iterator[str]:
+    left = num_bytes
+    for text in texts:
+        yield text
+        left -= len(text.encode())
+        if left <= 0:
+            return
+    raise DataError(f"the installed text has too little of {domain}: {left / 1e6:.1f} MB are missing")
+
+
+def _passages(path: Path, size: int) -> Iterator[str]:
+    for line in path.read_text("utf-8").splitlines():
+        raw = json.loads(line)["text"].encode()
+        while len(raw) >= size // 2:
+            end = nice_end(raw, size // 2, min(len(raw), 3 * size // 2), min(len(raw), size))
+            yield raw[:end].decode(errors="ignore").rstrip("\n") + "\n"
+            raw = raw[end:]
+
+
+def _write(path: Path, texts: Iterator[str]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for text in texts:
+            file.write(json.dumps({"text": text}) + "\n")

@@ -1,0 +1,133 @@
+"""`expertise skill compose`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from expertise.cli.options import (
+    Data,
+    Device,
+    Domain,
+    Json,
+    Kind,
+    Set,
+    Threads,
+    data_settings,
+    print_json,
+    settings,
+)
+from expertise.cli.skill.options import (
+    Base,
+    BatchSize,
+    LearningRate,
+    LibraryPath,
+    Seed,
+    Steps,
+    Work,
+    names_of,
+    numbers_of,
+    training_settings,
+)
+from expertise.errors import RecipeError
+
+if TYPE_CHECKING:
+    from expertise.lm.skills import SideBySide
+
+
+def compose(
+    base: Base,
+    skills: Annotated[str, typer.Option("--skills", help="Which skills of the library, as a,b.")],
+    out: Annotated[Path, typer.Option("--out", help="The composed model's folder; it must be new.")],
+    weights: Annotated[
+        str | None, typer.Option("--weights", help="Constant weights, as 0.7,-0.3; nothing is learnt.")
+    ] = None,
+    data: Data = None,
+    kind: Kind = None,
+    domain: Domain = None,
+    library: LibraryPath = Path("skills"),
+    router: Annotated[
+        str, typer.Option("--router", help="Who decides the weights: context, top_k or top_p.")
+    ] = "context",
+    reads: Annotated[
+        str | None,
+        typer.Option(
+            "--reads",
+            help="What it sees: pooled (the text so far; default), token, or layer (a router per layer).",
+        ),
+    ] = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    learning_rate: LearningRate = None,
+    seed: Seed = None,
+    work: Work = None,
+    set_: Set = None,
+    device: Device = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Compose a model of skills, by weights or by a router that is learnt from a little text.
+
+    With text, bits per byte on its held-out part are shown: of the base, of each skill alone, of all with
+    equal weights, and of the composed model. `evaluate` and `generate` open what this writes.
+
+    Example: expertise skill compose runs/demo --skills prose,code --data notes.txt --out mixed
+
+    Without learning: expertise skill compose runs/demo --skills prose,code --weights 0.5,0.5 --out mixed
+    """
+    from expertise.lm.data import DataConfig
+    from expertise.lm.skills.config import ComposeConfig, config_of, router_table
+    from expertise.lm.skills.disk import compose_into, weigh_into
+    from expertise.runs import recipe as recipes
+    from expertise.runs.progress import say
+    from expertise.skills.library import Library
+
+    names, text = names_of(skills, "--skills"), data_settings(data, kind, domain)
+    if weights is not None:
+        look = recipes.build(recipes.override({}, text)["data"], DataConfig) if text else None
+        found, metrics = weigh_into(
+            out,
+            base,
+            Library(library),
+            names,
+            numbers_of(weights, "--weights"),
+            data=look,
+            device=device or "auto",
+            threads=threads or 0,
+            say=say,
+        )
+    else:
+        if data is None:
+            raise RecipeError("give --weights, or --data to learn a router from")
+        changes = [*text, f"router={router_table(router, len(names))}"]
+        changes += [] if reads is None else [f"reads={json.dumps(reads)}"]
+        changes += training_settings(steps, batch_size, learning_rate, seed)
+        found, metrics = compose_into(
+            out,
+            base,
+            Library(library),
+            names,
+            config_of(ComposeConfig, changes + settings(set_, device, threads)),
+            work or Path("runs") / f"compose-{out.resolve().name}",
+            say=say,
+        )
+    if as_json:
+        print_json({"composed": str(out), "skills": names, **metrics})
+        return
+    if found is not None:
+        _table(found)
+    print(f"{out}: {', '.join(names)}; try it: expertise generate {out} '…' --show skills")
+
+
+def _table(found: SideBySide) -> None:
+    """Bits per byte: a row each, a column per domain."""
+    rows = {
+        title: row.bits_per_byte | {"mean": row.mean_bits_per_byte} for title, row in found.rows().items()
+    }
+    first = max(len(title) for title in rows) + 2
+    print(f"{'bits per byte':<{first}}" + "".join(f"{domain:>14}" for domain in rows["base"]))
+    for title, bits in rows.items():
+        print(f"{title:<{first}}" + "".join(f"{value:>14.4f}" for value in bits.values()))

@@ -1,0 +1,97 @@
+"""Options that several commands of `expertise skill` share."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from expertise.errors import RecipeError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from expertise.skills.card import Card
+
+Base = Annotated[
+    str,
+    typer.Argument(
+        help="What skills stand on: a run (such as runs/demo), a checkpoint, or a folder or hub id of a "
+        "causal language model of transformers."
+    ),
+]
+BaseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--base",
+        help="What it stands on: a run, a checkpoint, or a folder or hub id of a causal language model of "
+        "transformers.",
+    ),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Take skills of another base, as long as the shapes fit.")
+]
+Name = Annotated[str, typer.Argument(help="The skill's name; `expertise skill list` shows all.")]
+Purpose = Annotated[str | None, typer.Option("--purpose", help="What it is for, in a sentence.")]
+LibraryPath = Annotated[Path, typer.Option("--library", help="The folder that skills are kept in.")]
+Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Steps of training.")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Sequences per step.")]
+LearningRate = Annotated[float | None, typer.Option("--learning-rate", help="The highest learning rate.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Of the start and of the data's order.")]
+Work = Annotated[
+    Path | None,
+    typer.Option("--work", help="Folder of the training, which goes on from there when it was stopped."),
+]
+
+
+def training_settings(
+    steps: int | None, batch_size: int | None, learning_rate: float | None, seed: int | None
+) -> list[str]:
+    """The options of a training as settings."""
+    given = {
+        "train.steps": steps,
+        "train.batch_size": batch_size,
+        "optimizer.learning_rate": learning_rate,
+        "train.seed": seed,
+    }
+    return [f"{key}={value}" for key, value in given.items() if value is not None]
+
+
+def names_of(text: str, option: str) -> list[str]:
+    """Names with commas between them.
+
+    Raises:
+        RecipeError: one is empty.
+    """
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise RecipeError(f"{option} {text!r}: an empty name", "write names with commas between them, as a,b")
+    return names
+
+
+def numbers_of(text: str, option: str) -> list[float]:
+    """Numbers with commas between them.
+
+    Raises:
+        RecipeError: one is no number.
+    """
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        raise RecipeError(
+            f"{option} {text!r} is not numbers", "write them with commas between them, as 0.7,-0.3"
+        ) from None
+
+
+def opened(base: str | None) -> nn.Module | None:
+    """The model that `--base` names, where it is given."""
+    from expertise.skills.bases import open_base
+
+    return None if base is None else open_base(base)
+
+
+def card_json(library: Path, card: Card) -> dict[str, Any]:
+    """A card for a machine, with the library that it is from."""
+    return {"library": str(library), **dataclasses.asdict(card)}

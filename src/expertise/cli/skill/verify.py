@@ -1,0 +1,33 @@
+"""`expertise skill verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from expertise.cli.options import Json, print_json
+from expertise.cli.skill.options import LibraryPath
+
+
+def verify(library: LibraryPath = Path("skills"), as_json: Json = False) -> None:
+    """Look through every skill, byte by byte: what is damaged, what no card says.
+
+    Exit code 2: a skill cannot be used.
+
+    Example: expertise skill verify --library skills
+    """
+    from expertise.skills.library import Library
+
+    found = Library(library).verify()
+    if as_json:
+        print_json(found.to_json())
+    else:
+        for check in found.skills:
+            print("\n".join(check.lines()))
+        for other in found.others:
+            print(f"{other}: no skill")
+        damaged = sum(bool(check.problems) for check in found.skills)
+        print(f"{len(found.skills)} skills, {damaged} of them cannot be used")
+    if not found.ok:
+        raise typer.Exit(2)

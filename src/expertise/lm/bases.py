@@ -1,0 +1,174 @@
+"""The kinds of language models that skills can stand on: our runs, and models of transformers."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from expertise.errors import MissingExtra, RecipeError, RunError
+from expertise.lm.data.chat import Chat
+from expertise.lm.data.tokenizer import end_of_text, load_tokenizer, plain, vocab_size
+from expertise.lm.foreign import Foreign
+from expertise.lm.load import load
+from expertise.lm.model import LanguageModel
+from expertise.runs import checkpoint, folder
+from expertise.runs.device import resolve
+from expertise.runs.progress import say
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+class Run:
+    """A run of ours (its newest whole checkpoint), or a checkpoint."""
+
+    @staticmethod
+    def can_open(path: str) -> bool:
+        """Whether there is a run or a checkpoint."""
+        return folder.is_run(Path(path)) or checkpoint.is_checkpoint(Path(path))
+
+    @staticmethod
+    def view(path: str, device: str) -> LanguageModel:
+        """The model as learning, evaluating and generating see it."""
+        return load(path, device)
+
+    @staticmethod
+    def open(path: str, device: str) -> nn.Module:
+        """The model itself."""
+        return Run.view(path, device)
+
+
+class Transformers:
+    """A folder or a hub id of a causal language model of transformers.
+
+    Weights are read from safetensors alone, in float32 whatever they are stored in: so a skill is learnt in
+    float32, and a base has one fingerprint. No code that comes with a model is run.
+    """
+
+    @staticmethod
+    def can_open(path: str) -> bool:
+        """Whether there is a folder with a `config.json`, or it looks like a hub id and not like a path."""
+        where = Path(path)
+        if where.exists():
+            return (where / "config.json").is_file()
+        # A folder of the id's first name lies here: a mistyped path, which must not go to the network.
+        return bool(_HUB_ID.fullmatch(path)) and not where.parent.exists()
+
+    @staticmethod
+    def view(path: str, device: str) -> Foreign:
+        """The model as learning, evaluating and generating see it.
+
+        Raises:
+            MissingExtra: transformers is not installed.
+            RunError: there is no such model, or it is none that can be opened.
+        """
+        transformers = _library(path)
+        local = Path(path).exists()
+        where = resolve(device)
+        try:
+            with _quiet(transformers):
+                core = transformers.AutoModelForCausalLM.from_pretrained(
+                    path, local_files_only=local, dtype="float32", use_safetensors=True
+                )
+        except (OSError, ValueError, ImportError, KeyError) as error:
+            raise RunError(f"cannot open {path} as a causal language model: {_line(error)}") from None
+        tokenizer, own = _tokenizer(path, local)
+        rows = core.get_input_embeddings().weight.shape[0]
+        if tokenizer is not None:
+            end_of_text(tokenizer)  # adds one where there is none that we know
+            if vocab_size(tokenizer) > rows:
+                raise RunError(
+                    f"the tokenizer of {path} has {vocab_size(tokenizer)} tokens, the model knows {rows}",
+                    "a token that ends a text must be among them, such as <|endoftext|>, </s> or <eos>",
+                )
+        return Foreign(core.to(where).eval(), tokenizer, _chat(path, own), _first(tokenizer))
+
+    @staticmethod
+    def open(path: str, device: str) -> nn.Module:
+        """The model itself."""
+        return Transformers.view(path, device).core
+
+
+def _library(path: str) -> Any:
+    """The package transformers, which most users do without."""
+    try:
+        return importlib.import_module("transformers")
+    except ImportError:
+        raise MissingExtra("hf", f"the model {path}") from None
+
+
+def _tokenizer(path: str, local: bool) -> tuple[Tokenizer | None, dict[str, Any]]:
+    """The tokenizer, and what `tokenizer_config.json` and `chat_template.jinja` say; None: there is none."""
+    transformers = _library(path)
+
+    def find(name: str) -> Path | None:
+        found = transformers.utils.cached_file(
+            path,
+            name,
+            local_files_only=local,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        return None if found is None else Path(found)
+
+    settings: dict[str, Any] = {}
+    if file := find("tokenizer_config.json"):
+        settings = json.loads(file.read_text("utf-8"))
+    if file := find("chat_template.jinja"):
+        settings["chat_template"] = file.read_text("utf-8")
+    if file := find("tokenizer.json"):
+        return load_tokenizer(file), settings
+    if not settings:
+        return None, settings
+    try:
+        with _quiet(transformers):
+            made = transformers.AutoTokenizer.from_pretrained(path, local_files_only=local)
+        return plain(made.backend_tokenizer), settings
+    except (OSError, ValueError, ImportError, KeyError, AttributeError) as error:
+        say(f"{path} has no tokenizer that can be used: {_line(error)}")
+        return None, settings
+
+
+def _chat(path: str, settings: dict[str, Any]) -> Chat | None:
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        template = next((one["template"] for one in template if one.get("name") == "default"), None)
+    if not template:
+        return None
+    try:
+        return Chat(template)
+    except RecipeError as error:
+        say(f"the chat template of {path} is passed over: {error.message}")
+        return None
+
+
+def _first(tokenizer: Tokenizer | None) -> int | None:
+    """The id that a tokenizer puts before every text of its own accord."""
+    added = [] if tokenizer is None else tokenizer.encode("", add_special_tokens=True).ids
+    return int(added[0]) if added else None
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextlib.contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Without progress bars, which would stand between our lines."""
+    logging = transformers.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,107 @@
+"""Causal language models of transformers, seen as our own are: ids in, logits out."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from torch import Tensor, nn
+
+from expertise.lm.attention import Spans
+from expertise.mixture.mixture import Mixture
+from expertise.shapes import Float, Int
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from expertise.lm.data.chat import Chat
+
+_ENDLESS = 2**31
+"""Context of a model that names none."""
+
+
+@final
+class Foreign:
+    """A causal language model of transformers as a `CausalLM`.
+
+    Args:
+        core: such a model, or what `compose` made of one.
+        tokenizer: its own.
+        chat: its chat template.
+        first: the id that its tokenizer puts before every text, where it puts one. Such models go astray
+            without it, so it is put before each row that begins a text, and what it gives is dropped.
+        reads_documents: whether an end of text must stand before a prompt.
+    """
+
+    def __init__(
+        self,
+        core: nn.Module,
+        tokenizer: Tokenizer | None = None,
+        chat: Chat | None = None,
+        first: int | None = None,
+        reads_documents: bool = False,
+    ) -> None:
+        self.core = core
+        self.tokenizer = tokenizer
+        self.chat = chat
+        self.first = first
+        self.reads_documents = reads_documents
+        self._text_config: Any = core.config.get_text_config()  # type: ignore[operator, union-attr]
+
+    def around(self, core: nn.Module) -> Foreign:
+        """The same view of what `compose` made of the core."""
+        return Foreign(core, self.tokenizer, self.chat, self.first, self.reads_documents)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights live."""
+        return next(self.core.parameters()).device
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.core.parameters()).dtype
+
+    @property
+    def context(self) -> int:
+        """Longest sequence, in tokens, without the one that is put before it."""
+        longest = getattr(self._text_config, "max_position_embeddings", None) or _ENDLESS
+        return int(longest) - (self.first is not None)
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids it knows."""
+        return int(self._text_config.vocab_size)
+
+    def mixtures(self) -> dict[int, Mixture]:
+        """None of its layers is a mixture of ours."""
+        return {}
+
+    def new_cache(self, rows: int) -> Any:
+        """An empty key-value cache; it takes any number of sequences."""
+        transformers: Any = importlib.import_module("transformers")
+        return transformers.DynamicCache(config=self.core.config)
+
+    def __call__(
+        self,
+        tokens: Int[Tensor, "batch time"],
+        cache: Any = None,
+        documents: Int[Tensor, "batch time"] | None = None,
+    ) -> Float[Tensor, "batch time vocab"]:
+        """Logits of the next token at every position; see `CausalLM`.
+
+        Documents side by side are kept apart by attention masks and positions: models that remember by other
+        means (convolutions, recurrences) see across them.
+        """
+        given: dict[str, Any] = {"use_cache": cache is not None, "past_key_values": cache}
+        if documents is not None:
+            spans = Spans.of(documents)
+            # Added to the scores, so that every implementation of attention can read it.
+            mask = torch.zeros(spans.mask.shape, dtype=self._dtype, device=tokens.device)
+            given["attention_mask"] = mask.masked_fill(~spans.mask, torch.finfo(mask.dtype).min)
+            given["position_ids"] = spans.positions
+        starts = documents is None and (cache is None or cache.get_seq_length() == 0)
+        if self.first is None or not starts:
+            return self.core(tokens, **given).logits  # type: ignore[no-any-return]
+        rows = torch.cat([tokens.new_full((len(tokens), 1), self.first), tokens], dim=1)
+        return self.core(rows, **given).logits[:, 1:]  # type: ignore[no-any-return]

@@ -1,0 +1,75 @@
+"""A composed model beside what it is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from expertise.lm.causal import CausalLM
+from expertise.lm.evaluate import DomainText, Evaluation, evaluate
+from expertise.skills.composition import composition_of
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SideBySide:
+    """A composed model beside what it is made of, on the same text."""
+
+    base: Evaluation
+    """Without any skill."""
+    skills: dict[str, Evaluation]
+    """Each skill alone, with weight 1."""
+    uniform: Evaluation
+    """All skills, each with weight 1 / K."""
+    composed: Evaluation
+    """As the composed model itself weighs them."""
+
+    def rows(self) -> dict[str, Evaluation]:
+        """Title → evaluation, for a table."""
+        skills = {f"skill {name}": found for name, found in self.skills.items()}
+        return {"base": self.base, **skills, "uniform": self.uniform, "composed": self.composed}
+
+    def to_json(self) -> dict[str, Any]:
+        """Bits per byte by domain, with their mean, of `base`, `skills` (by name), `uniform`, `composed`."""
+        return {
+            "base": self.base.rounded_bits(),
+            "skills": {name: found.rounded_bits() for name, found in self.skills.items()},
+            "uniform": self.uniform.rounded_bits(),
+            "composed": self.composed.rounded_bits(),
+        }
+
+
+def comparison(
+    model: CausalLM, texts: list[DomainText], batch_size: int, bfloat16: bool = False
+) -> SideBySide:
+    """A composed model beside what it is made of, on the same text.
+
+    Args:
+        model: around a composed model.
+        texts: held-out windows, from `domain_texts`.
+        batch_size: windows at once.
+        bfloat16: compute products in bfloat16.
+    """
+    names = composition_of(model.core).names
+
+    def row(weights: Sequence[float] | Mapping[str, float]) -> Evaluation:
+        return evaluate_weights(model, texts, batch_size, weights, bfloat16)
+
+    return SideBySide(
+        base=row({}),
+        skills={name: row({name: 1.0}) for name in names},
+        uniform=row([1 / len(names)] * len(names)),
+        composed=evaluate(model, texts, batch_size, bfloat16),
+    )
+
+
+def evaluate_weights(
+    model: CausalLM,
+    texts: list[DomainText],
+    batch_size: int,
+    weights: Sequence[float] | Mapping[str, float],
+    bfloat16: bool = False,
+) -> Evaluation:
+    """A composed model with these constant weights in place of its own; a missing name counts as 0."""
+    with composition_of(model.core).using(weights=weights):
+        return evaluate(model, texts, batch_size, bfloat16)

@@ -1,0 +1,120 @@
+"""What is said of a skill, or a composition, that is to be learnt."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Annotated, Any, TypeVar
+
+from annotated_types import Ge
+
+from expertise.errors import RecipeError, nearest
+from expertise.lm.data import DataConfig
+from expertise.lm.recipe import EvaluationConfig
+from expertise.mixture.routers import ROUTERS
+from expertise.mixture.routers.base import RouterConfig
+from expertise.mixture.routers.context import Context
+from expertise.mixture.routers.top_k import TopK
+from expertise.mixture.routers.top_p import TopP
+from expertise.runs import recipe as recipes
+from expertise.runs.config import TrainConfig
+from expertise.runs.optim import OptimizerConfig
+from expertise.runs.recipe import Choice
+from expertise.skills.learn import SkillConfig
+from expertise.skills.routing import Reads
+
+T = TypeVar("T", "LearnConfig", "ComposeConfig")
+
+
+def _context() -> Context.Config:
+    """A small network; its width is set to that of what it reads when it is built."""
+    return Context.Config(context_dim=1, hidden=[64], squash="softmax", normalize=True)
+
+
+def _adam(learning_rate: float) -> OptimizerConfig:
+    """AdamW for few, new parameters: a short warm-up, no decay."""
+    return OptimizerConfig(learning_rate=learning_rate, schedule="cosine", warmup=10, weight_decay=0.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearnConfig:
+    """A new skill of a language model: data, factors, training."""
+
+    data: DataConfig
+    """What it is learnt from; messages without a template take the base's own."""
+    skill: SkillConfig = dataclasses.field(default_factory=SkillConfig)
+    """Which weights it adapts, and how strongly."""
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=lambda: _adam(2e-3))
+    """AdamW and its schedule."""
+    train: TrainConfig = dataclasses.field(default_factory=lambda: TrainConfig(steps=300, batch_size=16))
+    """How long, how much at once; `seed` is also that of the factors' start."""
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    """Looks at held-out text, before and after."""
+    context: Annotated[int, Ge(0)] = 0
+    """Tokens of a window; 0: the base's context, at most 1,024."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ComposeConfig:
+    """A router over skills, learnt from a little data of the target task."""
+
+    data: DataConfig
+    """Text of the target task."""
+    router: Annotated[RouterConfig, Choice(ROUTERS, default="context")] = dataclasses.field(
+        default_factory=lambda: _context()
+    )
+    """Who decides alpha; the width of a context router is that of what it reads, whatever stands here."""
+    reads: Reads = "pooled"
+    """What it sees: "token", "pooled" (the text so far) or "layer" (a router for each adapted layer)."""
+    source: str = ""
+    """The module whose output it sees; empty: the input embedding."""
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=lambda: _adam(3e-3))
+    """AdamW and its schedule."""
+    train: TrainConfig = dataclasses.field(default_factory=lambda: TrainConfig(steps=200, batch_size=16))
+    """How long, how much at once; `seed` is also that of the router's start."""
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    """Looks at held-out text."""
+    context: Annotated[int, Ge(0)] = 0
+    """Tokens of a window; 0: the base's context, at most 1,024."""
+
+    def __post_init__(self) -> None:
+        if self.reads == "context":
+            raise RecipeError("a language model's router reads tokens: reads is token, pooled or layer")
+        if self.router.name == "hash":
+            raise RecipeError("a hash router learns nothing: choose context, top_k or top_p")
+
+
+def config_of(cls: type[T], settings: list[str]) -> T:
+    """A configuration from its defaults and settings of the form `a.b=c`.
+
+    Args:
+        cls: `LearnConfig` or `ComposeConfig`.
+        settings: as `--set` takes them; `data.source` must be among them.
+
+    Raises:
+        RecipeError: a key is unknown, or a value does not fit.
+    """
+    defaults = recipes.parse(recipes.to_toml(cls(data=DataConfig())), "the defaults")
+    return recipes.build(recipes.override(defaults, settings), cls)
+
+
+def router_table(name: str, num_skills: int) -> str:
+    """A router by its name, as a table for `config_of`.
+
+    Args:
+        name: context, top_k or top_p.
+        num_skills: how many it decides over.
+
+    Raises:
+        RecipeError: there is none of this name.
+    """
+    known: dict[str, Any] = {
+        "context": _context(),
+        "top_k": TopK.Config(k=min(2, num_skills)),
+        "top_p": TopP.Config(p=0.7),
+    }
+    if name not in known:
+        raise RecipeError(f"unknown router {name!r}", nearest(name, known))
+    # JSON's values are TOML's here: texts, numbers, lists of numbers, true and false.
+    table = {k: v for k, v in dataclasses.asdict(known[name]).items() if v is not None}
+    return "{" + ", ".join(f"{key} = {json.dumps(value)}" for key, value in table.items()) + "}"

@@ -1,0 +1,190 @@
+"""From paths to paths, as the commands do it: a skill into a library, a composed model into a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from expertise.errors import SkillError
+from expertise.lm.causal import CausalLM
+from expertise.lm.data import DataConfig
+from expertise.lm.evaluate import domain_texts
+from expertise.lm.notes import Notes
+from expertise.lm.open import open_model
+from expertise.lm.reading import prepare_for, window_of
+from expertise.lm.recipe import EvaluationConfig
+from expertise.lm.skills.compare import SideBySide, comparison
+from expertise.lm.skills.config import ComposeConfig, LearnConfig
+from expertise.lm.skills.learn import learn_router, learn_skill
+from expertise.runs.device import limit_threads
+from expertise.skills.card import Card
+from expertise.skills.composed import save_composed
+from expertise.skills.composed_json import is_composed
+from expertise.skills.composing import compose
+from expertise.skills.folders import require_free
+from expertise.skills.library import Library
+from expertise.skills.skill import Skill
+
+
+def learn_into(
+    library: Library,
+    base: Path | str,
+    name: str,
+    config: LearnConfig,
+    work: Path,
+    *,
+    beside: Sequence[str] = (),
+    weights: Sequence[float] | None = None,
+    purpose: str = "",
+    say: Callable[[str], None],
+) -> Card:
+    """Learn a skill and add it to a library.
+
+    Args:
+        library: where it goes.
+        base: path of its base.
+        name: what it is called.
+        config: data, factors, training.
+        work: the training's folder; it stays.
+        beside: skills of the library that are at work while it learns.
+        weights: theirs; None: 1 each.
+        purpose: for the card.
+        say: told what happens.
+
+    Returns:
+        The new skill's card.
+
+    Raises:
+        ExpertiseError: any mistake of the user's; see `expertise.errors`.
+    """
+    require_free(library.path, name)
+    model, skills = _opened(base, library, beside, config.train.device)
+    learnt = learn_skill(model, name, config, work, beside=skills, weights=weights, say=say)
+    return library.add(
+        learnt.skill,
+        base=model.core,
+        purpose=purpose,
+        data=learnt.data,
+        data_digest=learnt.data_digest,
+        metrics=learnt.metrics,
+        parents=list(beside),
+        scale_convention=config.skill.scale_convention,
+    )
+
+
+def compose_into(
+    out: Path,
+    base: Path | str,
+    library: Library,
+    names: Sequence[str],
+    config: ComposeConfig,
+    work: Path,
+    *,
+    say: Callable[[str], None],
+) -> tuple[SideBySide, dict[str, Any]]:
+    """Learn a router over skills and write the composed model.
+
+    Args:
+        out: the composed model's folder, which may not be there yet.
+        base: path of the skills' base.
+        library: where the skills are.
+        names: which, in the order of alpha.
+        config: data, router, training.
+        work: the training's folder; it stays.
+        say: told what happens.
+
+    Returns:
+        The composed model beside what it is made of, on held-out text; and the metrics that it keeps.
+
+    Raises:
+        ExpertiseError: any mistake of the user's; see `expertise.errors`.
+    """
+    _require_new(out)
+    model, skills = _opened(base, library, names, config.train.device)
+    learnt = learn_router(model, skills, config, work, say=say)
+    save_composed(
+        learnt.model.core,
+        out,
+        base=base,
+        library=library,
+        data=learnt.data,
+        data_digest=learnt.data_digest,
+        metrics=learnt.metrics,
+        notes=learnt.notes.to_json(),
+    )
+    return learnt.comparison, learnt.metrics
+
+
+def weigh_into(
+    out: Path,
+    base: Path | str,
+    library: Library,
+    names: Sequence[str],
+    weights: Sequence[float],
+    *,
+    data: DataConfig | None = None,
+    device: str = "cpu",
+    threads: int = 0,
+    say: Callable[[str], None],
+) -> tuple[SideBySide | None, dict[str, Any]]:
+    """Write a composed model with constant weights; nothing is learnt.
+
+    Args:
+        out: the composed model's folder, which may not be there yet.
+        base: path of the skills' base.
+        library: where the skills are.
+        names: which.
+        weights: one for each.
+        data: held-out text of this is looked at; None: no text is.
+        device: where to compute.
+        threads: CPU threads; 0: one per core.
+        say: told what happens.
+
+    Returns:
+        The composed model beside what it is made of, where there is text; and the metrics that it keeps.
+
+    Raises:
+        ExpertiseError: any mistake of the user's; see `expertise.errors`.
+    """
+    _require_new(out)
+    limit_threads(threads)
+    model, skills = _opened(base, library, names, device)
+    model = model.around(compose(model.core, skills, weights=list(weights)))
+    found, metrics, notes, digest = None, {}, Notes(), ""
+    if data is not None:
+        prepared, look = prepare_for(model, data, say), EvaluationConfig()
+        texts = domain_texts(prepared, "validation", look.bytes_per_domain, window_of(model))
+        found = comparison(model, texts, look.batch_size)
+        metrics = {"bits_per_byte": found.to_json()}
+        notes, digest = Notes(data=data, reads_documents=prepared.packed), prepared.digest
+    save_composed(
+        model.core,
+        out,
+        base=base,
+        library=library,
+        data_digest=digest,
+        metrics=metrics,
+        notes=notes.to_json(),
+    )
+    return found, metrics
+
+
+def _opened(
+    base: Path | str, library: Library, names: Sequence[str], device: str
+) -> tuple[CausalLM, list[Skill]]:
+    """A base and skills for it."""
+    if is_composed(Path(base)):
+        raise SkillError(
+            f"{base} is a composed model", "name its own base; to learn beside its skills, name them too"
+        )
+    if len(set(names)) != len(names):
+        raise SkillError(f"a skill is named twice: {', '.join(names)}")
+    model = open_model(base, device)
+    return model, library.load_all(names, model.core)
+
+
+def _require_new(out: Path) -> None:
+    """Refuse a taken folder before long work, not after it."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise SkillError(f"{out} is there already", "choose another --out")

@@ -1,0 +1,191 @@
+"""Learning a skill of a language model, and a router over skills."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from expertise.lm.causal import CausalLM
+from expertise.lm.data import Prepared
+from expertise.lm.notes import Notes
+from expertise.lm.reading import prepare_for
+from expertise.lm.skills.compare import SideBySide, comparison, evaluate_weights
+from expertise.lm.skills.config import ComposeConfig, LearnConfig
+from expertise.lm.skills.task import CompositionTask
+from expertise.lm.skills.training import digests_of, run
+from expertise.runs import folder
+from expertise.runs.device import limit_threads
+from expertise.skills.composing import compose
+from expertise.skills.composition import composition_of
+from expertise.skills.folders import require_name
+from expertise.skills.learn import fresh, learnt, trainable
+from expertise.skills.skill import Skill
+
+
+def _silent(_line: str) -> None:
+    """Print nothing."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearntSkill:
+    """What learning a skill gave."""
+
+    skill: Skill
+    """Its factors, on the CPU; no card yet."""
+    model: CausalLM
+    """The base with the skill (and those that it was learnt beside), as it was trained."""
+    metrics: dict[str, Any]
+    """`bits_per_byte`: `before` and `after`, each domain → value with `mean`; `steps`, `tokens`."""
+    data: str
+    """The sources, in words."""
+    data_digest: str
+    """SHA-256 of them."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearntRouter:
+    """What learning a router over skills gave."""
+
+    model: CausalLM
+    """The composed model; `save_composed(model.core, …)` keeps it."""
+    comparison: SideBySide
+    """It beside what it is made of, on held-out text."""
+    metrics: dict[str, Any]
+    """`bits_per_byte` of the comparison, `skills` (mean alpha by domain), `steps`, `tokens`."""
+    data: str
+    """The sources, in words."""
+    data_digest: str
+    """SHA-256 of them."""
+    notes: Notes
+    """For `save_composed`, so that the text is found again."""
+
+
+def learn_skill(
+    base: CausalLM,
+    name: str,
+    config: LearnConfig,
+    work: Path,
+    *,
+    beside: Sequence[Skill] = (),
+    weights: Sequence[float] | Mapping[str, float] | None = None,
+    say: Callable[[str], None] = _silent,
+) -> LearntSkill:
+    """Learn a skill on a frozen base; only its factors are trained.
+
+    Args:
+        base: any language model, where it is to be trained; it is not changed.
+        name: what the skill is called.
+        config: data, factors, training.
+        work: a run's folder; one that was stopped goes on, a finished one gives its result again.
+        beside: skills that stay as they are and are at work while it learns ("expansion").
+        weights: theirs; None: 1 each.
+        say: told what happens, a line at a time.
+
+    Raises:
+        ExpertiseError: any mistake of the user's; see `expertise.errors`.
+        Stopped: a signal asked for it; everything is saved.
+    """
+    require_name(name)
+    folder.refuse_if_held(work)
+    limit_threads(config.train.threads)
+    prepared = prepare_for(base, config.data, say)
+    growing = fresh(base.core, name, config.skill, config.train.seed)
+    given = [1.0] * len(beside) if weights is None else weights
+    model = base.around(compose(base.core, list(beside), weights=given, growing=growing))
+    task = CompositionTask(model, config, prepared)
+    num_learnt = sum(parameter.numel() for parameter in trainable(model.core))
+    say(f"{num_learnt:,} parameters on {len(growing.factors)} weights; {_amount(prepared)}")
+    alpha = composition_of(model.core).default_weights().tolist()
+    after = run(base, task, work, {"skill": name, "beside": digests_of(beside), "weights": alpha}, say)
+    before = evaluate_weights(
+        model, task.texts(), config.evaluation.batch_size, [*alpha[:-1], 0.0], config.train.bfloat16
+    )
+    bits = {"before": before.rounded_bits(), "after": after["bits_per_byte"]}
+    # Alpha is held in float32: as many digits as that has.
+    others = {skill.name: float(f"{a:.6g}") for skill, a in zip(beside, alpha[:-1], strict=True)}
+    return LearntSkill(
+        skill=learnt(model.core, name),
+        model=model,
+        metrics={"bits_per_byte": bits, **_effort(task), **({"beside": others} if beside else {})},
+        data=describe_data(prepared, config),
+        data_digest=prepared.digest,
+    )
+
+
+def learn_router(
+    base: CausalLM,
+    skills: Sequence[Skill],
+    config: ComposeConfig,
+    work: Path,
+    *,
+    say: Callable[[str], None] = _silent,
+) -> LearntRouter:
+    """Learn who has which weight when; nothing but the router is trained.
+
+    Args:
+        base: any language model, where it is to be trained; it is not changed.
+        skills: at least one.
+        config: data, router, training.
+        work: a run's folder; one that was stopped goes on, a finished one gives its result again.
+        say: told what happens, a line at a time.
+
+    Raises:
+        ExpertiseError: any mistake of the user's; see `expertise.errors`.
+        Stopped: a signal asked for it; everything is saved.
+    """
+    folder.refuse_if_held(work)
+    limit_threads(config.train.threads)
+    prepared = prepare_for(base, config.data, say)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        core = compose(
+            base.core,
+            list(skills),
+            router=config.router,
+            reads=config.reads,
+            source=config.source or None,
+        )
+    model = base.around(core)
+    task = CompositionTask(model, config, prepared)
+    num_learnt = sum(parameter.numel() for parameter in trainable(core))
+    say(f"{num_learnt:,} parameters of the router over {len(skills)} skills; {_amount(prepared)}")
+    run(base, task, work, {"skills": digests_of(skills)}, say)
+    found = comparison(model, task.texts(), config.evaluation.batch_size, config.train.bfloat16)
+    return LearntRouter(
+        model=model,
+        comparison=found,
+        metrics={
+            "bits_per_byte": found.to_json(),
+            "skills": found.composed.to_json()["skills"],
+            **_effort(task),
+        },
+        data=describe_data(prepared, config),
+        data_digest=prepared.digest,
+        notes=Notes(
+            data=config.data,
+            reads_documents=prepared.packed,
+            context=task.window,
+            bfloat16=config.train.bfloat16,
+        ),
+    )
+
+
+def describe_data(prepared: Prepared, config: LearnConfig | ComposeConfig) -> str:
+    """The sources of a training, in words."""
+    source = config.data.source
+    places = source if isinstance(source, str) else ", ".join(table.path or table.hub for table in source)
+    return f"{places}: {', '.join(prepared.domains)}"
+
+
+def _effort(task: CompositionTask) -> dict[str, int]:
+    steps = task.config.train.steps
+    return {"steps": steps, "tokens": steps * task.units_per_step}
+
+
+def _amount(prepared: Prepared) -> str:
+    tokens = sum(prepared.tokens_count["train"].values())
+    return f"{tokens:,} training tokens from {', '.join(prepared.domains)}"

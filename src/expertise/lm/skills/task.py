@@ -1,0 +1,103 @@
+"""What is learnt in a composed model, as the training loop sees it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from expertise.lm.causal import CausalLM
+from expertise.lm.data import Prepared
+from expertise.lm.evaluate import DomainText, Evaluation, domain_texts, evaluate, in_words
+from expertise.lm.micro import MicroBatches
+from expertise.lm.objective import next_token_loss
+from expertise.lm.reading import window_of
+from expertise.lm.skills.config import ComposeConfig, LearnConfig
+from expertise.runs.loop import Losses
+
+
+class Learning(nn.Module):
+    """The parameters of a model that learn, as a module by themselves: what a checkpoint holds of it.
+
+    Args:
+        model: whose parameters with `requires_grad` these are; its mode follows this one's.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        # Not a child: what is frozen is none of a checkpoint's business.
+        self._model = (model,)
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                self.register_parameter(name.replace(".", "/"), parameter)
+
+    def train(self, mode: bool = True) -> Learning:
+        """Set the mode, the model's too."""
+        self._model[0].train(mode)
+        super().train(mode)
+        return self
+
+
+class CompositionTask:
+    """Next-token prediction with a composed model, of which a skill or a router learns.
+
+    Args:
+        model: around a composed model.
+        config: how to train and to look.
+        prepared: the text.
+    """
+
+    unit = "tokens"
+
+    def __init__(self, model: CausalLM, config: LearnConfig | ComposeConfig, prepared: Prepared) -> None:
+        self.composed, self.config, self.prepared = model, config, prepared
+        self.window = window_of(model, config.context)
+        self.units_per_step = config.train.batch_size * self.window
+        self._batches = MicroBatches(prepared, self.window, config.train)
+        self.notes = [*prepared.notes, *self._batches.notes]
+        self.model = Learning(model.core)
+        self._texts: list[DomainText] | None = None
+
+    def losses(self, step: int, micro: int, detail: bool) -> Losses:
+        """The loss of one micro-batch."""
+        batch, device = self._batches.batch(step, micro), self.composed.device
+        bfloat16 = self.config.train.bfloat16
+        with torch.autocast(device.type, torch.bfloat16) if bfloat16 else contextlib.nullcontext():
+            loss = next_token_loss(
+                self.composed,
+                batch.tokens.to(device),
+                batch.targets.to(device),
+                None if batch.documents is None else batch.documents.to(device),
+                self._batches.num_targets(step),
+            )
+        return Losses(total=loss, reported={"loss": loss}, tables={})
+
+    def after_step(self) -> None:
+        """Nothing follows a step."""
+
+    def texts(self) -> list[DomainText]:
+        """The held-out text that is looked at."""
+        if self._texts is None:
+            num_bytes = self.config.evaluation.bytes_per_domain
+            self._texts = domain_texts(self.prepared, "validation", num_bytes, self.window)
+        return self._texts
+
+    def evaluation(self, between: Callable[[], None] | None = None) -> Evaluation:
+        """Bits per byte on validation text, and what the skills' weights were there."""
+        batch_size, bfloat16 = self.config.evaluation.batch_size, self.config.train.bfloat16
+        return evaluate(self.composed, self.texts(), batch_size, bfloat16, between)
+
+    def evaluate(self, between: Callable[[], None]) -> dict[str, Any]:
+        """The same as plain numbers."""
+        return self.evaluation(between).to_json()
+
+    def headline(self, evaluation: Mapping[str, Any]) -> str:
+        """The mean and each domain."""
+        return in_words(evaluation["bits_per_byte"])
+
+    def files(self) -> Mapping[str, str]:
+        """Nothing: a checkpoint is of use to this training alone."""
+        return {}

@@ -1,0 +1,91 @@
+"""A training's folder: what it was begun with, and the run itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from expertise.errors import RunError, SkillError
+from expertise.lm.causal import CausalLM
+from expertise.lm.data import Prepared
+from expertise.lm.recipe import may_change
+from expertise.lm.skills.task import CompositionTask
+from expertise.lm.train import DATA, data_of, refuse_other_text
+from expertise.runs import folder, loop, metrics
+from expertise.runs.files import write_atomic
+from expertise.skills.fingerprints import fingerprint
+from expertise.skills.skill import Skill
+
+
+def run(
+    base: CausalLM,
+    task: CompositionTask,
+    work: Path,
+    facts: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Train to the last step, going on from where the folder stands.
+
+    Args:
+        base: what the skills stand on.
+        task: what is trained.
+        work: the run's folder.
+        facts: what the training is begun with, for JSON; a folder with other facts is refused.
+        say: told what happens.
+
+    Returns:
+        The last evaluation of held-out text.
+
+    Raises:
+        RunError: the folder belongs to something else, or was begun otherwise.
+        Stopped: a signal asked for it; everything is saved.
+    """
+    folder.require_free_or_run(work)
+    if task.config.train.tensorboard:
+        metrics.require_tensorboard()
+    for note in task.notes:
+        say(note)
+    known = {**facts, "base": dataclasses.asdict(fingerprint(base.core))}
+    with folder.held(work):
+        _refuse_other_facts(work, task.prepared, known)
+        folder.adopt_recipe(work, task.config, may_change)
+        if not (work / DATA).is_file():
+            content = {"digest": task.prepared.digest, "domains": list(task.prepared.domains), **known}
+            write_atomic(work / DATA, json.dumps(content, indent=1) + "\n")
+        loop.train(work, task, task.config.train, task.config.optimizer)
+    evaluations = [r for r in metrics.read_lines(work / "metrics.jsonl") if r["kind"] == "evaluation"]
+    return evaluations[-1]
+
+
+def _refuse_other_facts(work: Path, prepared: Prepared, facts: Mapping[str, Any]) -> None:
+    """Refuse to go on with other text, another base or other skills than the training was begun with."""
+    if not (work / DATA).is_file():
+        return
+    before = data_of(work)
+    refuse_other_text(work, before["digest"], prepared.digest)
+    for key, value in facts.items():
+        if before.get(key) != value:
+            raise RunError(
+                f"{work} was begun with another {key}", "delete that folder, or name another one with --work"
+            )
+
+
+def digests_of(skills: Sequence[Skill]) -> dict[str, str]:
+    """Name of each skill → SHA-256 of its factors."""
+    found = {}
+    for skill in skills:
+        digest = hashlib.sha256()
+        for address, factors in skill.factors.items():
+            digest.update(f"{address} {factors.scaling}".encode())
+            for tensor in (factors.A, factors.B):
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        found[skill.name] = digest.hexdigest()
+    if len(found) != len(skills):
+        raise SkillError("two skills have the same name")
+    return found

@@ -1,0 +1,129 @@
+"""Pages of results: Markdown tables and dot charts from tidy rows, with every seed in sight."""
+
+from __future__ import annotations
+
+import io
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from expertise.runs.results import Row
+
+Column = Sequence[Row]
+"""The rows of one setting, all of one metric."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """What several seeds gave."""
+
+    values: Mapping[int, float]
+    """Seed → value."""
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds."""
+        return statistics.fmean(self.values.values())
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation; None for a single seed."""
+        return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
+
+    def text(self, digits: int) -> str:
+        """The mean, and the deviation where there is one."""
+        spread = "" if self.std is None else f" ± {self.std:.{digits}f}"
+        return f"{self.mean:.{digits}f}{spread}"
+
+
+def figures(rows: Column) -> dict[str, Figure]:
+    """Row → its figure, in the order in which rows first occur."""
+    found: dict[str, dict[int, float]] = {}
+    for row in rows:
+        found.setdefault(row.row, {})[row.seed] = row.value
+    return {name: Figure(values=dict(sorted(values.items()))) for name, values in found.items()}
+
+
+def markdown_table(
+    corner: str,
+    order: Sequence[str],
+    columns: Mapping[str, Column],
+    *,
+    digits: int = 3,
+    least: bool = True,
+) -> str:
+    """Rows by columns, mean ± standard deviation over the seeds; what is missing is a dash.
+
+    Args:
+        corner: heading of the first column.
+        order: the rows, from top to bottom; those without any value are left out.
+        columns: heading → its rows.
+        digits: decimals.
+        least: put the least mean of each column in bold, else the greatest.
+    """
+    cells = {heading: figures(rows) for heading, rows in columns.items()}
+    best = {
+        heading: (min if least else max)(found[name].mean for name in order if name in found)
+        for heading, found in cells.items()
+        if any(name in found for name in order)
+    }
+    lines = [f"| {corner} | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
+    for name in order:
+        if not any(name in found for found in cells.values()):
+            continue
+        texts = []
+        for heading, found in cells.items():
+            text = found[name].text(digits) if name in found else "–"
+            texts.append(f"**{text}**" if name in found and found[name].mean == best[heading] else text)
+        lines.append(f"| {name} | {' | '.join(texts)} |")
+    return "\n".join(lines) + "\n"
+
+
+def wins(rows: Column, row: str, others: Sequence[str]) -> tuple[int, int]:
+    """In how many seeds a row is below every one of some others, and how many seeds have them all."""
+    found = figures(rows)
+    if row not in found or not all(name in found for name in others):
+        return 0, 0
+    shared = [seed for seed in found[row].values if all(seed in found[name].values for name in others)]
+    won = [
+        seed for seed in shared if all(found[row].values[seed] < found[name].values[seed] for name in others)
+    ]
+    return len(won), len(shared)
+
+
+def dot_chart(order: Sequence[str], columns: Mapping[str, Column], x_label: str) -> str:
+    """An SVG file with one panel per column: a dot per seed, a bar at the mean.
+
+    Args:
+        order: the rows, from top to bottom.
+        columns: a panel's title → its rows.
+        x_label: what is drawn.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure as Canvas
+
+    names = [name for name in order if any(name in figures(rows) for rows in columns.values())]
+    canvas = Canvas(figsize=(2.2 + 3.1 * len(columns), 0.7 + 0.27 * len(names)), layout="constrained")
+    panels = canvas.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    for panel, (title, rows) in zip(panels, columns.items(), strict=True):
+        for place, name in enumerate(names):
+            figure = figures(rows).get(name)
+            if figure is None:
+                continue
+            values = list(figure.values.values())
+            panel.plot(values, [place] * len(values), "o", color="#0b5cad", markersize=4, alpha=0.75)
+            panel.plot([figure.mean] * 2, [place - 0.32, place + 0.32], color="#1c1b19", linewidth=1.6)
+        panel.set_title(title, fontsize=10, loc="left")
+        panel.set_xlabel(x_label, fontsize=9)
+        panel.set_yticks(range(len(names)), names, fontsize=9)
+        panel.tick_params(axis="x", labelsize=8)
+        panel.tick_params(axis="y", length=0)
+        panel.grid(axis="x", color="#e9e5de", linewidth=0.8)
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right", "left"]].set_visible(False)
+    panels[0].invert_yaxis()
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "expertise-results"}):
+        canvas.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
+    return re.sub(r"[ \t]+\n", "\n", buffer.getvalue())

@@ -1,0 +1,246 @@
+"""What the page of skills shows, measured on a composed language model and held-out text."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from expertise import __version__
+from expertise.lm.alpha import Alpha
+from expertise.lm.analysis import opening
+from expertise.lm.causal import CausalLM
+from expertise.lm.data import IGNORED, DataConfig
+from expertise.lm.evaluate.perplexity import DomainText, domain_texts, passes
+from expertise.lm.evaluate.run import open_with_text, require_split
+from expertise.lm.recipe import EvaluationConfig
+from expertise.lm.skills import comparison
+from expertise.mixture.routers.base import Router
+from expertise.report.skills import render
+from expertise.report.text import vocabulary
+from expertise.runs.files import write_atomic
+from expertise.skills import Comparison, Library, compare_skills, composition_of, skills_of
+from expertise.skills.composed import SKILLS
+from expertise.skills.composed_json import read_composed
+from expertise.skills.skill import Card, Skill
+
+PAGE, RECORD = "skills.html", "skills.json"
+PASSAGE_TOKENS = 256
+MAX_BYTES = 65_536
+"""Held-out text of each domain that a page is made of, unless more is asked for."""
+_AGREEMENT_TOKENS = 2048
+
+
+def skills_record(
+    model: CausalLM,
+    texts: list[DomainText],
+    batch_size: int,
+    *,
+    title: str = "skills",
+    base: str = "",
+    cards: Mapping[str, Card | None] | None = None,
+) -> dict[str, Any]:
+    """Look at a composed model.
+
+    Args:
+        model: around a composed model.
+        texts: held-out windows of each domain.
+        batch_size: windows at once.
+        title: the page's name.
+        base: what the base is called.
+        cards: what is known of each skill beside its weights.
+
+    Returns:
+        The record that `report.skills.render` draws.
+    """
+    composition = composition_of(model.core)
+    skills = skills_of(model.core)
+    found = compare_skills(skills, inputs=lambda skill: _added_logits(model, texts, skill.name))
+    bits = comparison(model, texts, batch_size)
+    routers = list(composition.routers().values())
+    constant = composition.default_weights().tolist()
+    return {
+        "title": title,
+        "base": base,
+        "domains": [text.domain for text in texts],
+        "composition": {
+            "router": _kind(routers[0]) if routers else None,
+            "reads": composition.reads if routers else None,
+            "weights": None if routers else dict(zip(composition.names, constant, strict=True)),
+        },
+        "skills": [_skill(skill, found, (cards or {}).get(skill.name)) for skill in skills],
+        "bits_per_byte": {
+            "base": bits.base.bits_per_byte,
+            "skills": {name: each.bits_per_byte for name, each in bits.skills.items()},
+            "uniform": bits.uniform.bits_per_byte,
+            "composed": bits.composed.bits_per_byte,
+        },
+        "similarity": _similarity(found, [skill.name for skill in skills]),
+        "proposals": [proposal.reason for proposal in found.proposals],
+        "alpha": {text.domain: _alpha(model, text, batch_size) for text in texts} if routers else {},
+        "passages": [_passage(model, text) for text in texts] if routers else [],
+        "versions": {
+            "expertise": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def write_skills_report(
+    path: Path,
+    say: Callable[[str], None],
+    *,
+    data: DataConfig | None = None,
+    base: Path | str | None = None,
+    split: str = "validation",
+    max_bytes: int = MAX_BYTES,
+    device: str = "auto",
+) -> Path:
+    """Look at a composed model's folder and write `skills.html`, and its numbers as `skills.json`, into it.
+
+    Args:
+        path: a folder that `save_composed` wrote.
+        say: told what happens.
+        data: the held-out text of this; None: of what its router was learnt from.
+        base: where its base is now; None: where it was.
+        split: "validation" or "test".
+        max_bytes: text of each domain; 0: all.
+        device: where to compute.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        SkillError: there is no composed model, or it is damaged.
+        RecipeError: no text is known, or there is no such split.
+        DiskError: the page cannot be written.
+    """
+    require_split(split)
+    composed, library = read_composed(path), Library(path / SKILLS)
+    opened = open_with_text(path, say, data=data, base=base, device=device)
+    texts = domain_texts(opened.prepared, split, max_bytes, opened.window)
+    say(f"looking at {', '.join(text.domain for text in texts)}")
+    record = skills_record(
+        opened.model,
+        texts,
+        EvaluationConfig().batch_size,
+        title=path.resolve().name,
+        base=Path(str(base or composed.base.path)).name,
+        cards={name: library.card(name) for name in composed.skills},
+    )
+    write_atomic(path / RECORD, json.dumps(record, ensure_ascii=False) + "\n")
+    write_atomic(path / PAGE, render(record))
+    return path / PAGE
+
+
+def _kind(router: Router) -> str:
+    """The name that its configuration has in a recipe."""
+    return str(type(router).Config.name)  # type: ignore[attr-defined]
+
+
+def _skill(skill: Skill, found: Comparison, card: Card | None) -> dict[str, Any]:
+    ranks = [factors.rank for factors in skill.factors.values()]
+    return {
+        "name": skill.name,
+        "purpose": card.purpose if card else "",
+        "rank": max(ranks),
+        "parameters": skill.num_params(),
+        "weights": len(ranks),
+        "data": card.data if card else None,
+        "date": card.date if card else None,
+        "parents": list(card.parents) if card else [],
+        "energy": _energy(found, skill.name, max(ranks)),
+    }
+
+
+def _energy(found: Comparison, name: str, rank: int) -> list[float]:
+    """Share of a skill's squared norm, over all weights, within the first 1, 2, … singular values of each."""
+    (energy,) = [each for each in found.energies if each.name == name]
+    squares = [sum(v[i] ** 2 for v in energy.spectrum.values() if i < len(v)) for i in range(rank)]
+    total = sum(squares)
+    return [share / total for share in itertools.accumulate(squares)] if total else []
+
+
+def _similarity(found: Comparison, names: Sequence[str]) -> dict[str, list[list[float]]]:
+    """Measure → K × K values; a measure that some pair does not have is left out."""
+    measures: dict[str, dict[tuple[str, str], float | None]] = {
+        "Cosine of what they change": {},
+        "Agreement of what they add to the logits": {},
+        "Overlap of the outputs that they reach": {},
+    }
+    for pair in found.pairs:
+        key = (pair.first, pair.second)
+        cosines = [
+            math.cos(math.radians(angle)) ** 2 for layer in pair.layers.values() for angle in layer.out_angles
+        ]
+        values = (pair.cosine, pair.agreement, sum(cosines) / len(cosines) if cosines else None)
+        for measure, value in zip(measures.values(), values, strict=True):
+            measure[key] = value
+    return {
+        measure: [[_symmetric(values, one, other) for other in names] for one in names]
+        for measure, values in measures.items()
+        if len(names) > 1 and None not in values.values()
+    }
+
+
+def _symmetric(values: Mapping[tuple[str, str], float | None], one: str, other: str) -> float:
+    value = 1.0 if one == other else values.get((one, other), values.get((other, one)))
+    assert value is not None
+    return round(value, 4)
+
+
+def _added_logits(model: CausalLM, texts: list[DomainText], name: str) -> Tensor:
+    """What a skill alone adds to the base's logits, on the beginning of every domain's text."""
+    composition = composition_of(model.core)
+    found = []
+    for text in texts:
+        number = max(1, _AGREEMENT_TOKENS // len(texts) // text.windows.tokens.shape[1])
+        windows = text.windows
+        tokens = windows.tokens[:number].to(model.device)
+        documents = None if windows.documents is None else windows.documents[:number].to(model.device)
+        with torch.inference_mode():
+            with composition.using(weights={name: 1.0}):
+                alone = model(tokens, documents=documents)
+            with composition.using(weights={}):
+                found.append((alone - model(tokens, documents=documents)).flatten(0, 1))
+    return torch.cat(found)
+
+
+def _alpha(model: CausalLM, text: DomainText, batch_size: int) -> dict[str, dict[str, float]]:
+    """Mean and standard deviation of each skill's weight over the tokens that count."""
+    names = Alpha(model).names
+    tables = [torch.empty(0, len(names), dtype=torch.float64)]
+    for batch in passes(model, text, batch_size):
+        counted = batch.targets.flatten() != IGNORED
+        alpha = torch.zeros(len(counted), len(names)) if batch.alpha is None else batch.alpha
+        tables.append(alpha[counted].double().cpu())
+    alpha = torch.cat(tables)
+    mean, std = alpha.mean(0).tolist(), alpha.std(0, correction=0).tolist()
+    return {name: {"mean": round(mean[i], 4), "std": round(std[i], 4)} for i, name in enumerate(names)}
+
+
+def _passage(model: CausalLM, text: DomainText) -> dict[str, Any]:
+    """The first tokens of a text with the weight of every skill."""
+    start = opening(text, min(PASSAGE_TOKENS, model.context))
+    ids = start.tokens[0].tolist()
+    with torch.inference_mode(), Alpha(model).recording() as alpha:
+        documents = None if start.documents is None else start.documents.to(model.device)
+        model(start.tokens.to(model.device), documents=documents)
+        found = alpha.last(1, len(ids))
+    weights = [[0.0] * len(alpha.names)] * len(ids) if found is None else found.tolist()
+    words = vocabulary(model.tokenizer, model.vocab_size)
+    return {
+        "domain": text.domain,
+        "tokens": [
+            {"text": words[token], "alpha": [round(value, 3) for value in values]}
+            for token, values in zip(ids, weights, strict=True)
+        ],
+    }

@@ -1,0 +1,95 @@
+"""Between a library and folders elsewhere: adapters of PEFT's in and out, skills of other libraries in."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from expertise.errors import SkillError
+from expertise.runs.files import write_atomic
+from expertise.skills.card import (
+    CARD,
+    Card,
+    card_text,
+    changed,
+    damaged,
+    entries,
+    now,
+    read_card,
+    read_files,
+)
+from expertise.skills.fingerprints import fingerprint
+from expertise.skills.folders import exporting, put, require_name, skill_folder, skill_names, writing
+from expertise.skills.peft_config import CONFIG
+from expertise.skills.reading import read_adapter, require_same_base
+
+
+def import_adapter(
+    library: Path, folder: Path, name: str | None, base: nn.Module | None, known: Mapping[str, Any]
+) -> Card:
+    """`Library.import_peft`; `known` are the fields of the card that were given."""
+    inside = (library / folder.name).resolve() == folder.resolve() and name in (None, folder.name)
+    if not inside and not (folder / CONFIG).is_file():
+        raise SkillError(
+            f"no adapter at {folder}: it has no {CONFIG}", *_instead(folder), "name a folder that PEFT saved"
+        )
+    before = read_card(folder) if inside else None
+    files = read_files(folder, before)
+    name = require_name(folder.resolve().name if name is None else name)
+    adapter = read_adapter(folder, files, base)
+    card = changed(
+        before or Card(name=name, scale_convention=adapter.convention),
+        name=name,
+        base=None if base is None else fingerprint(base),
+        targets={address: made.rank for address, made in adapter.factors.items()},
+        **known,
+    )
+    if not inside:
+        return put(library, card, files)
+    with writing(library):
+        card = dataclasses.replace(card, date=now(), files=entries(files))
+        write_atomic(skill_folder(library, name) / CARD, card_text(card))
+    return card
+
+
+def add_folder(library: Path, folder: Path, name: str | None, base: nn.Module | None, *, force: bool) -> Card:
+    """`Library.add_folder`."""
+    card = read_card(folder) if folder.is_dir() else None
+    if card is None:
+        bare = ("it is an adapter without a card: import it",) if (folder / CONFIG).is_file() else ()
+        raise SkillError(f"no skill at {folder}: it has no {CARD}", *bare, *_instead(folder))
+    name = require_name(folder.resolve().name if name is None else name)
+    files = read_files(folder, card)
+    adapter = read_adapter(folder, files, base, force=force)
+    targets = {address: made.rank for address, made in adapter.factors.items()}
+    if targets != dict(card.targets):
+        raise damaged(folder, CARD, "names other targets than its files hold")
+    found = None
+    if base is not None:
+        found = fingerprint(base)
+        if card.base is not None and not force:
+            require_same_base(name, card.base, found)
+    return put(library, dataclasses.replace(card, name=name, base=card.base or found), files)
+
+
+def export_adapter(library: Path, name: str, path: Path) -> Path:
+    """`Library.export_peft`."""
+    folder = skill_folder(library, name)
+    files = read_files(folder, read_card(folder))
+    with exporting(path) as aside:
+        for file, content in files.items():
+            (aside / file).write_bytes(content)
+    return path
+
+
+def _instead(folder: Path) -> tuple[str, ...]:
+    """A hint for who named a library in place of a skill."""
+    names: list[str] = []
+    with contextlib.suppress(SkillError):
+        names = skill_names(folder)
+    return (f"it is a library: name one of its folders, such as {folder / names[0]}",) if names else ()

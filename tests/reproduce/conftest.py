@@ -1,0 +1,8 @@
+"""The experiments are no part of the package: this makes `reproduce` importable."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
