@@ -8,7 +8,8 @@ SAFETY := $(VENV)/.ready-safety
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-policy setup-safety demo test test-faults test-policy lint types format bench docs reproduce-skills-lm clean
+.PHONY: help setup setup-policy setup-safety demo test test-faults test-policy lint types format bench docs \
+  reproduce-skills-lm clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,8 +62,9 @@ format: $(STAMP)  ## put the code into house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## measure speed beside a peer and the physical limit
+bench: $(STAMP)  ## measure speed beside peers and the physical limit, about ten minutes
 	$(BIN)/python benchmarks/mixture_layer.py
+	$(BIN)/python benchmarks/skills.py
 	$(BIN)/python benchmarks/policy_training.py
 
 docs: $(STAMP)  ## write docs/cli.md and docs/recipe-keys.md from the code

@@ -55,7 +55,8 @@ class Llama:
             bench.once(PAIR, SETTING, row, functools.partial(self._composed, reads, row))
 
     def _composed(self, reads: Reads, row: str) -> Values:
-        return self.bench.composed(self.base, self.skills, self.pair, dense_router(), reads, row)
+        work = f"routers/{row.replace(' ', '-')}"
+        return self.bench.composed(self.base, self.skills, self.pair, (dense_router(), reads), work)
 
     @functools.cached_property
     def base(self) -> CausalLM:

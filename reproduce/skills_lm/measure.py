@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from expertise.lm.causal import CausalLM
-from expertise.lm.data import DataConfig, SourceTable, prepare
+from expertise.lm.data import DataConfig, Prepared, SourceTable, prepare
 from expertise.lm.evaluate import DomainText, domain_texts, evaluate
 from expertise.lm.skills import LearntSkill, evaluate_weights, learn_router
 from expertise.mixture.routers.base import RouterConfig
@@ -33,6 +33,8 @@ UNITS = {BITS: "bits/byte", SECONDS: "s", PARTS: "skills/token", TRAINED: "1"}
 
 Values = dict[str, float]
 """Metric → value."""
+Decider = tuple[RouterConfig, Reads]
+"""A router, and what it reads."""
 
 
 class Bench:
@@ -96,12 +98,15 @@ class Bench:
             ]
         )
 
-    def texts(self, pool: str, base: CausalLM, split: str) -> list[DomainText]:
-        """Held-out text of one pool, in the base's tokens."""
+    def prepared(self, pool: str, base: CausalLM) -> Prepared:
+        """The text of one pool, in the base's tokens."""
         assert base.tokenizer is not None
+        return prepare(self.source((pool, pool)), base.tokenizer, self.say)
+
+    def texts(self, pool: str, base: CausalLM, split: str) -> list[DomainText]:
+        """Held-out text of one pool."""
         limit = self.plan.test_bytes if split == "test" else self.plan.search_bytes
-        prepared = prepare(self.source((pool, pool)), base.tokenizer, self.say)
-        return domain_texts(prepared, split, limit, self.plan.context)
+        return domain_texts(self.prepared(pool, base), split, limit, self.plan.context)
 
     def bits(self, model: CausalLM, texts: list[DomainText], weights: Sequence[float] | None = None) -> float:
         """Bits per byte on one text, with a composed model's own weights or with these."""
@@ -120,20 +125,31 @@ class Bench:
         base: CausalLM,
         skills: Sequence[Skill],
         pair: tuple[str, str],
-        decides: RouterConfig,
-        reads: Reads,
-        row: str,
+        decides: Decider,
+        work: str,
+        *,
+        pool: str | None = None,
+        steps: int | None = None,
     ) -> Values:
-        """Skills under a router that is learnt from the target's text."""
-        pool = file_of(pair)
-        work = self.folder / "routers" / f"{pool}-{len(skills)}-{row.replace(' ', '-')}"
-        config = self.plan.router_config(self.source((pool, target_name(pair))), decides, reads, self.seed)
-        model = learn_router(base, skills, config, work, say=self.say).model
-        texts = self.texts(pool, base, "test")
+        """Skills under a router that is learnt from the target's text.
+
+        Args:
+            base: what they stand on.
+            skills: which.
+            pair: the target, on whose test text it is measured.
+            decides: the router, and what it reads.
+            work: the training's folder.
+            pool: the text; None: the target's own.
+            steps: of the training; None: as the plan says.
+        """
+        source = self.source((pool or file_of(pair), target_name(pair)))
+        config = self.plan.router_config(source, *decides, steps or self.plan.router_steps, self.seed)
+        model = learn_router(base, skills, config, self.folder / work, say=self.say).model
+        texts = self.texts(file_of(pair), base, "test")
         routers = composition_of(model.core).routers().values()
         size = sum(parameter.numel() for router in routers for parameter in router.parameters())
         found = {BITS: self.bits(model, texts), TRAINED: float(size)}
-        if decides.name == "top_p":
+        if decides[0].name == "top_p":
             found |= {PARTS: taken(model, texts, self.plan.batch_size)}
         return found
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 
 from expertise.lm import LanguageModel, load
 from expertise.lm.causal import CausalLM
 from expertise.lm.skills import LearntSkill, learn_skill
 from expertise.lm.train import train
-from expertise.mixture.routers.base import RouterConfig
 from expertise.skills import Library, Skill, compose
-from expertise.skills.routing import Reads
-from reproduce.skills_lm.measure import BITS, Bench, Values, search_weights
+from reproduce.skills_lm.measure import BITS, Bench, Decider, Values, search_weights
 from reproduce.skills_lm.plan import (
     COMMON,
     SKILLS,
@@ -22,8 +21,9 @@ from reproduce.skills_lm.plan import (
     sparse_router,
     target_name,
 )
+from reproduce.skills_lm.text import write_few
 
-MAIN, DOMAINS, PAIR = "main", "skills", "two_skills"
+MAIN, DOMAINS, PAIR, FEW = "main", "skills", "two_skills", "little_text"
 """Tables."""
 BASE, SINGLE, UNIFORM, FIXED = "base", "best single skill", "uniform average", "fixed weights, searched"
 SEQUENCE, TOKEN, TOP_P = "α per sequence", "α per token", "top-p over skills"
@@ -49,6 +49,7 @@ class Ours:
         for pair in TARGETS:
             self._target(pair)
         self._two_skills(TARGETS[0])
+        self._little_text(TARGETS[0])
 
     @functools.cached_property
     def base(self) -> LanguageModel:
@@ -135,44 +136,67 @@ class Ours:
         once(SINGLE, lambda: searched(singles, 0))
         once(UNIFORM, lambda: constant([1 / count] * count))
         once(FIXED, lambda: searched([*singles, [1 / count] * count, [0.5] * count], 3))
-        for row, (router, reads) in self._routers().items():
-            once(row, functools.partial(self._composed, list(SKILLS), pair, router, reads, row))
+        for row in (SEQUENCE, TOKEN, TOP_P):
+            once(row, functools.partial(self._composed, SKILLS, pair, row))
         once(JOINT, lambda: bench.learnt(self.joint, bench.texts(pool, self.base, "test")))
         once(NEW, lambda: self._new_skill(pair))
 
-    def _routers(self) -> dict[str, tuple[RouterConfig, Reads]]:
-        return {
+    def _composed(self, names: Sequence[str], pair: tuple[str, str], row: str) -> Values:
+        chosen = [skill for skill in self.skills if skill.name in names]
+        work = f"routers/{file_of(pair)}-{len(names)}-{row.replace(' ', '-')}"
+        return self.bench.composed(self.base, chosen, pair, self._decider(row), work)
+
+    def _decider(self, row: str) -> Decider:
+        deciders: dict[str, Decider] = {
             SEQUENCE: (dense_router(), "pooled"),
             TOKEN: (dense_router(), "layer"),
             TOP_P: (sparse_router(self.bench.plan.top_p), "layer"),
         }
+        return deciders[row]
 
-    def _composed(
-        self, names: Sequence[str], pair: tuple[str, str], router: RouterConfig, reads: Reads, row: str
-    ) -> Values:
-        chosen = [skill for skill in self.skills if skill.name in names]
-        return self.bench.composed(self.base, chosen, pair, router, reads, row)
-
-    def _new_skill(self, pair: tuple[str, str]) -> Values:
+    def _new_skill(self, pair: tuple[str, str], pool: str | None = None, steps: int | None = None) -> Values:
         """A skill from the text that routers see, with as many steps as they have."""
         bench, plan = self.bench, self.bench.plan
-        config = plan.skill_config(
-            bench.source((file_of(pair), target_name(pair))), plan.rank, plan.router_steps, bench.seed
-        )
-        learnt = learn_skill(self.base, "new", config, bench.folder / "new" / file_of(pair), say=bench.say)
+        source = bench.source((pool or file_of(pair), target_name(pair)))
+        steps = steps or plan.router_steps
+        config = plan.skill_config(source, plan.rank, steps, bench.seed)
+        work = bench.folder / "new" / (file_of(pair) if pool is None else f"{pool}-{steps}")
+        learnt = learn_skill(self.base, "new", config, work, say=bench.say)
         return bench.learnt(learnt, bench.texts(file_of(pair), self.base, "test"))
 
     def _two_skills(self, pair: tuple[str, str]) -> None:
         """The same with no more than the two skills that the target is made of."""
-        bench, name = self.bench, target_name(pair)
+        name = target_name(pair)
         for row in (BASE, *pair):
-            bench.once(PAIR, "ours", row, functools.partial(self._copied, MAIN, name, row))
+            self.bench.once(PAIR, "ours", row, functools.partial(self._copied, MAIN, name, row))
         for row in (SEQUENCE, TOKEN):
-            router, reads = self._routers()[row]
-            bench.once(PAIR, "ours", row, functools.partial(self._composed, pair, pair, router, reads, row))
+            self.bench.once(PAIR, "ours", row, functools.partial(self._composed, pair, pair, row))
+
+    def _little_text(self, pair: tuple[str, str]) -> None:
+        """The same with little of the target's text: how soon does a router, or a new skill, pay?"""
+        bench, plan = self.bench, self.bench.plan
+        for num_bytes, steps in itertools.product(plan.few_bytes, plan.few_steps):
+            setting = few_setting(num_bytes, steps)
+            bench.once(FEW, setting, BASE, functools.partial(self._copied, MAIN, target_name(pair), BASE))
+            for row in (SEQUENCE, TOKEN, NEW):
+                bench.once(FEW, setting, row, functools.partial(self._few, pair, num_bytes, steps, row))
+
+    def _few(self, pair: tuple[str, str], num_bytes: int, steps: int, row: str) -> Values:
+        bench, file = self.bench, file_of(pair)
+        documents = bench.prepared(file, self.base).documents("train", file)
+        pool = write_few(bench.text, pair, num_bytes, documents)
+        if row == NEW:
+            return self._new_skill(pair, pool, steps)
+        work = f"routers/{pool}-{steps}-{row.replace(' ', '-')}"
+        return bench.composed(self.base, self.skills, pair, self._decider(row), work, pool=pool, steps=steps)
 
     def _copied(self, table: str, setting: str, row: str) -> Values:
         return {BITS: self.bench.value(table, setting, row)}
+
+
+def few_setting(num_bytes: int, steps: int) -> str:
+    """What a column of the table of little text is called."""
+    return f"{num_bytes / 1000:g} kB, {steps} steps"
 
 
 def one_hot(index: int, count: int) -> list[float]:

@@ -52,6 +52,7 @@ def page_text(results: Results, picture: str) -> str:
         "In how many seeds a row needs fewer bits than all of those that a column names, target by target "
         f"({'; '.join(columns)}).\n",
         _wins(columns),
+        *_little_text(results),
         "## Each skill on its own domain, and on the others\n",
         f"`{COMMON}` is what the base mostly read.\n",
         markdown_table(
@@ -68,6 +69,28 @@ def page_text(results: Results, picture: str) -> str:
         _how(results),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _little_text(results: Results) -> list[str]:
+    """The section on little text, where it was measured."""
+    settings = settings_of(results, ours.FEW)
+    if not settings:
+        return []
+    return [
+        f"## With little text of the target: {target_name(TARGETS[0])}\n",
+        "A router, or a new skill, learnt from the first kilobytes of the target's training text, again and "
+        "again for so many steps.\n",
+        markdown_table(
+            "row",
+            (ours.BASE, ours.SEQUENCE, ours.TOKEN, ours.NEW),
+            {setting: results.select(ours.FEW, BITS, setting) for setting in settings},
+        ),
+    ]
+
+
+def settings_of(results: Results, table: str) -> list[str]:
+    """The settings of a table, in the order in which they came."""
+    return list(dict.fromkeys(row.setting for row in results.rows if row.table == table))
 
 
 def _wins(columns: Mapping[str, Column]) -> str:

@@ -83,6 +83,10 @@ class Plan:
     """Of a skill; the joint one has as many as all skills and routers together."""
     router_steps: int = 80
     """Of a router, and of a skill that is learnt on the target itself."""
+    few_bytes: tuple[int, ...] = (10_000, 50_000)
+    """Text of the first target where little of it is known."""
+    few_steps: tuple[int, ...] = (20, 80)
+    """Steps on that."""
     skill_rate: float = 3e-3
     """Learning rate of skills."""
     router_rate: float = 3e-3
@@ -133,14 +137,16 @@ class Plan:
             context=self.context,
         )
 
-    def router_config(self, data: DataConfig, router: RouterConfig, reads: Reads, seed: int) -> ComposeConfig:
+    def router_config(
+        self, data: DataConfig, router: RouterConfig, reads: Reads, steps: int, seed: int
+    ) -> ComposeConfig:
         """A router over skills."""
         return ComposeConfig(
             data=data,
             router=router,
             reads=reads,
             optimizer=_adam(self.router_rate),
-            train=self.train(self.router_steps, seed),
+            train=self.train(steps, seed),
             evaluation=self.evaluation(),
             context=self.context,
         )

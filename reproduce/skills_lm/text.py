@@ -17,7 +17,7 @@ from expertise.lm.data.corpus import Deduplicator
 from expertise.lm.data.documents import normalise
 from expertise.lm.data.installed import InstalledSource
 from expertise.lm.data.split import nice_end
-from expertise.runs.files import atomic_folder
+from expertise.runs.files import atomic_folder, write_atomic
 from reproduce.skills_lm.plan import COMMON, SKILLS, TARGETS, PoolPlan, file_of
 
 
@@ -45,6 +45,33 @@ def write_pools(folder: Path, pools: PoolPlan, say: Callable[[str], None]) -> No
             _write(made / f"{file_of(pair)}.jsonl", mixed(first, second, pools.passages))
         for part in made.glob("part.*.jsonl"):
             part.unlink()
+
+
+def write_few(folder: Path, pair: tuple[str, str], num_bytes: int, texts: Iterator[str]) -> str:
+    """A pool with the first of a target's training documents, unless it is there; its name.
+
+    Args:
+        folder: of the pools.
+        pair: the target.
+        num_bytes: how much of it.
+        texts: its training documents, so that nothing of its test text is among them.
+    """
+    name = f"few.{num_bytes}.{file_of(pair)}"
+    path = folder / f"{name}.jsonl"
+    if not path.is_file():
+        lines = (json.dumps({"text": text}) + "\n" for text in _first(texts, num_bytes))
+        write_atomic(path, "".join(lines))
+    return name
+
+
+def _first(texts: Iterator[str], num_bytes: int) -> Iterator[str]:
+    left = num_bytes
+    for text in texts:
+        raw = text.encode()[:left]
+        left -= len(raw)
+        yield raw.decode(errors="ignore")
+        if not left:
+            return
 
 
 def mixed(first: Iterator[str], second: Iterator[str], number: int) -> Iterator[str]:

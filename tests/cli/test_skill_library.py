@@ -175,6 +175,11 @@ def test_a_folder_dropped_in_by_hand_is_verified_and_gets_its_card(
     after = json.loads(expertise("skill", "verify", "--json").stdout)
     (dropped,) = [check for check in after["skills"] if check["name"] == "dropped"]
     assert set(dropped["missing"]) == {"data", "data_digest"}
+    expertise("skill", "import", "skills/dropped", "--data", "small.toml")
+    assert card(library, "dropped").data_digest == sha256_of(home / "small.toml")
+    expertise("skill", "import", "skills/dropped", "--data", "other words")
+    now = card(library, "dropped")
+    assert (now.purpose, now.data, now.data_digest) == ("was dropped", "other words", None)
 
 
 def test_export_gives_the_adapter_alone(home: Path, library: Path, tmp_path: Path, expertise) -> None:

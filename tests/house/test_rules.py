@@ -67,10 +67,22 @@ def test_configs_describe_every_field() -> None:
                     assert described, f"{path.name}: {cls.name}.{ast.unparse(field.target)} has no sentence"
 
 
+PACKAGES = ("mixture", "skills", "lm", "lm.data", "lm.evaluate", "policy", "policy.data", "policy.envs")
+"""Those that name what others may use."""
+
+
 def public_objects() -> dict[str, object]:
     found = {}
-    packages = ("mixture", "skills", "lm", "lm.data", "lm.evaluate", "policy", "policy.data", "policy.envs")
-    for package in packages:
+    for package in (
+        "mixture",
+        "skills",
+        "lm",
+        "lm.data",
+        "lm.evaluate",
+        "policy",
+        "policy.data",
+        "policy.envs",
+    ):
         module = import_module(f"expertise.{package}")
         found |= {f"{package}.{name}": getattr(module, name) for name in module.__all__}
     for info in pkgutil.walk_packages([str(SOURCE / "mixture")], "expertise.mixture."):

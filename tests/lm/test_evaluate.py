@@ -209,3 +209,17 @@ def test_other_text_is_refused_with_both_digests(trained: Path, small_recipe: Ma
         assert (trained / "recipe.toml").read_bytes() == recipe, "who is refused changes nothing"
     finally:
         text.write_bytes(before)
+
+
+def test_large_logits_come_in_smaller_batches(
+    model: LanguageModel, texts: list[DomainText], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from expertise.lm.evaluate import perplexity
+
+    expected = evaluate(model, texts, 100).bits_per_byte
+    monkeypatch.setattr(perplexity, "LARGEST_LOGITS", 2 * 16 * model.vocab_size)
+    batches = [len(batch.tokens) for text in texts for batch in perplexity.passes(model, text, 100)]
+    assert max(batches) == 2
+    assert evaluate(model, texts, 100).bits_per_byte == pytest.approx(expected, rel=1e-6)
+    monkeypatch.setattr(perplexity, "LARGEST_LOGITS", 1)
+    assert evaluate(model, texts, 100).bits_per_byte == pytest.approx(expected, rel=1e-6)

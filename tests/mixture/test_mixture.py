@@ -216,6 +216,85 @@ def test_a_copy_made_while_recording_does_not_record() -> None:
     assert twin.last_routes is None
 
 
+def test_routes_can_be_noted_without_a_call() -> None:
+    """For layers that compute the sum themselves."""
+    mixture = _mixture()
+    routes = Routes.dense(torch.ones(2, 4))
+    mixture.note(routes)
+    assert mixture.last_routes is None
+    with mixture.recording():
+        mixture.note(routes)
+    assert mixture.last_routes is routes
+
+
+# --- parts that are moved with more than the token --------------------------------------------------------
+
+
+class Shifted(SwiGLUExperts):
+    """Each token brings a number along, which is added to what every part makes of it."""
+
+    shifts: torch.Tensor
+
+    def carry(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x, self.shifts], dim=1)
+
+    def one(self, part: int, x: torch.Tensor) -> torch.Tensor:
+        return super().one(part, x[:, :-1]) + x[:, -1:]
+
+    def grouped(self, rows: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        return super().grouped(rows[:, :-1].contiguous(), offsets) + rows[:, -1:]
+
+    def dense(self, x: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
+        return super().dense(x[:, :-1], gates) + x[:, -1:] * gates.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("always", [None, SwiGLU(DIM, 6)], ids=["alone", "beside always"])
+@pytest.mark.parametrize("dispatch", ["auto", "grouped", "dense", "reference"])
+@pytest.mark.parametrize("router", [TopK(DIM, 4, 2), TopP(DIM, 4, 0.6)], ids=["top-k", "top-p"])
+def test_what_a_part_carries_goes_with_the_token(
+    router: Any, dispatch: str, always: nn.Module | None
+) -> None:
+    plain = Mixture(router, SwiGLUExperts(4, DIM, 16), always, dispatch=dispatch)
+    parts = Shifted(4, DIM, 16)
+    parts.load_state_dict(plain.parts.state_dict())
+    parts.shifts = torch.randn(6, 1)
+    x = torch.randn(2, 3, DIM)
+    found = Mixture(router, parts, always, dispatch=dispatch)(x)
+    shift = router(x).gates.sum(1, keepdim=True) * parts.shifts
+    torch.testing.assert_close(found, plain(x) + shift.view(2, 3, 1))
+
+
+@pytest.mark.parametrize("kind", ["swiglu", "low rank"])
+def test_the_dense_sum_may_be_made_onto_what_is_always_on(kind: str) -> None:
+    parts: Any = SwiGLUExperts(3, DIM, 4) if kind == "swiglu" else LowRankExperts(3, DIM, DIM, 2)
+    for tensor in parts.state_dict().values():
+        nn.init.normal_(tensor)
+    x, gates, y = torch.randn(5, DIM), torch.randn(5, 3), torch.randn(5, DIM)
+    before = y.clone()
+    torch.testing.assert_close(parts.dense_onto(y, x, gates), y + parts.dense(x, gates))
+    assert torch.equal(y, before)
+    assert torch.equal(parts.dense_onto(y, x, torch.zeros(5, 3)), y)
+
+
+def test_which_routes_are_computed_densely_is_said_by_the_parts() -> None:
+    """Bringing a token to a low-rank part costs more than to compute a few ranks that nobody asked for."""
+    x = torch.randn(4, DIM)
+    sparse, dense = TopK(DIM, 4, 1)(x), Routes.dense(torch.ones(4, 4))
+    few, many = LowRankExperts(4, DIM, DIM, 2), LowRankExperts(4, DIM, DIM, 256)
+    assert few.is_dense_for(sparse)
+    assert not many.is_dense_for(sparse)
+    assert many.is_dense_for(dense)
+    experts = SwiGLUExperts(4, DIM, 16)
+    assert experts.is_dense_for(dense)
+    assert not experts.is_dense_for(sparse)
+    for parts in (few, many):
+        nn.init.normal_(parts.lora_B)
+        found = Mixture(None, parts)(x, routes=sparse)
+        torch.testing.assert_close(
+            found, Mixture(None, parts, dispatch="reference")(x, routes=sparse), rtol=1e-4, atol=1e-4
+        )
+
+
 # --- refusals ---------------------------------------------------------------------------------------------
 
 

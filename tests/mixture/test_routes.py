@@ -108,3 +108,20 @@ def test_no_tokens() -> None:
     assert routes.chosen().shape == (0, 3)
     assert routes.weights().shape == (0, 3)
     assert routes.parts_per_token().tolist() == []
+
+
+def test_one_choice_for_several_tokens_in_a_row(varying: Routes) -> None:
+    each = varying.each(2)
+    assert each.num_tokens == 6
+    assert each.parts_per_token().tolist() == [1, 1, 3, 3, 2, 2]
+    assert torch.equal(each.weights(), varying.weights().repeat_interleave(2, 0))
+    assert torch.equal(each.affinities, varying.affinities.repeat_interleave(2, 0))
+    assert each.logits is None
+    assert varying.each(1) is varying
+    assert varying.each(0).num_tokens == 0
+    gates = torch.randn(2, 3, requires_grad=True)
+    dense = Routes.dense(gates).each(3)
+    assert dense.is_dense
+    (dense.weights() * torch.arange(6.0)[:, None]).sum().backward()
+    assert gates.grad is not None
+    assert gates.grad.tolist() == [[3.0] * 3, [12.0] * 3]

@@ -16,7 +16,7 @@ from reproduce.skills_lm import llama, ours
 from reproduce.skills_lm.measure import BITS, PARTS, TRAINED, search_weights
 from reproduce.skills_lm.page import write_page
 from reproduce.skills_lm.plan import COMMON, SKILLS, TARGETS, Plan, PoolPlan, file_of, target_name
-from reproduce.skills_lm.text import mixed, write_pools
+from reproduce.skills_lm.text import mixed, write_few, write_pools
 
 TINY = Plan(
     seeds=(0,),
@@ -31,6 +31,8 @@ TINY = Plan(
     rank=2,
     skill_steps=2,
     router_steps=2,
+    few_bytes=(2_000,),
+    few_steps=(1, 2),
     test_bytes=300,
     search_bytes=100,
 )
@@ -65,6 +67,15 @@ def test_pools_share_no_document_and_targets_hold_both_domains(tmp_path: Path) -
     before = (tmp_path / "text" / "skill.data.jsonl").stat().st_mtime_ns
     write_pools(tmp_path / "text", pools, lambda line: None)
     assert (tmp_path / "text" / "skill.data.jsonl").stat().st_mtime_ns == before
+
+
+def test_little_text_is_the_beginning_of_what_is_given(tmp_path: Path) -> None:
+    pair = TARGETS[0]
+    name = write_few(tmp_path, pair, 10, iter(["123456", "äääää", "never"]))
+    lines = (tmp_path / f"{name}.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["text"] for line in lines] == ["123456", "ää"]
+    assert write_few(tmp_path, pair, 10, iter([])) == name
+    assert len((tmp_path / f"{name}.jsonl").read_text("utf-8").splitlines()) == 2
 
 
 def test_the_search_starts_from_the_best_and_goes_down() -> None:
@@ -107,6 +118,7 @@ def test_every_row_is_measured_once_and_the_page_shows_it(
     assert {(ours.MAIN, target_name(pair), row) for pair in TARGETS for row in ours.ORDER} <= rows
     assert {(ours.PAIR, llama.SETTING, row) for row in ("base", "headers", "data", "α per token")} <= rows
     assert len(results.select(ours.MAIN, PARTS)) == len(TARGETS)
+    assert {(ours.FEW, f"2 kB, {steps} steps", ours.NEW) for steps in (1, 2)} <= rows
     joint, new = (
         next(row.value for row in results.select(ours.MAIN, TRAINED) if row.row == name)
         for name in (ours.JOINT, ours.NEW)
@@ -114,9 +126,11 @@ def test_every_row_is_measured_once_and_the_page_shows_it(
     assert joint == len(SKILLS) * new
 
     before = path.read_bytes()
-    said: list[str] = []
-    command.run(TINY, path, tmp_path / "elsewhere-is-not-needed" / "..", lambda line: said.append(line))
+    # On another machine, with the same text and no trainings: nothing is left to do.
+    _fill(tmp_path / "other" / "text")
+    command.run(TINY, path, tmp_path / "other", lambda line: None)
     assert path.read_bytes() == before
+    assert [each.name for each in (tmp_path / "other").iterdir()] == ["text"]
 
     page, picture = write_page(results)
     text = page.read_text("utf-8")

@@ -151,6 +151,8 @@ def test_a_redundant_pair_is_proposed_and_nothing_else() -> None:
 def test_the_smallest_rank_that_keeps_the_energy_is_proposed() -> None:
     A, B = torch.eye(6)[:4], torch.eye(5)[:, :4] * torch.tensor([10.0, 5.0, 1.0, 0.0])
     skill = Skill(name="a", factors={"q": Factors(A=A, B=B, scaling=2.0)})
+    (found,) = compare_skills([skill]).energies
+    assert found.shares() == pytest.approx([100 / 126, 125 / 126, 1.0, 1.0])
     for share, rank in ((0.75, 1), (0.99, 2), (0.993, 3), (1.0, 3)):
         (proposal,) = compare_skills([skill], energy=share).proposals
         assert (proposal.kind, proposal.skills, proposal.rank) == ("smaller rank", ("a",), rank)
@@ -168,6 +170,7 @@ def test_a_skill_without_effect_and_one_without_use_are_proposed() -> None:
     )
     assert [(p.kind, p.skills) for p in found.proposals] == [("no effect", ("b",)), ("unused", ("a",))]
     assert found.proposals[1].reason == "none of 2 compositions uses a"
+    assert found.energies[1].shares() == []
     assert found.pairs[0].cosine is None
     assert found.pairs[0].agreement is None
     assert found.pairs[0].distance == pytest.approx(1.0)
@@ -183,6 +186,8 @@ def test_a_comparison_is_json() -> None:
 
 
 def test_skills_of_bases_of_other_shapes_are_refused() -> None:
+    with pytest.raises(SkillError, match="there is no skill to compare"):
+        compare_skills([])
     with pytest.raises(
         SkillError, match="skills a and b have no base in common: they adapt q in different shapes"
     ):

@@ -19,9 +19,9 @@ from expertise.mixture.routers.top_k import TopK
 from expertise.mixture.routers.top_p import TopP
 from expertise.runs.files import sha256_of
 from expertise.skills import bases
-from expertise.skills.compose import compose
 from expertise.skills.composed import base_of, load_composed, save_composed
 from expertise.skills.composed_json import COMPOSED, is_composed, read_composed
+from expertise.skills.composing import compose
 from expertise.skills.library import Library
 
 NAMES = ["a", "b"]

@@ -232,6 +232,45 @@ def test_a_skill_goes_to_another_library_with_what_its_card_says(library: Librar
     assert same(other.load("copy", judges.Net()), library.load("a"))
 
 
+def test_a_folder_of_another_library_is_taken_with_its_card(library: Library, tmp_path: Path) -> None:
+    other, base = Library(tmp_path / "other"), judges.Net()
+    text = (library.path / "a" / CARD).read_text("utf-8").replace("+00:00", "+01:00", 1)
+    content = json.loads(text)
+    content.pop("sha256")
+    (library.path / "a" / CARD).write_text(json.dumps({**content, "sha256": sha256_of_json(content)}))
+    before = tree(library.path)
+    other.add_folder(library.path / "a")
+    assert other.card("a") == library.card("a"), "its date, too"
+    assert other.add_folder(library.path / "c", name="d", base=base).base == fingerprint(base)
+    assert same(other.load("d", base), library.load("c"))
+    assert tree(library.path) == before
+    with pytest.raises(SkillError, match="other has a skill 'a' already"):
+        other.add_folder(library.path / "a")
+    changed = judges.Net()
+    with torch.no_grad():
+        changed.body[0].weight.add_(1)  # type: ignore[operator]
+    with pytest.raises(SkillError, match="skill b was learnt on another base"):
+        other.add_folder(library.path / "b", base=changed)
+    assert other.add_folder(library.path / "b", base=changed, force=True).base == fingerprint(base)
+
+
+def test_what_is_something_else_is_no_library(library: Library, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.toml").write_text("")
+    for folder, what in ((library.path / "a", "is a skill"), (run, "is a run")):
+        for use in (
+            Library(folder).names,
+            lambda folder=folder: Library(folder).add(made_up(NET)),
+            Library(folder).verify,
+        ):
+            with pytest.raises(SkillError, match=f"{folder} {what}, not a library"):
+                use()
+    with pytest.raises(SkillError, match="is no library: no folder in it is a skill") as caught:
+        Library(tmp_path).verify()
+    assert caught.value.hints == (f"{library.path} is one",)
+
+
 def test_a_folder_that_was_moved_by_hand_has_its_new_name(library: Library) -> None:
     os.rename(library.path / "a", library.path / "moved")
     card = library.card("moved")
@@ -325,6 +364,8 @@ def test_a_folder_dropped_in_by_hand_is_unverified_until_it_gets_a_card(
     assert library.card("adapter-0") == card
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != CARD} == files
     assert library.verify().skills[0].missing == ("data_digest",)
+    library.merge(["adapter-0"], name="made")
+    assert library.verify().skills[1].missing == ("purpose",)
     assert library.load("adapter-0", base).card == card
     assert capsys.readouterr().err == ""
 
@@ -385,6 +426,8 @@ def test_a_card_of_another_version_is_named_and_kept(library: Library) -> None:
         {"base": {"weights": ""}},
         {"base": "x"},
         {"targets": ["q"]},
+        {"targets": {"q": "2"}},
+        {"data": 3},
         {"name": 3},
         {"scale_convention": "mine"},
         {"more": 1},

@@ -6,5 +6,6 @@
 from expertise.lm.config import ModelConfig
 from expertise.lm.load import load
 from expertise.lm.model import LanguageModel
+from expertise.lm.open import open_model
 
-__all__ = ["LanguageModel", "ModelConfig", "load"]
+__all__ = ["LanguageModel", "ModelConfig", "load", "open_model"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import platform
@@ -27,9 +26,10 @@ from expertise.report.skills import render
 from expertise.report.text import vocabulary
 from expertise.runs.files import write_atomic
 from expertise.skills import Comparison, Library, compare_skills, composition_of, skills_of
+from expertise.skills.card import Card
 from expertise.skills.composed import SKILLS
 from expertise.skills.composed_json import read_composed
-from expertise.skills.skill import Card, Skill
+from expertise.skills.skill import Skill
 
 PAGE, RECORD = "skills.html", "skills.json"
 PASSAGE_TOKENS = 256
@@ -148,6 +148,7 @@ def _kind(router: Router) -> str:
 
 def _skill(skill: Skill, found: Comparison, card: Card | None) -> dict[str, Any]:
     ranks = [factors.rank for factors in skill.factors.values()]
+    (energy,) = [each for each in found.energies if each.name == skill.name]
     return {
         "name": skill.name,
         "purpose": card.purpose if card else "",
@@ -157,16 +158,8 @@ def _skill(skill: Skill, found: Comparison, card: Card | None) -> dict[str, Any]
         "data": card.data if card else None,
         "date": card.date if card else None,
         "parents": list(card.parents) if card else [],
-        "energy": _energy(found, skill.name, max(ranks)),
+        "energy": energy.shares(),
     }
-
-
-def _energy(found: Comparison, name: str, rank: int) -> list[float]:
-    """Share of a skill's squared norm, over all weights, within the first 1, 2, … singular values of each."""
-    (energy,) = [each for each in found.energies if each.name == name]
-    squares = [sum(v[i] ** 2 for v in energy.spectrum.values() if i < len(v)) for i in range(rank)]
-    total = sum(squares)
-    return [share / total for share in itertools.accumulate(squares)] if total else []
 
 
 def _similarity(found: Comparison, names: Sequence[str]) -> dict[str, list[list[float]]]:

@@ -66,27 +66,33 @@ class Adapted(nn.Module):
         if self.embedding:
             return self._embed(x)
         # Found in this way because attributes of modules are slow, and models of a few small layers feel it.
-        mixture, composition = self._modules["mixture"], self._composition[0]
-        modules = mixture._modules
+        mixture: Any = self._modules["mixture"]
+        modules: dict[str, Any] = mixture._modules
+        composition = self._composition[0]
         if modules.get("router") is not None or mixture._recording or composition.is_recording:
             return self._mixed(x)
         # From here on: what the mixture does, with weights that were made ready once for all layers.
         always, skills = modules["always"], modules["parts"]
         weights = composition._call.ready(x.shape[:-1], self._known, skills)
         if weights is None:
-            return always(x)  # type: ignore[misc, no-any-return]
+            return always(x)  # type: ignore[no-any-return]
         if isinstance(weights, Routes):
-            return mixture(x, routes=weights)
+            return mixture(x, routes=weights)  # type: ignore[no-any-return]
         rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
-        if type(always) is not nn.Linear or _has_hooks(always):
-            y = always(x)
-            return skills.onto(y.reshape(-1, y.shape[-1]), rows, weights).view(y.shape)
-        own = always._parameters
-        y = F.linear(x, own["weight"], own["bias"])
-        # Nobody else has seen the output of this layer, so it may be written over.
-        if x.ndim == 2:
-            return skills.onto(y, rows, weights, in_place=True)
-        return skills.onto(y.reshape(-1, y.shape[-1]), rows, weights, in_place=True).view(y.shape)
+        # A product of rows in their order is the layer's own to the bit, and nobody else has seen it: the sum
+        # may be written over it.
+        if (
+            type(always) is nn.Linear
+            and (rows is x or (x.ndim > 1 and x.is_contiguous()))
+            and not _has_hooks(always)
+        ):
+            own: dict[str, Any] = always._parameters
+            y = F.linear(rows, own["weight"], own["bias"])
+            y = skills.onto(y, rows, weights, in_place=True)
+            return y if rows is x else y.view(*x.shape[:-1], y.shape[-1])  # type: ignore[no-any-return]
+        y = always(x)
+        flat = y.reshape(-1, y.shape[-1])
+        return skills.onto(flat, rows, weights).view(y.shape)  # type: ignore[no-any-return]
 
     def _mixed(self, x: Tensor) -> Tensor:
         routes = self._routes(x, x.shape[:-1])
@@ -125,7 +131,7 @@ class Adapted(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the skills are."""
-        return self._modules["mixture"]._modules["parts"]._parameters["lora_A"].device
+        return self.parts.lora_A.device
 
     def slots(self) -> Iterator[Slot]:
         """The factors of each skill here."""

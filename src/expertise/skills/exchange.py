@@ -17,7 +17,6 @@ from expertise.skills.card import (
     Card,
     card_text,
     changed,
-    damaged,
     entries,
     now,
     read_card,
@@ -42,8 +41,11 @@ def import_adapter(
     files = read_files(folder, before)
     name = require_name(folder.resolve().name if name is None else name)
     adapter = read_adapter(folder, files, base)
+    card = before or Card(name=name, scale_convention=adapter.convention)
+    if known["data"] is not None:
+        card = dataclasses.replace(card, data_digest=None)  # that of other data
     card = changed(
-        before or Card(name=name, scale_convention=adapter.convention),
+        card,
         name=name,
         base=None if base is None else fingerprint(base),
         targets={address: made.rank for address, made in adapter.factors.items()},
@@ -65,10 +67,7 @@ def add_folder(library: Path, folder: Path, name: str | None, base: nn.Module | 
         raise SkillError(f"no skill at {folder}: it has no {CARD}", *bare, *_instead(folder))
     name = require_name(folder.resolve().name if name is None else name)
     files = read_files(folder, card)
-    adapter = read_adapter(folder, files, base, force=force)
-    targets = {address: made.rank for address, made in adapter.factors.items()}
-    if targets != dict(card.targets):
-        raise damaged(folder, CARD, "names other targets than its files hold")
+    read_adapter(folder, files, base, force=force)  # or it says why not
     found = None
     if base is not None:
         found = fingerprint(base)

@@ -183,7 +183,7 @@ class AdaptedExperts(Parts):
         """Every expert for every token, the base's part as `SwiGLUExperts.dense` computes it."""
         first, second = (getattr(self.layer, name) for name in self.stacks)
         tokens, alpha = self._split(x)
-        hidden = F.linear(tokens, first.flatten(0, 1)).unflatten(1, first.shape[:2])
+        hidden = F.linear(tokens, first.flatten(0, 1)).view(-1, *first.shape[:2])
         experts = range(self.num_parts)
         if alpha is not None:
             for group in _groups(self.first):

@@ -1,9 +1,10 @@
-"""Low-rank maps of several skills in one weight, joined along the rank: no skill's rank costs the others anything."""
+"""Low-rank maps of several skills in one weight, joined along the rank, which no other skill pays for."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ def spans(ranks: Sequence[int]) -> list[slice]:
 
 
 class JoinedSkills(Parts):
-    """K low-rank maps `s_i B_i A_i` of any ranks: `lora_A [R, in]`, `lora_B [R, out]`, R the sum of the ranks.
+    """K low-rank maps `s_i B_i A_i` of any ranks: `lora_A [R, in]`, `lora_B [R, out]`, R the sum of ranks.
 
     B is stored the other way round than in a skill: a product with a single row, as in acting, is faster so.
 
@@ -96,7 +97,7 @@ class JoinedSkills(Parts):
         return self.onto(y, x, self.weigh(gates))
 
     def weigh(self, gates: Float[Tensor, "tokens parts"]) -> Float[Tensor, "tokens all_ranks"]:
-        """The weights of the ranks, in the dtype of the factors; one result serves every layer that is alike."""
+        """The weights of the ranks, in the factors' dtype; one result serves every layer that is alike."""
         return (gates.index_select(1, self.owner) * self.scaling).to(self.lora_A.dtype)
 
     def onto(
@@ -115,12 +116,14 @@ class JoinedSkills(Parts):
             in_place: write the sum into y, if its dtype allows that.
         """
         # Found in this way because a module's own attributes are slow to find, and small models feel it.
-        down, up = self._parameters["lora_A"], self._parameters["lora_B"]
-        low = F.linear(x, down) * weights
+        own: dict[str, Any] = self._parameters
+        down, up = own["lora_A"], own["lora_B"]
+        low: Tensor = F.linear(x, down) * weights
         if low.dtype != y.dtype or low.dtype != up.dtype:
             # Autocast computes products in a dtype of its own.
-            return y + (low @ up).to(y.dtype)
-        return (y.addmm_ if in_place else y.addmm)(low, up)
+            added: Tensor = low @ up
+            return y + added.to(y.dtype)
+        return y.addmm_(low, up) if in_place else y.addmm(low, up)
 
     def is_dense_for(self, routes: Routes) -> bool:
         """See `Parts`."""

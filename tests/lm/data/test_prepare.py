@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from expertise.errors import DataError, DiskError
+from expertise.errors import DataError, DiskError, RecipeError
 from expertise.lm.data import DataConfig, TokenizerConfig, prepare, source_digest
 from expertise.lm.data.cache import cache_root, entry, key_of
 from expertise.lm.data.split import SPLITS
@@ -173,3 +173,42 @@ def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_root() == tmp_path / ".cache" / "expertise"
+
+
+def test_a_domain_alone_is_divided_as_among_all(corpus: Path) -> None:
+    whole = prepare(DataConfig(source=str(corpus)), SMALL)
+    assert len(whole.domains) > 1
+    for domain in whole.domains:
+        alone = prepare(DataConfig(source=str(corpus), domains=[domain]), whole.tokenizer)
+        assert alone.domains == (domain,)
+        assert alone.digest == whole.digest
+        for side in SPLITS:
+            assert list(alone.documents(side, domain)) == list(whole.documents(side, domain))
+            assert alone.tokens_count[side] == {domain: whole.tokens_count[side][domain]}
+            assert alone.bytes[side] == {domain: whole.bytes[side][domain]}
+            assert alone.documents_count[side] == {domain: whole.documents_count[side][domain]}
+            stream, everything = alone.stream(side), whole.stream(side)
+            kept = everything.domain_of(np.arange(len(everything.tokens))) == whole.domains.index(domain)
+            assert np.array_equal(stream.tokens, everything.tokens[kept])
+            assert set(stream.domain_ids.tolist()) == {0}
+
+
+def test_domains_come_in_the_texts_own_order(corpus: Path) -> None:
+    whole = prepare(DataConfig(source=str(corpus)), SMALL)
+    asked = list(reversed(whole.domains))
+    again = prepare(DataConfig(source=str(corpus), domains=asked), SMALL)
+    assert again.domains == whole.domains
+    assert np.array_equal(again.stream("train").tokens, whole.stream("train").tokens)
+    with pytest.raises(RecipeError, match=f"the text has no domain '{whole.domains[0]}x'") as caught:
+        prepare(DataConfig(source=str(corpus), domains=[whole.domains[0] + "x"]), SMALL)
+    assert caught.value.hints == (f"did you mean {whole.domains[0]!r}?",)
+
+
+def test_a_tokenizer_may_be_given_as_it_is(corpus: Path, tmp_path: Path) -> None:
+    made = prepare(DataConfig(source=str(corpus)), SMALL).tokenizer
+    made.save(str(tmp_path / "tokenizer.json"))
+    by_path = prepare(DataConfig(source=str(corpus)), TokenizerConfig(path=str(tmp_path / "tokenizer.json")))
+    given = prepare(DataConfig(source=str(corpus)), made)
+    assert given.tokenizer.to_str() == by_path.tokenizer.to_str() == made.to_str()
+    assert np.array_equal(given.stream("test").tokens, by_path.stream("test").tokens)
+    assert given.vocab_size == by_path.vocab_size

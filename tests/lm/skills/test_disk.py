@@ -19,9 +19,9 @@ from expertise.lm.skills.config import config_of
 from expertise.lm.skills.disk import compose_into, learn_into, weigh_into
 from expertise.lm.text import continue_text
 from expertise.runs.files import sha256_of
-from expertise.skills.compose import compose
 from expertise.skills.composed import load_composed
 from expertise.skills.composed_json import read_composed
+from expertise.skills.composing import compose
 from expertise.skills.library import Library
 
 Settings = Callable[..., list[str]]

@@ -20,6 +20,9 @@ from expertise.mixture.mixture import recording
 from expertise.mixture.routes import Routes
 from expertise.shapes import Float, Int
 
+LARGEST_LOGITS = 2**28
+"""Numbers of a batch's logits: a gibibyte in float32."""
+
 
 @dataclasses.dataclass(frozen=True)
 class DomainText:
@@ -112,7 +115,7 @@ def evaluate(
     Args:
         model: in any mode; it is not changed.
         texts: from `domain_texts`.
-        batch_size: windows at once.
+        batch_size: windows at once; fewer where their logits would fill the memory.
         bfloat16: compute products in bfloat16, as a run that trains so does.
         between: called after each batch; it may raise to break the pass off.
     """
@@ -158,6 +161,8 @@ class Pass(NamedTuple):
 def passes(model: CausalLM, text: DomainText, batch_size: int, bfloat16: bool = False) -> Iterator[Pass]:
     """Held-out windows through a model, batch by batch."""
     windows, device, alpha = text.windows, model.device, Alpha(model)
+    logits_of_one = max(1, windows.tokens.shape[1] * model.vocab_size)
+    batch_size = max(1, min(batch_size, LARGEST_LOGITS // logits_of_one))
     autocast = torch.autocast(device.type, torch.bfloat16) if bfloat16 else contextlib.nullcontext()
     for start in range(0, len(windows.tokens), batch_size):
         tokens = windows.tokens[start : start + batch_size].to(device)

@@ -68,9 +68,9 @@ class ComposeConfig:
     """What it sees: "token", "pooled" (the text so far) or "layer" (a router for each adapted layer)."""
     source: str = ""
     """The module whose output it sees; empty: the input embedding."""
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=lambda: _adam(3e-3))
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=lambda: _adam(1e-2))
     """AdamW and its schedule."""
-    train: TrainConfig = dataclasses.field(default_factory=lambda: TrainConfig(steps=200, batch_size=16))
+    train: TrainConfig = dataclasses.field(default_factory=lambda: TrainConfig(steps=150, batch_size=8))
     """How long, how much at once; `seed` is also that of the router's start."""
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     """Looks at held-out text."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +47,17 @@ def run(
         RunError: the folder belongs to something else, or was begun otherwise.
         Stopped: a signal asked for it; everything is saved.
     """
-    folder.require_free_or_run(work)
     if task.config.train.tensorboard:
         metrics.require_tensorboard()
     for note in task.notes:
         say(note)
     known = {**facts, "base": dataclasses.asdict(fingerprint(base.core))}
+    with _naming_work():
+        folder.require_free_or_run(work)
     with folder.held(work):
-        _refuse_other_facts(work, task.prepared, known)
-        folder.adopt_recipe(work, task.config, may_change)
+        with _naming_work():
+            _refuse_other_facts(work, task.prepared, known)
+            folder.adopt_recipe(work, task.config, may_change)
         if not (work / DATA).is_file():
             content = {"digest": task.prepared.digest, "domains": list(task.prepared.domains), **known}
             write_atomic(work / DATA, json.dumps(content, indent=1) + "\n")
@@ -71,9 +74,16 @@ def _refuse_other_facts(work: Path, prepared: Prepared, facts: Mapping[str, Any]
     refuse_other_text(work, before["digest"], prepared.digest)
     for key, value in facts.items():
         if before.get(key) != value:
-            raise RunError(
-                f"{work} was begun with another {key}", "delete that folder, or name another one with --work"
-            )
+            raise RunError(f"{work} was begun with another {key}")
+
+
+@contextlib.contextmanager
+def _naming_work() -> Iterator[None]:
+    """Refusals of a folder name the option that commands have for it here."""
+    try:
+        yield
+    except RunError as error:
+        raise RunError(error.message, "delete that folder, or name another one with --work") from None
 
 
 def digests_of(skills: Sequence[Skill]) -> dict[str, str]:

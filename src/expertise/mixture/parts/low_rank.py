@@ -16,13 +16,13 @@ from expertise.mixture.parts.base import Parts
 from expertise.mixture.routes import Routes
 from expertise.shapes import Float, Int
 
-_MOVING = 128
-"""What it costs to bring a token to a part and its output back, in ranks: moving it takes as long as so many
-more ranks would. Measured (`benchmarks/skills.py`): 60 where a batch fits the cache, 200 where it does not."""
+_MOVING = 96
+"""What it costs to bring a token to a part and its output back, in ranks: it takes as long as so many more
+ranks would. Measured, forward and backward: 45 to 75 for tokens that fit the cache, to 180 for others."""
 
 
 def is_sparse_enough(routes: Routes, all_ranks: int) -> bool:
-    """Whether these routes are computed faster by bringing tokens to their parts than by all parts for all tokens.
+    """Whether bringing tokens to their parts is faster for these routes than all parts for all tokens.
 
     Args:
         routes: who takes what.

@@ -106,9 +106,9 @@ def collect(config: CollectConfig, out: Path, say: Callable[[str], None]) -> lis
     with folder.held(out):
         folder.adopt_recipe(out, config, lambda _key: True)
         work = _Work(config, out, say)
-        for teacher in config.teachers:
-            work.train(teacher)
         paths = [work.write(data) for data in config.datasets]
+        for teacher in config.teachers:  # those that no data set needs
+            work.train(teacher.name)
         files = [file for path in paths for file in _files(path)]
         lines = [f"{sha256_of(file)}  {file.relative_to(out).as_posix()}\n" for file in files]
         write_atomic(out / SUMS, "".join(lines))
@@ -120,13 +120,21 @@ class _Work:
         self._out, self._say = out, say
         self._teachers = {teacher.name: teacher for teacher in config.teachers}
 
-    def train(self, teacher: TeacherConfig) -> None:
+    def train(self, name: str) -> None:
+        """Train a teacher, after the one that it goes on from."""
+        teacher = self._teachers.get(name)
+        if teacher is None:  # "script", "random", or no partner
+            return
+        self.train(teacher.init)
         init = self._teachers.get(teacher.init)
-        train_teacher(
-            teacher, self._home(teacher), snapshot(self._home(init), init.steps) if init else None, self._say
-        )
+        begin = snapshot(self._home(init), init.steps) if init else None
+        train_teacher(teacher, self._home(teacher), begin, self._say)
 
     def write(self, data: DataSetConfig) -> Path:
+        """Write a data set, once its teachers are trained: the first are there while later ones learn."""
+        for rollout in data.rollouts:
+            self.train(rollout.teacher)
+            self.train(rollout.partner)
         parts, noted = [], []
         for number, rollout in enumerate(data.rollouts):
             part, facts = self._rollout(data, number, rollout)
