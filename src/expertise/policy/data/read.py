@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
+
 from expertise.errors import DataError, RecipeError, nearest
 from expertise.policy.data.hdf5 import keys_of
 from expertise.policy.data.transitions import Transitions
 from expertise.registry import Registry
+from expertise.shapes import Bool
 
 READERS = Registry(
     "layout of data",
@@ -33,8 +36,12 @@ class DataConfig:
     """A file, a folder, or the id of a Minari data set."""
     layout: str = AUTO
     """"dsrl", "d4rl", "minari" or "npz"; "auto" looks at the path."""
+    max_cost: float | None = None
+    """Only trajectories that cost at most so much; None: whatever they cost."""
+    min_return: float | None = None
+    """Only trajectories that return at least so much; None: whatever they return."""
     trajectories: int = 0
-    """Only so many trajectories; 0: all."""
+    """Only so many of these; 0: all."""
     seed: int = 0
     """Which ones: the first of an order drawn from this."""
 
@@ -52,7 +59,17 @@ class DataConfig:
             MissingExtra: a package that reads them is not installed.
         """
         data = read(self.path, self.layout)
+        if self.max_cost is not None:
+            data = self._kept(data, data.episode_costs() <= self.max_cost)
+        if self.min_return is not None:
+            data = self._kept(data, data.returns() >= self.min_return)
         return data.shuffled(self.seed).first(self.trajectories) if self.trajectories else data
+
+    def _kept(self, data: Transitions, wanted: Bool[np.ndarray, " trajectories"]) -> Transitions:
+        if not wanted.any():
+            bounds = f"max_cost {self.max_cost} and min_return {self.min_return}"
+            raise DataError(f"{self.path} has no trajectory within {bounds}")
+        return data.take(np.flatnonzero(wanted).tolist())
 
 
 def read(path: str | Path, layout: str = AUTO) -> Transitions:

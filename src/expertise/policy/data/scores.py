@@ -1,10 +1,11 @@
-"""How data sets count: DSRL's normalised reward and cost, from the least and greatest return in its data."""
+"""How data sets count: returns and costs on the scales of DSRL and of D4RL."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from expertise.errors import RecipeError, nearest
+from expertise.policy.envs.name import Name
 
 
 class Reference(NamedTuple):
@@ -28,6 +29,31 @@ BULLET = {
     "AntCircle": Reference(0.0177031010389328, 460.7091979980469, 200, 500),
 }
 """DSRL's tasks of Bullet-Safety-Gym; the environment is `bullet/<task>`."""
+
+LOCOMOTION = {
+    "HalfCheetah": (-280.178953, 12135.0),
+    "Hopper": (-20.272305, 3234.3),
+    "Walker2d": (1.629008, 4592.3),
+    "Ant": (-325.6, 3879.7),
+}
+"""D4RL's returns of a random and of an expert policy (`infos.py`); the environment is `gym/<task>-v…`. They
+were taken on version 2 of the tasks; rewards of later versions differ a little."""
+
+
+def on_scale(environment: str, value: float) -> float | None:
+    """A return on the scale of the data sets that are common for its environment; None: there is none.
+
+    For DSRL's tasks that is its normalised reward, for D4RL's its normalised score divided by 100. Changes of
+    dynamics in the name change nothing.
+    """
+    name = Name.parse(environment)
+    if name.family == "bullet" and name.task in BULLET:
+        return normalized_reward(name.task, value)
+    robot = name.task.partition("-")[0]
+    if name.family in ("gym", "velocity") and robot in LOCOMOTION:
+        least, greatest = LOCOMOTION[robot]
+        return (value - least) / (greatest - least)
+    return None
 
 
 def normalized_reward(task: str, value: float) -> float:

@@ -52,7 +52,7 @@ class Environment:
         self.name = str(parsed)
         self.action_repeat = parsed.repeat or family.repeat
         self._simulator = family.build(parsed.task)
-        self.has_cost = self._simulator.has_cost
+        self.has_cost, self.has_success = self._simulator.has_cost, self._simulator.has_success
         if parsed.shift.changed():
             self._simulator.shift(parsed.shift)
         self.observation_dim = self._simulator.observation_dim

@@ -22,6 +22,8 @@ _WHAT = "an environment of Meta-World"
 class MetaWorld(Simulator):
     """A task with the goal in its observation; places of goal and object are drawn anew by each seed."""
 
+    has_success = True
+
     def __init__(self, task: str) -> None:
         with building():
             self._env = _tables().ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[f"{task}-goal-observable"](seed=0)

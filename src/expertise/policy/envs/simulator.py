@@ -32,6 +32,8 @@ class Simulator(abc.ABC):
 
     has_cost: bool = False
     """Whether steps may cost something."""
+    has_success: bool = False
+    """Whether steps say that the task is done."""
     observation_dim: int
     max_steps: int
     """Simulated steps of an episode."""

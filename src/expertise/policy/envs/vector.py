@@ -39,7 +39,8 @@ class Environments:
     def __init__(self, name: str, number: int) -> None:
         self._environments = [Environment(name) for _ in range(number)]
         first = self._environments[0]
-        self.name, self.has_cost, self.max_steps = first.name, first.has_cost, first.max_steps
+        self.name, self.max_steps = first.name, first.max_steps
+        self.has_cost, self.has_success = first.has_cost, first.has_success
         self.observation_dim, self.action_dim = first.observation_dim, first.action_dim
         self.running: Bool[np.ndarray, " environments"] = np.zeros(number, bool)
         """Which are amid an episode."""
