@@ -15,7 +15,7 @@ from expertise.policy.policy import DiffusionPolicy
 from expertise.policy.steering import SteeredNetwork
 from expertise.runs import recipe as recipes
 from expertise.shapes import Float
-from expertise.skills.compose import compose
+from expertise.skills.composing import compose
 from expertise.skills.composition import composition_of
 from expertise.skills.skill import Factors, Skill
 from expertise.skills.targets import all_targets
@@ -95,11 +95,11 @@ class ComposedPolicy(DenoisingPolicy):
 
     def __getstate__(self) -> dict[str, Any]:
         # What acts shares memory with the network: a copy makes its own.
-        return {**super().__getstate__(), "_steered": None}
+        return {**super().__getstate__(), "_steered": None}  # type: ignore[no-untyped-call]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ComposedPolicy:
         self._steered = None  # moved to another device or dtype, the network has other memory
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     @classmethod
