@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import resource
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -139,17 +139,17 @@ def test_a_hundred_skills_are_listed_without_torch_and_at_once(library: Path, tm
         code = f"import sys; from expertise.cli.main import run; {call}; print(*sys.modules, file=sys.stderr)"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert not {"torch", "numpy", "safetensors", "filelock"} & set(done.stderr.split())
-    listing = seconds("-m", "expertise", "skill", "list", "--library", str(tmp_path))
-    assert listing <= max(0.5, 3 * seconds("-m", "expertise", "--help"))
+    assert cpu_seconds("-m", "expertise", "skill", "list", "--library", str(tmp_path)) <= 0.5
 
 
-def seconds(*arguments: str) -> float:
-    """The quickest of several starts."""
+def cpu_seconds(*arguments: str) -> float:
+    """What the cheapest of several starts takes of a core; the machine may be busy with other things."""
     times = []
     for _ in range(4):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
-        times.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     return min(times)
 
 
