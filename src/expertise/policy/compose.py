@@ -15,7 +15,7 @@ from expertise.policy.policy import DiffusionPolicy
 from expertise.policy.steering import SteeredNetwork
 from expertise.runs import recipe as recipes
 from expertise.shapes import Float
-from expertise.skills.compose import compose
+from expertise.skills.composing import compose
 from expertise.skills.composition import composition_of
 from expertise.skills.skill import Factors, Skill
 from expertise.skills.targets import all_targets

@@ -17,7 +17,7 @@ from expertise.policy.policy import DiffusionPolicy, follow
 from expertise.runs import recipe as recipes
 from expertise.shapes import Float
 from expertise.skills.adapted import Adapted
-from expertise.skills.compose import compose
+from expertise.skills.composing import compose
 from expertise.skills.composition import composition_of
 from expertise.skills.learn import SkillConfig, fresh, learnt, trainable
 from expertise.skills.skill import Factors, Skill

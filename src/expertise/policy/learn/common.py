@@ -24,7 +24,7 @@ from expertise.runs.config import TrainConfig
 from expertise.runs.device import resolve
 from expertise.runs.loop import Task
 from expertise.runs.optim import OptimizerConfig
-from expertise.skills.fingerprint import fingerprint
+from expertise.skills.fingerprints import fingerprint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
