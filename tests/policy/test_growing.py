@@ -88,7 +88,7 @@ def test_what_acts_is_the_mean_of_the_factors_over_the_steps(make_policy: MakePo
             policy.learning[1].add_(torch.randn_like(policy.learning[1]))
         policy.update_acting(step)
         expected = expected + 0.25 * (policy.learning[1].detach() - expected)
-    torch.testing.assert_close(policy.skill().factors["layers.0"].B, expected)
+    torch.testing.assert_close(policy.skill().factors["layers.0"].B, expected.t())
 
 
 def test_its_skill_alone_acts_as_it_does_and_it_is_loaded_as_it_was(
@@ -110,7 +110,7 @@ def test_its_skill_alone_acts_as_it_does_and_it_is_loaded_as_it_was(
     assert torch.equal(again.skill().factors["layers.0"].B, policy.skill().factors["layers.0"].B)
     # What was beside it has not moved.
     trained = policy.state_dict()
-    assert any(torch.equal(tensor, beside.factors["layers.0"].B) for tensor in trained.values())
+    assert any(torch.equal(tensor, beside.factors["layers.0"].A) for tensor in trained.values())
 
 
 def test_a_weight_for_each_skill_beside(make_policy: MakePolicy, make_skill: Callable[..., Skill]) -> None:

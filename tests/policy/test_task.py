@@ -256,7 +256,7 @@ def test_a_skill_lies_over_every_linear_map_and_is_learnt_alone(tmp_path: Path) 
     noise = base.draw(40)
     assert torch.equal(policy.act(seen, noise=noise), base.act(seen, noise=noise)), "B is zero"
     before = {name: value.clone() for name, value in base.state_dict().items()}
-    loop.train(tmp_path, DiffusionTask(policy, seen, done, CONFIG), CONFIG, FAST)
+    loop.train(tmp_path, PolicyTask(policy, seen, done, CONFIG), CONFIG, FAST)
     assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
     for network in (policy.network, policy.acting):
         found = learnt(network, "new")

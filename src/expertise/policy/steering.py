@@ -71,12 +71,12 @@ class _Steered(nn.Module):
 
     def steer(self, ranks: Float[Tensor, "rows ranks"], alone: bool) -> None:
         """Set the weights of the ranks; those of one state alone are worked into B."""
-        up = self.skills.lora_B.detach()
+        up = self.skills.lora_B.detach()  # [R, out]
         self._own = {
             "weight": self.layer.weight.detach(),
             "bias": None if self.layer.bias is None else self.layer.bias.detach(),
             "down": self.skills.lora_A.detach(),
-            "up": (up * ranks[0]).t() if alone else up.t(),
+            "up": up * ranks[0].unsqueeze(1) if alone else up,
             "ranks": None if alone else ranks,
         }
 
