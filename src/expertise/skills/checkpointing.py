@@ -49,7 +49,7 @@ class Checkpointing:
             return
         call = self.composition._call
 
-        def back(gradient: Tensor) -> None:
+        def back(gradient: Tensor | None) -> None:
             self.composition._call = call
 
         found = list(output.values()) if isinstance(output, Mapping) else output
