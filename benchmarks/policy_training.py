@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from expertise import __version__
-from expertise.policy import NETWORKS, POLICY_OPTIMIZER, DiffusionTask, PolicyConfig
+from expertise.policy import NETWORKS, POLICY_OPTIMIZER, PolicyConfig, PolicyTask
 from expertise.runs import loop
 from expertise.runs.config import TrainConfig
 from expertise.runs.loop import Losses
@@ -42,7 +42,7 @@ class Clocked:
 
     unit = "transitions"
 
-    def __init__(self, task: DiffusionTask) -> None:
+    def __init__(self, task: PolicyTask) -> None:
         self._task = task
         self.units_per_step = task.units_per_step
         self.seconds = 0.0
@@ -80,7 +80,7 @@ def ours(network: str, data: tuple[Tensor, Tensor], config: TrainConfig) -> floa
     """Steps per CPU second of the library's loop."""
     torch.manual_seed(0)
     policy = PolicyConfig(network=NETWORKS[network].Config()).build(OBSERVATION, ACTION)
-    task = Clocked(DiffusionTask(policy, *data, config))
+    task = Clocked(PolicyTask(policy, *data, config))
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         loop.train(Path(folder), task, config, POLICY_OPTIMIZER)
     return (config.steps - WARMUP) / task.seconds

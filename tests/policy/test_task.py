@@ -18,8 +18,8 @@ from expertise.policy import (
     Critics,
     CriticTask,
     DiffusionPolicy,
-    DiffusionTask,
     PolicyConfig,
+    PolicyTask,
     load,
     load_critics,
     task,
@@ -68,7 +68,7 @@ def test_cloning_learns_what_was_done_and_weights_choose_what_counts(tmp_path: P
         network = PlainNetwork.Config(hidden=48, num_layers=2, time_features=8)
         policy = PolicyConfig(network=network).build_for(seen, done)
         config = TrainConfig(steps=500, batch_size=128, log_every=300, device="cpu")
-        loop.train(tmp_path / name, DiffusionTask(policy, seen, done, config, weights=weights), config, FAST)
+        loop.train(tmp_path / name, PolicyTask(policy, seen, done, config, weights=weights), config, FAST)
         found[name] = policy.act(seen, generator=torch.Generator().manual_seed(0))
     alike, up = found["alike"][:, 0], found["up"][:, 0]
     assert float(alike.mean()) == pytest.approx(0, abs=0.1)
@@ -94,7 +94,7 @@ def make_task(request: pytest.FixtureRequest, make_critics: Callable[..., Critic
         # The global generator is used, too: dropout.
         policy = PolicyConfig(network=ResidualNetwork.Config(hidden=8, time_features=4)).build(3, 2)
         weights = data.rewards.exp() if request.param == "weighted" else None
-        return DiffusionTask(policy, data.observations, data.actions, config, weights=weights)
+        return PolicyTask(policy, data.observations, data.actions, config, weights=weights)
 
     return make
 
@@ -133,7 +133,7 @@ def test_micro_batches_make_the_same_step(tmp_path: Path, make_critics: Callable
         policy = PolicyConfig(network=PlainNetwork.Config(hidden=8, time_features=4)).build(3, 2)
         data = transitions()
         critics = make_critics("reward", "safety")
-        learnt = DiffusionTask(policy, data.observations, data.actions, config)
+        learnt = PolicyTask(policy, data.observations, data.actions, config)
         for name, one in (("policy", learnt), ("critics", CriticTask(critics, data, config))):
             run = tmp_path / f"{name}-{accumulation}"
             loop.train(run, one, config, FAST)
@@ -149,7 +149,7 @@ def test_what_a_step_draws_follows_from_its_number_and_the_seed(make_policy: Cal
     data = demonstrations()
 
     def drawn(step: int, seed: int) -> list[Tensor]:
-        one = DiffusionTask(make_policy(), *data, dataclasses.replace(CONFIG, seed=seed, batch_size=4096))
+        one = PolicyTask(make_policy(), *data, dataclasses.replace(CONFIG, seed=seed, batch_size=4096))
         torch.manual_seed(step)  # the global generator is not asked
         return list(one._draw(step)[0])
 
@@ -168,7 +168,7 @@ def test_what_a_step_draws_follows_from_its_number_and_the_seed(make_policy: Cal
 def test_an_evaluation_looks_at_what_acts_and_is_the_same_each_time(make_policy: Callable[..., Any]) -> None:
     seen, done = demonstrations()
     policy: DiffusionPolicy = make_policy()
-    one = DiffusionTask(policy, seen, done, CONFIG)
+    one = PolicyTask(policy, seen, done, CONFIG)
     calls: list[int] = []
     first = one.evaluate(lambda: calls.append(1))
     assert len(calls) == 5, "it can be broken off"
@@ -182,7 +182,7 @@ def test_an_evaluation_looks_at_what_acts_and_is_the_same_each_time(make_policy:
     # A network of zeros predicts no noise: what is left is its square.
     assert one.evaluate(lambda: None)["noise_error"] == pytest.approx(float(noise.square().sum(2).mean()))
     assert one.headline(first) == f"noise error {first['noise_error']:.4f} on training transitions"
-    aside = DiffusionTask(policy, seen, done, CONFIG, held_out=(seen[:7], done[:7]))
+    aside = PolicyTask(policy, seen, done, CONFIG, held_out=(seen[:7], done[:7]))
     assert aside.headline(aside.evaluate(lambda: None)).endswith("on held-out transitions")
 
 
@@ -191,9 +191,9 @@ def test_an_evaluation_looks_at_a_bounded_number_of_transitions(
 ) -> None:
     monkeypatch.setattr(task, "LOOKED_AT", 5)
     seen, done = demonstrations(41)
-    one = DiffusionTask(make_policy(), seen, done, CONFIG)
+    one = PolicyTask(make_policy(), seen, done, CONFIG)
     assert torch.equal(one._looked_at[0], seen[[0, 10, 20, 30, 40]])
-    few = DiffusionTask(make_policy(), seen[:3], done[:3], CONFIG)
+    few = PolicyTask(make_policy(), seen[:3], done[:3], CONFIG)
     assert torch.equal(few._looked_at[1], done[:3])
 
 
@@ -216,7 +216,7 @@ def test_a_checkpoint_can_be_loaded_by_itself(tmp_path: Path, make_critics: Call
     policy = PolicyConfig(network=PlainNetwork.Config(hidden=8, time_features=4)).build_for(seen, done)
     policy.attach(make_critics("safety"))
     before = {name: value.clone() for name, value in policy.critics.state_dict().items()}  # type: ignore[union-attr]
-    loop.train(tmp_path / "run", DiffusionTask(policy, seen, done, CONFIG), CONFIG, FAST)
+    loop.train(tmp_path / "run", PolicyTask(policy, seen, done, CONFIG), CONFIG, FAST)
     for path in (tmp_path / "run", tmp_path / "run" / "checkpoints" / "step-6"):
         noise = policy.draw(4, 3)
         found = load(path).act(seen[:4], noise=noise, pick="min-qc")
@@ -236,7 +236,7 @@ def test_only_what_needs_a_gradient_is_trained(tmp_path: Path, make_policy: Call
     last = policy.network.layers[-1]  # type: ignore[index]
     last.weight.requires_grad_()  # type: ignore[union-attr]
     before = {name: value.clone() for name, value in policy.state_dict().items()}
-    loop.train(tmp_path, DiffusionTask(policy, *demonstrations(), CONFIG), CONFIG, FAST)
+    loop.train(tmp_path, PolicyTask(policy, *demonstrations(), CONFIG), CONFIG, FAST)
     after = policy.state_dict()
     changed = {name for name, value in before.items() if not torch.equal(after[name], value)}
     assert {name.removeprefix("network.").removeprefix("acting.") for name in changed} == {"layers.6.weight"}
@@ -256,7 +256,7 @@ def test_a_skill_lies_over_every_linear_map_and_is_learnt_alone(tmp_path: Path) 
     noise = base.draw(40)
     assert torch.equal(policy.act(seen, noise=noise), base.act(seen, noise=noise)), "B is zero"
     before = {name: value.clone() for name, value in base.state_dict().items()}
-    loop.train(tmp_path, DiffusionTask(policy, seen, done, CONFIG), CONFIG, FAST)
+    loop.train(tmp_path, PolicyTask(policy, seen, done, CONFIG), CONFIG, FAST)
     assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
     for network in (policy.network, policy.acting):
         found = learnt(network, "new")
@@ -270,10 +270,10 @@ def test_what_does_not_fit_is_one_line(make_policy: Callable[..., Any]) -> None:
     seen, done = demonstrations()
     policy = make_policy()
     with pytest.raises(DataError, match=r"widths \(2, 2\), the model takes \(3, 2\)"):
-        DiffusionTask(policy, seen[:, :2], done, CONFIG)
+        PolicyTask(policy, seen[:, :2], done, CONFIG)
     with pytest.raises(DataError, match="there are no transitions to learn from"):
-        DiffusionTask(policy, seen[:0], done[:0], CONFIG)
+        PolicyTask(policy, seen[:0], done[:0], CONFIG)
     with pytest.raises(DataError, match="there are no transitions"):
-        DiffusionTask(policy, seen, done, CONFIG, held_out=(seen[:0], done[:0]))
+        PolicyTask(policy, seen, done, CONFIG, held_out=(seen[:0], done[:0]))
     with pytest.raises(DataError, match="every transition has weight 0"):
-        DiffusionTask(policy, seen, done, CONFIG, weights=torch.zeros(40))
+        PolicyTask(policy, seen, done, CONFIG, weights=torch.zeros(40))

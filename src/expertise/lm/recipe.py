@@ -10,6 +10,7 @@ from annotated_types import Ge
 from expertise.errors import RecipeError
 from expertise.lm.config import ModelConfig
 from expertise.lm.data import DataConfig, TokenizerConfig
+from expertise.runs import config
 from expertise.runs.config import TrainConfig
 from expertise.runs.optim import OptimizerConfig
 
@@ -94,21 +95,5 @@ class Recipe:
 
 
 def may_change(key: str) -> bool:
-    """Whether a run may go on with another value of this key.
-
-    Those are how long, how often to look and to save, where to compute, what to do with a step that fails.
-    """
-    return key in {
-        "train.steps",
-        "train.evaluate_every",
-        "train.save_every",
-        "train.log_every",
-        "train.keep",
-        "train.keep_every",
-        "train.device",
-        "train.threads",
-        "train.tensorboard",
-        "train.on_non_finite",
-        "train.skip_limit",
-        "evaluation.batch_size",
-    }
+    """Whether a run may go on with another value of this key."""
+    return config.may_change(key) or key == "evaluation.batch_size"

@@ -11,7 +11,7 @@ from expertise.policy.load import load, load_critics, save
 from expertise.policy.network import NETWORKS
 from expertise.policy.objective import WEIGHTS
 from expertise.policy.policy import DiffusionPolicy, PolicyConfig
-from expertise.policy.task import CRITIC_OPTIMIZER, POLICY_OPTIMIZER, CriticTask, DiffusionTask
+from expertise.policy.task import CRITIC_OPTIMIZER, POLICY_OPTIMIZER, CriticTask, PolicyTask
 
 __all__ = [
     "CRITIC_OPTIMIZER",
@@ -25,8 +25,8 @@ __all__ = [
     "Diffusion",
     "DiffusionConfig",
     "DiffusionPolicy",
-    "DiffusionTask",
     "PolicyConfig",
+    "PolicyTask",
     "RewardCriticConfig",
     "SafetyCriticConfig",
     "load",

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from expertise.errors import RunError
+from expertise.policy.acting import Policy, restored
 from expertise.policy.critics import Critics, CriticsConfig
-from expertise.policy.policy import DiffusionPolicy, PolicyConfig
 from expertise.runs import checkpoint
 from expertise.runs import recipe as recipes
 from expertise.runs.device import resolve
-from expertise.runs.weights import load_weights
+from expertise.runs.weights import fitting_weights
 
 POLICY = "policy.json"
 """What a policy is made of, beside its weights."""
@@ -26,7 +26,7 @@ CRITICS = "critics.json"
 _Model = TypeVar("_Model", bound=nn.Module)
 
 
-def save(model: DiffusionPolicy | Critics, path: str | Path, step: int = 0) -> None:
+def save(model: Policy | Critics, path: str | Path, step: int = 0) -> None:
     """Write a policy and its critics, or critics alone, in the layout of a checkpoint.
 
     Args:
@@ -44,14 +44,14 @@ def save(model: DiffusionPolicy | Critics, path: str | Path, step: int = 0) -> N
     checkpoint.write(path, step, {"model": model.state_dict()}, texts_of(model))
 
 
-def texts_of(model: DiffusionPolicy | Critics) -> dict[str, str]:
+def texts_of(model: Policy | Critics) -> dict[str, str]:
     """The JSON that stands beside the weights: file name → content."""
-    name = POLICY if isinstance(model, DiffusionPolicy) else CRITICS
+    name = POLICY if isinstance(model, Policy) else CRITICS
     return {name: json.dumps(model.facts(), indent=1) + "\n"}
 
 
-def load(path: str | Path, device: str = "cpu") -> DiffusionPolicy:
-    """A policy, ready to act.
+def load(path: str | Path, device: str = "cpu") -> Policy:
+    """A policy of any kind, ready to act.
 
     Args:
         path: a folder that `save` wrote, a checkpoint, or a run (its newest whole checkpoint is taken).
@@ -60,7 +60,7 @@ def load(path: str | Path, device: str = "cpu") -> DiffusionPolicy:
     Raises:
         RunError: there is no policy, it is damaged, or its files do not fit together.
     """
-    return _load(Path(path), POLICY, "policy", _policy, device)
+    return _load(Path(path), POLICY, "policy", restored, device)
 
 
 def load_critics(path: str | Path, device: str = "cpu") -> Critics:
@@ -84,16 +84,12 @@ def _load(path: Path, name: str, what: str, build: Callable[[dict[str, Any]], _M
         )
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are thrown away
         model = build(json.loads(found.text(name)))
-    load_weights(model, found, f"its {name}")
+    tensors = fitting_weights(model, found, f"its {name}")
+    with torch.no_grad():
+        # In place, so that what shares memory in the model (a base and the skills over it) goes on doing so.
+        for key, tensor in model.state_dict().items():
+            tensor.copy_(tensors[key])
     return model.to(resolve(device)).eval()
-
-
-def _policy(facts: dict[str, Any]) -> DiffusionPolicy:
-    config = recipes.build(facts["policy"], PolicyConfig)
-    policy = config.build(facts["observation_dim"], facts["action_dim"])
-    if facts["critics"] is not None:
-        policy.attach(_critics(facts))
-    return policy
 
 
 def _critics(facts: dict[str, Any]) -> Critics:

@@ -11,6 +11,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from expertise.errors import RecipeError
+from expertise.policy.acting import DenoisingPolicy, Policy
 from expertise.policy.critics import Critics
 from expertise.policy.diffusion import Diffusion
 from expertise.registry import Registry
@@ -28,17 +29,17 @@ WEIGHTS = Registry(
 _PIECE = 8192
 
 
-def noise_loss(
+def noise_errors(
     diffusion: Diffusion,
     predict: Callable[[Tensor, Tensor], Tensor],
     actions: Float[Tensor, "rows actions"],
     times: Int[Tensor, " rows"],
     noise: Float[Tensor, "rows actions"],
-    weights: Float[Tensor, " rows"] | None = None,
-) -> Float[Tensor, ""]:
-    """Mean over rows of w(s, a) times the squared error of the noise, summed over the action's components.
+) -> Float[Tensor, " rows"]:
+    """The squared error of the noise that is predicted for each row, summed over the action's components.
 
-    PSEC's objective for skills (arXiv 2502.05932); with w = 1 that of its base.
+    Its mean, each row times w(s, a), is PSEC's objective for skills (arXiv 2502.05932); with w = 1 that of
+    its base.
 
     Args:
         diffusion: the process.
@@ -46,11 +47,98 @@ def noise_loss(
         actions: what was done.
         times: 0 … T - 1, uniform.
         noise: standard normal numbers.
-        weights: of each row; None: 1, which is cloning.
     """
     predicted = predict(diffusion.add_noise(actions, noise, times), times)
-    errors = (predicted - noise).square().sum(1)
-    return errors.mean() if weights is None else (errors * weights).mean()
+    return (predicted - noise).square().sum(1)
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """What is descended: an error of each transition, which may hang on numbers that are drawn."""
+
+    @property
+    def name(self) -> str:
+        """What its mean is called in metrics."""
+
+    def draw(self, policy: Policy, rows: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Numbers for so many transitions, on the CPU; each tensor has a row for each of them."""
+
+    def looks(self, policy: Policy, rows: int) -> list[tuple[Tensor, ...]]:
+        """Draws that are the same every time, to look at the same transitions with."""
+
+    def errors(
+        self,
+        policy: Policy,
+        observations: Float[Tensor, "rows observations"],
+        actions: Float[Tensor, "rows actions"],
+        drawn: tuple[Tensor, ...],
+        *,
+        acting: bool,
+    ) -> Float[Tensor, " rows"]:
+        """The error of each transition; `acting` asks what acts, else what is trained."""
+
+
+class NoiseError:
+    """`noise_errors` at a random time: what diffusion policies, skills and alpha learn by."""
+
+    name = "noise_error"
+
+    def draw(self, policy: Policy, rows: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Times and noise."""
+        assert isinstance(policy, DenoisingPolicy)
+        times = torch.randint(policy.diffusion.num_steps, (rows,), generator=generator)
+        return times, torch.randn(rows, policy.action_dim, generator=generator)
+
+    def looks(self, policy: Policy, rows: int) -> list[tuple[Tensor, ...]]:
+        """Every time, each with its own noise."""
+        assert isinstance(policy, DenoisingPolicy)
+        steps, generator = policy.diffusion.num_steps, torch.Generator().manual_seed(0)
+        noise = torch.randn(steps, rows, policy.action_dim, generator=generator)
+        return [(torch.full((rows,), time), noise[time]) for time in range(steps)]
+
+    def errors(
+        self,
+        policy: Policy,
+        observations: Float[Tensor, "rows observations"],
+        actions: Float[Tensor, "rows actions"],
+        drawn: tuple[Tensor, ...],
+        *,
+        acting: bool,
+    ) -> Float[Tensor, " rows"]:
+        """`noise_errors`."""
+        assert isinstance(policy, DenoisingPolicy)
+        predict = policy.predictor(observations, acting=acting)
+        return noise_errors(policy.diffusion, predict, actions, *drawn)
+
+
+class ActionError:
+    """The squared distance of what a policy would do from what was done, through its whole sampler.
+
+    So PSEC's release trains the weights of its baselines on noise and on actions.
+    """
+
+    name = "action_error"
+
+    def draw(self, policy: Policy, rows: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """The sampler's noise."""
+        return (torch.randn(rows, policy.num_sheets, policy.action_dim, generator=generator),)
+
+    def looks(self, policy: Policy, rows: int) -> list[tuple[Tensor, ...]]:
+        """One draw."""
+        return [self.draw(policy, rows, torch.Generator().manual_seed(0))]
+
+    def errors(
+        self,
+        policy: Policy,
+        observations: Float[Tensor, "rows observations"],
+        actions: Float[Tensor, "rows actions"],
+        drawn: tuple[Tensor, ...],
+        *,
+        acting: bool,
+    ) -> Float[Tensor, " rows"]:
+        """|a(s) - a|², summed over components; it is always what acts that is asked."""
+        noise = drawn[0].transpose(0, 1).unsqueeze(2)
+        return (policy.candidates(observations, noise)[:, 0] - actions).square().sum(1)
 
 
 def advantage_weights(

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from expertise.errors import DataError
+from expertise.policy.acting import Policy
 from expertise.policy.batch import Batch
 from expertise.policy.critic import costs_of
 from expertise.policy.critics import Critics
 from expertise.policy.load import texts_of
-from expertise.policy.objective import noise_loss
-from expertise.policy.policy import DiffusionPolicy
+from expertise.policy.objective import NoiseError, Objective
 from expertise.runs.config import TrainConfig
 from expertise.runs.device import resolve
 from expertise.runs.loop import Losses
@@ -35,19 +35,21 @@ LOOKED_AT = 2048
 """An evaluation looks at so many transitions, evenly spaced, or at all where there are fewer."""
 
 
-class DiffusionTask:
+class PolicyTask:
     """Cloning, or cloning with a weight for each transition.
 
-    A step draws rows with replacement, times and noise, from its number and the seed alone, on the CPU: cut
-    into micro-batches and on another device it is the same step.
+    A step draws rows with replacement, and what the objective needs, from its number and the seed alone, on
+    the CPU: cut into micro-batches and on another device it is the same step.
 
     Args:
-        policy: what is trained: those parameters of its network that need gradients.
+        policy: what is trained: those of its parameters that need gradients.
         observations: of the data, as they came, float32.
         actions: what was done.
         config: batch size, accumulation, seed, device.
         weights: of each row; None: 1.
         held_out: observations and actions that are only looked at; None: the data itself is looked at.
+        objective: the error that is descended; None: that of the predicted noise.
+        penalty: what is descended besides: observations → a scalar.
 
     Raises:
         DataError: there are no rows, their widths are not the policy's, or every weight is 0.
@@ -57,13 +59,15 @@ class DiffusionTask:
 
     def __init__(
         self,
-        policy: DiffusionPolicy,
+        policy: Policy,
         observations: Float[Tensor, "rows observations"],
         actions: Float[Tensor, "rows actions"],
         config: TrainConfig,
         *,
         weights: Float[Tensor, " rows"] | None = None,
         held_out: tuple[Tensor, Tensor] | None = None,
+        objective: Objective | None = None,
+        penalty: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         seen, done = (observations, actions) if held_out is None else held_out
         _require_fitting(policy, observations, actions)
@@ -79,60 +83,62 @@ class DiffusionTask:
         rows = _evenly(len(seen))
         self._looked_at = seen[rows].to(device), done[rows].to(device)
         self._whose = "training" if held_out is None else "held-out"
+        self._objective, self._penalty = objective or NoiseError(), penalty
         self._step = -1
-        self._drawn: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._drawn: list[tuple[Tensor, ...]] = []
 
     def losses(self, step: int, micro: int, detail: bool) -> Losses:
-        """The weighted error of the predicted noise on one micro-batch."""
+        """The weighted error on one micro-batch."""
         if micro == 0:
             self._step, self._drawn = step, self._draw(step)
-        rows, times, noise = self._drawn[micro]
-        predict = self.model.predictor(self._observations.index_select(0, rows), acting=False)
-        weights = None if self._weights is None else self._weights.index_select(0, rows)
+        rows, *drawn = self._drawn[micro]
+        observations = self._observations.index_select(0, rows)
         actions = self._actions.index_select(0, rows)
-        loss = noise_loss(self.model.diffusion, predict, actions, times, noise, weights)
-        return Losses(loss, {"loss": loss}, {})
+        errors = self._objective.errors(self.model, observations, actions, tuple(drawn), acting=False)
+        if self._weights is not None:
+            errors = errors * self._weights.index_select(0, rows)
+        loss = errors.mean()
+        if self._penalty is None:
+            return Losses(loss, {"loss": loss}, {})
+        penalty = self._penalty(observations)
+        return Losses(loss + penalty, {"loss": loss, "penalty": penalty}, {})
 
     def after_step(self) -> None:
         """The copy that acts follows."""
         self.model.update_acting(self._step)
 
     def evaluate(self, between: Callable[[], None]) -> dict[str, Any]:
-        """`noise_error`: the unweighted error of the copy that acts, over all times; its noise is fixed."""
-        policy, (observations, actions) = self.model, self._looked_at
-        num_steps, rows = policy.diffusion.num_steps, len(actions)
-        noise = torch.randn(num_steps, *actions.shape, generator=torch.Generator().manual_seed(0))
-        noise, errors = noise.to(self._device), []
+        """The unweighted error of what acts, under the objective's name; what it draws is fixed."""
+        observations, actions = self._looked_at
+        found = []
         with torch.no_grad():
-            predict = policy.predictor(observations, acting=True)
-            for time in range(num_steps):
+            for drawn in self._objective.looks(self.model, len(actions)):
                 between()
-                times = torch.full((rows,), time, device=self._device)
-                errors.append(noise_loss(policy.diffusion, predict, actions, times, noise[time]))
-        return {"noise_error": float(torch.stack(errors).mean())}
+                there = tuple(tensor.to(self._device) for tensor in drawn)
+                errors = self._objective.errors(self.model, observations, actions, there, acting=True)
+                found.append(errors.mean())
+        return {self._objective.name: float(torch.stack(found).mean())}
 
     def headline(self, evaluation: Mapping[str, Any]) -> str:
         """The error, and on whose transitions."""
-        return f"noise error {evaluation['noise_error']:.4f} on {self._whose} transitions"
+        name = self._objective.name
+        return f"{name.replace('_', ' ')} {evaluation[name]:.4f} on {self._whose} transitions"
 
     def files(self) -> Mapping[str, str]:
         """What the policy is made of, so that a checkpoint can be loaded by itself."""
         return texts_of(self.model)
 
-    def _draw(self, step: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Rows, times and noise of a step, by micro-batch."""
+    def _draw(self, step: int) -> list[tuple[Tensor, ...]]:
+        """The rows of a step and what is drawn for them, by micro-batch."""
         size, generator = self._config.batch_size, _generator(self._config.seed, step)
-        drawn = (
-            torch.randint(len(self._actions), (size,), generator=generator),
-            torch.randint(self.model.diffusion.num_steps, (size,), generator=generator),
-            torch.randn(size, self._actions.shape[1], generator=generator),
-        )
+        rows = torch.randint(len(self._actions), (size,), generator=generator)
+        drawn = (rows, *self._objective.draw(self.model, size, generator))
         pieces = (tensor.to(self._device).chunk(self._config.accumulation) for tensor in drawn)
         return list(zip(*pieces, strict=True))
 
 
 class CriticTask:
-    """All critics of a data set at once. A step draws its rows as in `DiffusionTask`.
+    """All critics of a data set at once. A step draws its rows as in `PolicyTask`.
 
     Args:
         critics: what is trained.
@@ -218,7 +224,7 @@ def _evenly(rows: int) -> Tensor:
     return torch.linspace(0, rows - 1, min(rows, LOOKED_AT), dtype=torch.float64).round().long()
 
 
-def _require_fitting(model: DiffusionPolicy | Critics, observations: Tensor, actions: Tensor) -> None:
+def _require_fitting(model: Policy | Critics, observations: Tensor, actions: Tensor) -> None:
     if not len(observations):
         raise DataError("there are no transitions to learn from")
     theirs = observations.shape[1], actions.shape[1]

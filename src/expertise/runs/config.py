@@ -53,3 +53,23 @@ class TrainConfig:
                 f"train.batch_size ({self.batch_size}) is not a multiple of "
                 f"train.accumulation ({self.accumulation})"
             )
+
+
+def may_change(key: str) -> bool:
+    """Whether a run may go on with another value of this key of its recipe, dotted.
+
+    Those are how long, how often to look and to save, where to compute, what to do with a step that fails.
+    """
+    return key in {
+        "train.steps",
+        "train.evaluate_every",
+        "train.save_every",
+        "train.log_every",
+        "train.keep",
+        "train.keep_every",
+        "train.device",
+        "train.threads",
+        "train.tensorboard",
+        "train.on_non_finite",
+        "train.skip_limit",
+    }

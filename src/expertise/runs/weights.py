@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from expertise.errors import RunError
 from expertise.runs.checkpoint import Checkpoint
@@ -19,6 +19,11 @@ def load_weights(model: nn.Module, saved: Checkpoint, owner: str) -> None:
     Raises:
         RunError: a parameter is missing, not known, or of another shape; both shapes are named.
     """
+    model.load_state_dict(fitting_weights(model, saved, owner))
+
+
+def fitting_weights(model: nn.Module, saved: Checkpoint, owner: str) -> dict[str, Tensor]:
+    """A checkpoint's weights, when they are those of a model; arguments and errors as `load_weights`."""
     tensors, own = saved.tensors("model"), model.state_dict()
     for name in [*own, *tensors]:
         there = list(tensors[name].shape) if name in tensors else "missing"
@@ -27,4 +32,4 @@ def load_weights(model: nn.Module, saved: Checkpoint, owner: str) -> None:
             raise RunError(
                 f"the weights in {saved.path} do not fit {owner}: {name} is {there}, the model has it {here}"
             )
-    model.load_state_dict(tensors)
+    return tensors

@@ -1,0 +1,146 @@
+"""What an evaluation found: its episodes, and some of them step by step."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from expertise.errors import DataError
+from expertise.policy.data.scores import normalized_cost, on_scale
+from expertise.policy.extras import needed
+from expertise.runs.files import disk_errors, make_folder
+from expertise.shapes import Float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Episode:
+    """One episode."""
+
+    seed: int
+    """Of the environment."""
+    steps: int
+    """Decisions."""
+    total: float
+    """Return: the sum of its rewards."""
+    cost: float
+    """The sum of its costs."""
+    success: bool
+    """Whether its task was done at some step; False where there is no such thing."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trace:
+    """An episode step by step."""
+
+    episode: int
+    """Its number, from 0."""
+    rewards: Float[np.ndarray, " steps"]
+    costs: Float[np.ndarray, " steps"]
+    alpha: Float[np.ndarray, "steps names"] | None
+    """What the policy weighed up at each step; None: nothing."""
+    positions: Float[np.ndarray, "steps 2"] | None
+    """Where the agent was before each step; None: that says nothing there."""
+    frames: Sequence[Any] = ()
+    """Pictures, uint8 [height, width, 3]."""
+    frame_steps: Sequence[int] = ()
+    """Before which steps they were taken."""
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the pictures, as plain values."""
+        values: dict[str, Any] = {"episode": self.episode, "frame_steps": list(self.frame_steps)}
+        for name in ("rewards", "costs", "alpha", "positions"):
+            array = getattr(self, name)
+            values[name] = None if array is None else np.round(array, 6).tolist()
+        return values
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Episodes of one policy in one environment."""
+
+    environment: str
+    """Its name."""
+    names: tuple[str, ...]
+    """What the policy weighs up."""
+    has_cost: bool
+    """Whether steps there may cost something."""
+    has_success: bool
+    """Whether tasks there can be done."""
+    cost_limit: float
+    """Cost of an episode that counts as 1."""
+    episodes: Sequence[Episode]
+    """In the order of their numbers, whichever ended first."""
+    traces: Sequence[Trace]
+    """The first ones, step by step."""
+
+    def metrics(self) -> dict[str, list[float]]:
+        """Name → value of each episode: `return`, and where there are such, `normalized_reward`, `cost`,
+        `normalized_cost`, `success`."""
+        found = {"return": [episode.total for episode in self.episodes]}
+        scaled = [on_scale(self.environment, episode.total) for episode in self.episodes]
+        if None not in scaled:
+            found["normalized_reward"] = [value for value in scaled if value is not None]
+        if self.has_cost:
+            found["cost"] = [episode.cost for episode in self.episodes]
+            found["normalized_cost"] = [normalized_cost(cost, self.cost_limit) for cost in found["cost"]]
+        if self.has_success:
+            found["success"] = [float(episode.success) for episode in self.episodes]
+        return found
+
+    def summary(self) -> dict[str, float]:
+        """Means of the metrics, their standard errors as `<name>_error`; `alpha_<name>` over the traces."""
+        found: dict[str, float] = {}
+        for name, values in self.metrics().items():
+            found[name] = float(np.mean(values))
+            found[f"{name}_error"] = (
+                float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+            )
+        alphas = [trace.alpha for trace in self.traces if trace.alpha is not None]
+        if alphas:
+            means = np.concatenate(alphas).mean(0)
+            found |= {f"alpha_{name}": float(mean) for name, mean in zip(self.names, means, strict=True)}
+        return found
+
+    @property
+    def is_safe(self) -> bool:
+        """Whether the mean normalised cost is below 1; True where nothing costs."""
+        return self.summary().get("normalized_cost", 0.0) < 1
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the pictures, as plain values."""
+        return {
+            "environment": self.environment,
+            "names": list(self.names),
+            "cost_limit": self.cost_limit if self.has_cost else None,
+            "summary": self.summary(),
+            "episodes": [dataclasses.asdict(episode) for episode in self.episodes],
+            "traces": [trace.to_json() for trace in self.traces],
+        }
+
+
+def write_film(frames: Sequence[Any], path: Path, frames_per_second: int = 20) -> None:
+    """Pictures as an MP4 file, or as a GIF where the path ends so.
+
+    Args:
+        frames: uint8 [height, width, 3], all of one size.
+        path: where to.
+        frames_per_second: how fast.
+
+    Raises:
+        DataError: there are no pictures.
+        MissingExtra: imageio is not installed.
+        DiskError: no room, or no right to write.
+    """
+    if not len(frames):
+        raise DataError("there are no pictures to make a film of")
+    imageio = needed("imageio", "a film")
+    # A GIF is timed by its pictures, in milliseconds.
+    timing = {"duration": 1000 / frames_per_second} if path.suffix == ".gif" else {"fps": frames_per_second}
+    with disk_errors(path):
+        make_folder(path.parent)
+        imageio.mimwrite(path, list(frames), **timing)

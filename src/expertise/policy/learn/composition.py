@@ -1,0 +1,167 @@
+"""Recipe of a composition: what is learnt is alpha(s) alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from expertise.errors import RecipeError
+from expertise.policy.acting import DenoisingPolicy, Policy
+from expertise.policy.alpha import ALPHAS, AlphaConfig, ContextAlpha, FixedAlpha
+from expertise.policy.baselines.actions import ActionComposition
+from expertise.policy.baselines.noise import NoiseComposition
+from expertise.policy.compose import ComposedPolicy
+from expertise.policy.data import DataConfig
+from expertise.policy.learn.common import (
+    PlainOptimizer,
+    Prepared,
+    base_at,
+    behaviour,
+    critics_at,
+    described,
+    facts_of,
+    read_all,
+    weights_for,
+)
+from expertise.policy.load import load
+from expertise.policy.objective import WEIGHTS, ActionError, NoiseError, Uniform, Weights
+from expertise.policy.policy import DiffusionPolicy
+from expertise.policy.task import PolicyTask
+from expertise.runs.config import TrainConfig
+from expertise.runs.recipe import Choice
+from expertise.skills.library import Library
+from expertise.skills.skill import Skill
+
+Level = Literal["parameters", "noise", "actions"]
+"""Where parts are added up: PSEC, NSEC or ASEC."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LeanConfig:
+    """The release's regulariser, which the paper does not name: it draws alpha to one skill."""
+
+    skill: str
+    """The one (release: the safety skill)."""
+    strength: Annotated[float, Ge(0)] = 1.0
+    """Factor on it (release: 1)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompositionRecipe:
+    """alpha(s) over skills, or over policies. PSEC's release: 1,000 steps of 2,048 for DSRL."""
+
+    kind: Literal["composition"] = "composition"
+    """What is learnt."""
+    base: str
+    """The diffusion policy that the skills were learnt on, by path."""
+    data: list[DataConfig]
+    """The target's: a few trajectories of what is wanted."""
+    train: TrainConfig
+    """How long, and how much at once."""
+    level: Level = "parameters"
+    """Where parts are added up: "parameters" (PSEC), "noise" (NSEC) or "actions" (ASEC)."""
+    skills: list[str] = dataclasses.field(default_factory=list)
+    """Names in the library, in the order of alpha. In noise and in actions each is the base with it."""
+    library: str = "skills"
+    """Folder of the library."""
+    policies: list[str] = dataclasses.field(default_factory=list)
+    """In noise and in actions: further policies, by path."""
+    with_base: bool = True
+    """In noise and in actions: whether the base itself is the first part."""
+    alpha: Annotated[AlphaConfig, Choice(ALPHAS, default="context")] = dataclasses.field(
+        default_factory=ContextAlpha.Config
+    )
+    """What decides the weights: "context", "fixed" or "top_p"."""
+    loss: Literal["noise", "action"] | None = None
+    """What it learns by: the error of the noise (paper), or of the action through the whole sampler (release,
+    NSEC and ASEC); left out: the noise, and in actions, where there is none, the action."""
+    weights: Annotated[Weights, Choice(WEIGHTS, default="uniform")] = dataclasses.field(
+        default_factory=Uniform.Config
+    )
+    """What a transition counts (release: "uniform" for DSRL, "advantage" for D4RL)."""
+    critics: str = ""
+    """Critics that `weights` asks and that go along with the policy, by path; empty: those of the base."""
+    lean: LeanConfig | None = None
+    """The release's regulariser, for parameters alone; left out: none."""
+    optimizer: PlainOptimizer = dataclasses.field(default_factory=PlainOptimizer)
+    """Adam."""
+
+    def __post_init__(self) -> None:
+        if self.level == "parameters" and (self.policies or not self.skills):
+            raise RecipeError('level "parameters" composes skills, and no policies')
+        if self.level != "parameters" and not (self.skills or self.policies):
+            raise RecipeError(f'level "{self.level}" needs policies, skills or both')
+        if self.level == "actions" and self.loss == "noise":
+            raise RecipeError('level "actions" has no noise to learn by', 'set loss to "action"')
+        if self.lean and (self.level != "parameters" or self.lean.skill not in self.skills):
+            raise RecipeError(
+                f"alpha leans to a skill that is composed in parameters, not to {self.lean.skill!r}"
+            )
+
+    def prepare(self) -> Prepared:
+        """Read base, skills, policies and data, and put them together; see `LearnRecipe`."""
+        train = self.train
+        base = base_at(self.base, train.device)
+        critics = critics_at(self.critics, train.device) or base.critics
+        skills = Library(self.library).load_all(self.skills, base.acting) if self.skills else []
+        data = read_all(self.data)
+        observations, actions = behaviour(data)
+        torch.manual_seed(train.seed)
+        policy = self._policy(base, skills)
+        if critics is not None:
+            policy.attach(critics)
+        by_action = self.loss == "action" or self.level == "actions"
+        task = PolicyTask(
+            policy,
+            observations,
+            actions,
+            train,
+            weights=weights_for(self.weights, critics, observations, actions, train.device),
+            objective=ActionError() if by_action else NoiseError(),
+            penalty=self._penalty(policy, skills),
+        )
+        facts = facts_of(data, parts=policy, critics=critics)
+        return Prepared(task=task, facts=facts, note=described(data))
+
+    def _policy(self, base: DiffusionPolicy, skills: list[Skill]) -> Policy:
+        if self.level == "parameters":
+            return ComposedPolicy(base, skills, self.alpha)
+        alone = FixedAlpha.Config(values=[1.0])
+        members: dict[str, Policy] = {"base": base} if self.with_base else {}
+        for path in self.policies:
+            _put(members, Path(path).name, load(path, self.train.device))
+        for skill in skills:
+            _put(members, skill.name, ComposedPolicy(base, [skill], alone))
+        if self.level == "actions":
+            return ActionComposition(list(members.values()), list(members), self.alpha)
+        denoising = [member for member in members.values() if isinstance(member, DenoisingPolicy)]
+        if len(denoising) < len(members):
+            raise RecipeError('level "noise" composes diffusion policies only')
+        return NoiseComposition(denoising, list(members), self.alpha)
+
+    def _penalty(self, policy: Policy, skills: list[Skill]) -> Callable[[Tensor], Tensor] | None:
+        """The release's: (mean of all alpha - s / 2)² + (mean of the one's alpha - s)², each alpha raw."""
+        if self.lean is None or not self.lean.strength:
+            return None
+        index, strength = self.skills.index(self.lean.skill), self.lean.strength
+        scaling = next(iter(skills[index].factors.values())).scaling
+
+        def penalty(observations: Tensor) -> Tensor:
+            alpha = policy.weigh(observations)
+            assert alpha is not None
+            raw = scaling * alpha
+            return strength * ((raw.mean() - scaling / 2) ** 2 + (raw[:, index].mean() - scaling) ** 2)
+
+        return penalty
+
+
+def _put(members: dict[str, Policy], name: str, policy: Policy) -> None:
+    if name in members:
+        raise RecipeError(f"two of the policies that are composed are called {name!r}")
+    members[name] = policy

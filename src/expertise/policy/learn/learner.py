@@ -1,0 +1,105 @@
+"""From a recipe to a run, or on with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from expertise.errors import RecipeError, RunError, nearest
+from expertise.policy.learn.common import LearnRecipe, Prepared
+from expertise.registry import Registry
+from expertise.runs import checkpoint, folder, loop, metrics
+from expertise.runs import recipe as recipes
+from expertise.runs.config import may_change
+from expertise.runs.device import limit_threads, resolve
+from expertise.runs.files import write_atomic
+
+RECIPES = Registry(
+    "kind of recipe",
+    {
+        "policy": "expertise.policy.learn.policies:PolicyRecipe",
+        "direct": "expertise.policy.learn.policies:DirectRecipe",
+        "critics": "expertise.policy.learn.critics:CriticsRecipe",
+        "skill": "expertise.policy.learn.skills:SkillRecipe",
+        "composition": "expertise.policy.learn.composition:CompositionRecipe",
+    },
+)
+"""Kind → recipe."""
+
+INPUTS = "inputs.json"
+"""Digests of what a run learns from and builds on."""
+
+
+def recipe_of(values: Mapping[str, Any]) -> LearnRecipe:
+    """The recipe that some tables describe; their `kind` says which.
+
+    Raises:
+        RecipeError: there is no kind, or an unknown one; or what `recipes.build` refuses.
+    """
+    kind = values.get("kind")
+    if kind is None:
+        raise RecipeError("the recipe lacks kind", f"known are: {', '.join(RECIPES)}")
+    if kind not in RECIPES:
+        raise RecipeError(f"kind: unknown {kind!r}", nearest(str(kind), RECIPES))
+    recipe: LearnRecipe = recipes.build(values, RECIPES[kind])
+    return recipe
+
+
+def learn(recipe: LearnRecipe, run: Path, say: Callable[[str], None]) -> None:
+    """Learn what a recipe says, or go on with that where it was stopped.
+
+    Nothing is written before the recipe, its data and all that it builds on are known to be good. What comes
+    of it is the run itself, which `load` or `load_critics` opens; a skill is in its library, too.
+
+    Args:
+        recipe: what to learn.
+        run: the run's folder.
+        say: told what happens, a line at a time.
+
+    Raises:
+        ExpertiseError: any mistake of the user's; see `expertise.errors`.
+    """
+    folder.refuse_if_held(run)
+    folder.require_free_or_run(run)
+    if folder.is_run(run):
+        folder.refuse_changes(run, recipe, may_change)
+    if recipe.train.tensorboard:
+        metrics.require_tensorboard()
+    resolve(recipe.train.device)
+    limit_threads(recipe.train.threads)
+    prepared = recipe.prepare()
+    _refuse_other_inputs(run, prepared)
+    if prepared.note:
+        say(prepared.note)
+    with folder.held(run):
+        folder.adopt_recipe(run, recipe, may_change)
+        _refuse_other_inputs(run, prepared)
+        if not (run / INPUTS).is_file():
+            write_atomic(run / INPUTS, json.dumps(prepared.facts, indent=1) + "\n")
+        _train(recipe, run, prepared)
+        prepared.finish()
+
+
+def _train(recipe: LearnRecipe, run: Path, prepared: Prepared) -> None:
+    model = prepared.task.model
+    if any(parameter.requires_grad for parameter in model.parameters()):
+        loop.train(run, prepared.task, recipe.train, recipe.optimizer.whole())
+    elif checkpoint.latest(run) is None:
+        # Weights that were given: there is nothing to learn.
+        checkpoint.save(run, 0, {"model": model.state_dict()}, prepared.task.files(), keep=1)
+
+
+def _refuse_other_inputs(run: Path, prepared: Prepared) -> None:
+    path = run / INPUTS
+    if not path.is_file():
+        return
+    before = json.loads(path.read_text("utf-8"))
+    for name, digest in prepared.facts.items():
+        if before.get(name) != digest:
+            raise RunError(
+                f"{name} of {run} changed since it was made: {str(before.get(name))[:16]}…, "
+                f"now {str(digest)[:16]}…",
+                "bring the old one back, or choose another folder",
+            )

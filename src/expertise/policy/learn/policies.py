@@ -1,0 +1,114 @@
+"""Recipes of whole policies: diffusion policies (bases, `Scratch`, `Joint`), and those without diffusion."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Lt
+from torch import Tensor
+
+from expertise.policy.acting import Policy
+from expertise.policy.baselines.direct import DirectConfig, Likelihood
+from expertise.policy.data import DataConfig, Transitions
+from expertise.policy.learn.common import (
+    PolicyOptimizer,
+    Prepared,
+    behaviour,
+    critics_at,
+    described,
+    facts_of,
+    read_all,
+    weights_for,
+)
+from expertise.policy.objective import WEIGHTS, NoiseError, Objective, Uniform, Weights
+from expertise.policy.policy import PolicyConfig
+from expertise.policy.task import PolicyTask
+from expertise.runs.config import TrainConfig
+from expertise.runs.recipe import Choice
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PolicyRecipe:
+    """A diffusion policy from new weights. PSEC's release: 1 M steps of 2048 for DSRL."""
+
+    kind: Literal["policy"] = "policy"
+    """What is learnt."""
+    data: list[DataConfig]
+    """What is cloned; several sources count as one (`Joint`)."""
+    train: TrainConfig
+    """How long, and how much at once."""
+    policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
+    """What it is made of."""
+    weights: Annotated[Weights, Choice(WEIGHTS, default="uniform")] = dataclasses.field(
+        default_factory=Uniform.Config
+    )
+    """What a transition counts."""
+    critics: str = ""
+    """Critics that `weights` asks and that go along with the policy, by path; empty: none."""
+    held_out: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Share of the trajectories that are only looked at; 0: the evaluation looks at what is learnt."""
+    optimizer: PolicyOptimizer = dataclasses.field(default_factory=PolicyOptimizer)
+    """AdamW and its schedule."""
+
+    def prepare(self) -> Prepared:
+        """Read the data and build the policy; see `LearnRecipe`."""
+        return _prepared(self, NoiseError())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DirectRecipe:
+    """A policy without diffusion from new weights: BC, or with `weights.name = "advantage"` IQL's."""
+
+    kind: Literal["direct"] = "direct"
+    """What is learnt."""
+    data: list[DataConfig]
+    """What is cloned."""
+    train: TrainConfig
+    """How long, and how much at once."""
+    policy: DirectConfig = dataclasses.field(default_factory=DirectConfig)
+    """What it is made of."""
+    weights: Annotated[Weights, Choice(WEIGHTS, default="uniform")] = dataclasses.field(
+        default_factory=Uniform.Config
+    )
+    """What a transition counts (IQL's code: temperature 3 where D4RL's tasks are on MuJoCo)."""
+    critics: str = ""
+    """Critics that `weights` asks and that go along with the policy, by path; empty: none."""
+    held_out: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Share of the trajectories that are only looked at; 0: the evaluation looks at what is learnt."""
+    optimizer: PolicyOptimizer = dataclasses.field(default_factory=PolicyOptimizer)
+    """AdamW and its schedule (IQL's code: Adam, 3e-4, cosine)."""
+
+    def prepare(self) -> Prepared:
+        """Read the data and build the policy; see `LearnRecipe`."""
+        return _prepared(self, Likelihood())
+
+
+def _prepared(recipe: PolicyRecipe | DirectRecipe, objective: Objective) -> Prepared:
+    train, data = recipe.train, read_all(recipe.data)
+    learnt, looked_at = _split(data, recipe.held_out, train.seed)
+    observations, actions = behaviour(learnt)
+    torch.manual_seed(train.seed)
+    policy: Policy = recipe.policy.build_for(observations, actions)
+    critics = critics_at(recipe.critics, train.device)
+    if critics is not None:
+        policy.attach(critics)
+    task = PolicyTask(
+        policy,
+        observations,
+        actions,
+        train,
+        weights=weights_for(recipe.weights, critics, observations, actions, train.device),
+        held_out=looked_at,
+        objective=objective,
+    )
+    facts = facts_of(data, critics=critics)
+    return Prepared(task=task, facts=facts, note=described(data))
+
+
+def _split(data: Transitions, share: float, seed: int) -> tuple[Transitions, tuple[Tensor, Tensor] | None]:
+    if not share:
+        return data, None
+    learnt, held_out = data.split(share, seed)
+    return learnt, behaviour(held_out)

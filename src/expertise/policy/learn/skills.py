@@ -1,0 +1,133 @@
+"""Recipe of a skill."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Annotated, Literal
+
+import torch
+
+from expertise.errors import RecipeError, SkillError
+from expertise.policy.data import DataConfig
+from expertise.policy.growing import GrowingPolicy, GrowthConfig
+from expertise.policy.learn.common import (
+    PolicyOptimizer,
+    Prepared,
+    base_at,
+    behaviour,
+    critics_at,
+    described,
+    facts_of,
+    read_all,
+    weights_for,
+)
+from expertise.policy.objective import WEIGHTS, Uniform, Weights
+from expertise.policy.task import PolicyTask
+from expertise.runs.config import TrainConfig, may_change
+from expertise.runs.recipe import Choice
+from expertise.skills.library import Library
+from expertise.skills.skill import Skill
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SkillRecipe:
+    """A skill on a base, into a library. PSEC's release: 50 k steps of 2048 (DSRL), 200 k of 512 (D4RL)."""
+
+    kind: Literal["skill"] = "skill"
+    """What is learnt."""
+    base: str
+    """The diffusion policy that is adapted, by path: a run, a checkpoint, or a folder that `save` wrote."""
+    name: str
+    """What the skill is called in the library."""
+    data: list[DataConfig]
+    """What is cloned."""
+    train: TrainConfig
+    """How long, and how much at once."""
+    library: str = "skills"
+    """Folder of the library; made where there is none."""
+    purpose: str = ""
+    """What the skill is for, in a sentence, for its card."""
+    growth: GrowthConfig = dataclasses.field(default_factory=GrowthConfig)
+    """Its rank and strength."""
+    weights: Annotated[Weights, Choice(WEIGHTS, default="uniform")] = dataclasses.field(
+        default_factory=Uniform.Config
+    )
+    """What a transition counts: "uniform", "advantage" (reward skills) or "safety" (safety skills)."""
+    critics: str = ""
+    """Critics that `weights` asks, by path; empty: none."""
+    beside: list[str] = dataclasses.field(default_factory=list)
+    """Skills of the library that are there already while this one learns."""
+    beside_weights: list[float] = dataclasses.field(default_factory=list)
+    """Their constant weights."""
+    optimizer: PolicyOptimizer = dataclasses.field(default_factory=PolicyOptimizer)
+    """AdamW and its schedule."""
+
+    def __post_init__(self) -> None:
+        if len(self.beside) != len(self.beside_weights):
+            raise RecipeError(
+                f"beside names {len(self.beside)} skills, beside_weights {len(self.beside_weights)} weights"
+            )
+
+    def prepare(self) -> Prepared:
+        """Read the base, the library and the data; see `LearnRecipe`."""
+        train, library = self.train, Library(self.library)
+        base = base_at(self.base, train.device)
+        digest = _digest(self)
+        self._refuse_taken(library, digest)
+        beside = library.load_all(self.beside, base.acting)
+        data = read_all(self.data)
+        observations, actions = behaviour(data)
+        critics = critics_at(self.critics, train.device)
+        torch.manual_seed(train.seed)
+        start = self.growth.new(base.acting, self.name, train.seed)
+        policy = GrowingPolicy(base, start, self.growth, beside, self.beside_weights)
+        weights = weights_for(self.weights, critics, observations, actions, train.device)
+        task = PolicyTask(policy, observations, actions, train, weights=weights)
+        facts = facts_of(data, base=base.acting, critics=critics)
+
+        def finish() -> None:
+            skill = policy.skill()
+            if self.name in library.names():
+                _require_same(library.load(self.name, base.acting), skill, library)
+                return
+            library.add(
+                skill,
+                base=base.acting,
+                purpose=self.purpose,
+                data=", ".join(source.path for source in self.data),
+                data_digest=facts["data"],
+                metrics={"recipe": digest, **task.evaluate(lambda: None)},
+                parents=self.beside,
+                scale_convention="raw",
+            )
+
+        return Prepared(task=task, facts=facts, note=described(data), finish=finish)
+
+    def _refuse_taken(self, library: Library, digest: str) -> None:
+        if self.name not in library.names():
+            return
+        card = library.card(self.name)
+        if card is None or card.metrics.get("recipe") != digest:
+            raise SkillError(
+                f"{library.path} has a skill {self.name!r} that another recipe made",
+                "choose another name, or remove that one",
+            )
+
+
+def _digest(recipe: SkillRecipe) -> str:
+    """Of all in a recipe that decides what is learnt, but for how long."""
+    values = dataclasses.asdict(recipe)
+    values["train"] = {k: v for k, v in values["train"].items() if not may_change(f"train.{k}")}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _require_same(there: Skill, here: Skill, library: Library) -> None:
+    for address, factors in here.factors.items():
+        other = there.factors.get(address)
+        if other is None or not (torch.equal(factors.A, other.A) and torch.equal(factors.B, other.B)):
+            raise SkillError(
+                f"{library.path} has an earlier state of skill {here.name!r}",
+                "rename or remove that one, and run this again",
+            )

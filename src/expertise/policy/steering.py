@@ -1,0 +1,89 @@
+"""A composed network for acting: alpha is worked in once, for all steps of the sampler and all candidates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from expertise.shapes import Float
+from expertise.skills.adapted import Adapted
+from expertise.skills.clone import clone, replace
+from expertise.skills.composition import composition_of
+from expertise.skills.joined import JoinedSkills
+
+
+class SteeredNetwork:
+    """A further tree over the storage of a composed network, lean enough for a single state.
+
+    It computes what the network does with `weights=`, without gradients. Several calls share one alpha here,
+    so nothing is asked or looked up between them; for few rows that is most of the time.
+
+    Args:
+        network: composed of linear layers alone.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        composition = composition_of(network)
+        root = clone(composition.base)
+        self._layers: list[_Steered] = []
+        stand_ins: dict[nn.Module, nn.Module] = {}
+        for address, adapted in composition.adapted.items():
+            assert isinstance(adapted, Adapted)
+            layer = _Steered(adapted)
+            self._layers.append(layer)
+            stand_ins[root.get_submodule(address)] = layer
+        replace(root, stand_ins)
+        self.forward = root.eval()
+        """The network, with what `steer` set; its arguments are the base's own."""
+
+    def steer(self, weights: Float[Tensor, "states skills"], each: int = 1) -> None:
+        """Set alpha for the calls that follow.
+
+        Args:
+            weights: alpha of each state.
+            each: so many rows of a call, one after another, belong to each state.
+        """
+        ready: dict[str, Tensor] = {}
+        for layer in self._layers:
+            skills = layer.skills
+            if skills.layout not in ready:
+                ranks = skills.weigh(weights)
+                ready[skills.layout] = ranks if each == 1 else ranks.repeat_interleave(each, dim=0)
+            layer.steer(ready[skills.layout], alone=weights.shape[0] == 1)
+
+
+class _Steered(nn.Module):
+    """A linear layer with skills whose weights are set beforehand."""
+
+    def __init__(self, adapted: Adapted) -> None:
+        super().__init__()
+        layer = adapted.mixture.always
+        assert isinstance(layer, nn.Linear)
+        self._own: dict[str, Any] = {}
+        # Not children: they stand in the composed network, and what is a module's own is slow to find.
+        self.__dict__["skills"] = adapted.parts
+        self.__dict__["layer"] = layer
+
+    skills: JoinedSkills
+    layer: nn.Linear
+
+    def steer(self, ranks: Float[Tensor, "rows ranks"], alone: bool) -> None:
+        """Set the weights of the ranks; those of one state alone are worked into B."""
+        up = self.skills.lora_B.detach()  # [R, out]
+        self._own = {
+            "weight": self.layer.weight.detach(),
+            "bias": None if self.layer.bias is None else self.layer.bias.detach(),
+            "down": self.skills.lora_A.detach(),
+            "up": up * ranks[0].unsqueeze(1) if alone else up,
+            "ranks": None if alone else ranks,
+        }
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`W_0 x + b`, and the sum of the skills."""
+        own = self._own
+        low = F.linear(x, own["down"])
+        if own["ranks"] is not None:
+            low = low * own["ranks"]
+        return F.linear(x, own["weight"], own["bias"]).addmm_(low, own["up"])

@@ -1,0 +1,169 @@
+"""Composition in parameter space against weights that are merged by hand, state by state."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from expertise.errors import RecipeError, SkillError
+from expertise.policy import Critics, DiffusionPolicy, load, save
+from expertise.policy.alpha import ALPHAS, ContextAlpha, FixedAlpha
+from expertise.policy.compose import ComposedPolicy
+from expertise.skills.library import Library
+from expertise.skills.skill import Skill
+
+MakePolicy = Callable[..., DiffusionPolicy]
+MakeSkill = Callable[..., Skill]
+
+
+def merged(base: DiffusionPolicy, skills: list[Skill], alpha: list[float]) -> DiffusionPolicy:
+    """A plain policy whose weights are `W_0 + sum of alpha_i s_i B_i A_i`."""
+    plain = copy.deepcopy(base)
+    for skill, weight in zip(skills, alpha, strict=True):
+        for address, factors in skill.factors.items():
+            layer = plain.acting.get_submodule(address)
+            assert isinstance(layer, nn.Linear)
+            with torch.no_grad():
+                layer.weight += weight * factors.scaling * factors.B @ factors.A
+    return plain
+
+
+@pytest.fixture
+def composed(
+    make_policy: MakePolicy, make_skill: MakeSkill
+) -> tuple[ComposedPolicy, DiffusionPolicy, list[Skill]]:
+    """Two skills of different rank whose alpha depends on the state, on a base that scales what it sees."""
+    base, skills = make_policy(num_candidates=2), [make_skill("walk"), make_skill("run", 3)]
+    base.scale.fit(torch.randn(50, 3) * 3 + 1)
+    policy = ComposedPolicy(base, skills, ContextAlpha.Config(hidden=[8]))
+    last = policy.alpha.router.network[-1]  # type: ignore[union-attr]
+    nn.init.normal_(last.weight)
+    return policy.eval(), base, skills
+
+
+def states(rows: int = 5) -> Tensor:
+    return torch.randn(rows, 3, generator=torch.Generator().manual_seed(2)) * 3
+
+
+def test_actions_are_those_of_weights_merged_for_each_state(
+    composed: tuple[ComposedPolicy, DiffusionPolicy, list[Skill]],
+) -> None:
+    policy, base, skills = composed
+    seen = states()
+    noise = policy.draw(5, 4, torch.Generator().manual_seed(0))
+    found = policy.candidates(seen, noise)
+    alpha = policy.weigh(seen)
+    assert alpha.std(0).min() > 0.1, "else this shows nothing"
+    for state in range(5):
+        plain = merged(base, skills, alpha[state].tolist())
+        expected = plain.candidates(seen[state : state + 1], noise[:, state : state + 1])
+        torch.testing.assert_close(found[state : state + 1], expected, atol=2e-5, rtol=0)
+    assert not torch.allclose(found, base.candidates(seen, noise), atol=1e-2)
+    torch.testing.assert_close(policy.act(seen, noise=noise), found[:, 0])
+    assert policy.act(seen).shape == (5, 2)
+    assert policy.names == ("walk", "run")
+
+
+def test_alpha_is_asked_once_for_each_state(
+    composed: tuple[ComposedPolicy, DiffusionPolicy, list[Skill]],
+) -> None:
+    policy, _, _ = composed
+    asked = []
+    policy.alpha.register_forward_hook(lambda module, args, output: asked.append(tuple(output.shape)))
+    policy.act(states(3), num_candidates=8)
+    assert asked == [(3, 2)]
+
+
+def test_with_alpha_0_the_base_acts_bit_for_bit(make_policy: MakePolicy, make_skill: MakeSkill) -> None:
+    base = make_policy()
+    seen = states()
+    for number in (1, 3):
+        noise = base.draw(5, number, torch.Generator().manual_seed(0))
+        expected = base.act(seen, noise=noise)
+        for alpha in (FixedAlpha.Config(values=[0.0, 0.0]), ContextAlpha.Config(start=[0.0, 0.0])):
+            policy = ComposedPolicy(base, [make_skill("walk"), make_skill("run")], alpha)
+            assert torch.equal(policy.act(seen, noise=noise), expected)
+
+
+def test_the_base_stays_as_it_was(make_policy: MakePolicy, make_skill: MakeSkill) -> None:
+    base = make_policy()
+    before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    flags = [(p.requires_grad, m.training) for m in base.modules() for p in m.parameters(recurse=False)]
+    policy = ComposedPolicy(base, [make_skill("walk")], ContextAlpha.Config(hidden=[4]))
+    policy.train()
+    noise = policy.draw(5, 1)
+    policy.candidates(states(), noise).sum().backward()
+    trained = {name for name, parameter in policy.named_parameters() if parameter.grad is not None}
+    assert trained
+    assert all(name.startswith("alpha.") for name in trained)
+    assert {n for n, p in policy.named_parameters() if p.requires_grad} == trained
+    assert all(torch.equal(before[name], tensor) for name, tensor in base.state_dict().items())
+    assert flags == [
+        (p.requires_grad, m.training) for m in base.modules() for p in m.parameters(recurse=False)
+    ]
+    assert all(p.grad is None for p in base.parameters())
+    # It is the base's own memory, not a copy.
+    own = {p.data_ptr() for p in base.acting.parameters()}
+    assert own <= {p.data_ptr() for p in policy.network.parameters()}
+
+
+@pytest.mark.parametrize("kind", ALPHAS)
+def test_what_is_saved_acts_the_same(
+    tmp_path: Path,
+    make_policy: MakePolicy,
+    make_skill: MakeSkill,
+    make_critics: Callable[..., Critics],
+    kind: str,
+) -> None:
+    base = make_policy(num_candidates=3, pick="min-qc")
+    base.attach(make_critics("safety"))
+    base.scale.fit(torch.randn(50, 3) * 3 + 1)
+    torch.manual_seed(0)
+    skills = [make_skill("walk"), make_skill("run.2", 3)]
+    policy = ComposedPolicy(base, skills, ALPHAS[kind].Config()).eval()
+    with torch.no_grad():
+        for parameter in policy.alpha.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    save(policy, tmp_path / "policy")
+    again = load(tmp_path / "policy")
+    assert isinstance(again, ComposedPolicy)
+    seen, dice = states(), torch.Generator
+    assert torch.equal(
+        policy.act(seen, generator=dice().manual_seed(1)), again.act(seen, generator=dice().manual_seed(1))
+    )
+    assert again.names == ("walk", "run.2")
+    assert torch.equal(again.weigh(seen), policy.weigh(seen))
+    # What is saved needs neither base nor library, and has the base in it, once.
+    size = sum(p.numel() for p in base.acting.parameters())
+    factors = sum(skill.num_params() for skill in skills)
+    assert sum(p.numel() for p in again.network.parameters()) == size + factors
+
+
+def test_composing_leaves_the_files_of_skills_alone(
+    tmp_path: Path, make_policy: MakePolicy, make_skill: MakeSkill
+) -> None:
+    base, library = make_policy(), Library(tmp_path / "skills")
+    for name in ("walk", "run"):
+        library.add(make_skill(name), base=base.acting, scale_convention="raw")
+    before = {path: path.read_bytes() for path in sorted(library.path.rglob("*")) if path.is_file()}
+    policy = ComposedPolicy(base, library.load_all(["walk", "run"], base.acting), ContextAlpha.Config())
+    policy.act(states())
+    save(policy, tmp_path / "policy")
+    load(tmp_path / "policy").act(states())
+    assert before == {path: path.read_bytes() for path in sorted(library.path.rglob("*")) if path.is_file()}
+    assert len(before) > 4
+
+
+def test_what_does_not_fit_is_refused(make_policy: MakePolicy, make_skill: MakeSkill) -> None:
+    base, alpha = make_policy(), ContextAlpha.Config()
+    with pytest.raises(SkillError, match="needs at least one skill"):
+        ComposedPolicy(base, [], alpha)
+    with pytest.raises(SkillError, match="two skills of the name 'walk'"):
+        ComposedPolicy(base, [make_skill("walk"), make_skill("walk")], alpha)
+    with pytest.raises(RecipeError, match="3 weights for 1 parts"):
+        ComposedPolicy(base, [make_skill("walk")], ContextAlpha.Config(start=[1.0, 0.0, 0.0]))
