@@ -42,7 +42,8 @@ LearningRate = Annotated[
     float | None,
     typer.Option(
         "--learning-rate",
-        help="The highest learning rate; default 0.005 for a skill (large models want less), 0.01 for a router.",
+        help="The highest learning rate; default 0.005 for a skill (large models want less), 0.01 for a "
+        "router.",
     ),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Of the start and of the data's order.")]
