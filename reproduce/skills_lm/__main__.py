@@ -18,6 +18,7 @@ from reproduce.skills_lm.measure import Bench
 from reproduce.skills_lm.ours import Ours
 from reproduce.skills_lm.page import write_page
 from reproduce.skills_lm.plan import Plan
+from reproduce.skills_lm.search import Search
 from reproduce.skills_lm.text import write_pools
 
 ROOT = Path(__file__).parents[2]
@@ -42,9 +43,12 @@ def run(plan: Plan, results_path: Path, folder: Path, say: Callable[[str], None]
         say("the tiny Llama is left out: transformers is not installed (pip install 'expertise[hf]')")
     for seed in plan.seeds:
         work = folder / f"seed-{seed}"
-        Ours(Bench(plan, results, seed, work / "ours", text, say)).measure()
+        ours = Ours(Bench(plan, results, seed, work / "ours", text, say))
+        ours.measure()
         if foreign:
             Llama(Bench(plan, results, seed, work / "llama", text, say)).measure()
+        if seed == plan.seeds[0]:
+            Search(ours).measure()
 
 
 def digest(text: Path) -> str:

@@ -24,7 +24,7 @@ from expertise.skills import Library, Skill, compose
 from expertise.skills.routing import Reads
 from reproduce.skills_lm.measure import BITS, Bench, Values
 from reproduce.skills_lm.ours import BASE, PAIR, SEQUENCE, TOKEN, one_hot
-from reproduce.skills_lm.plan import TARGETS, Plan, dense_router, file_of
+from reproduce.skills_lm.plan import TARGETS, Plan, dense_router
 
 SETTING = "tiny Llama"
 
@@ -42,10 +42,10 @@ class Llama:
 
     def measure(self) -> None:
         """Every row of this seed that is not there yet."""
-        bench, pool = self.bench, file_of(self.pair)
+        bench = self.bench
 
         def constant(weights: list[float]) -> Values:
-            return {BITS: bench.bits(self.fixed, bench.texts(pool, self.base, "test"), weights)}
+            return {BITS: bench.bits(self.fixed, bench.target(self.pair, self.base), weights)}
 
         bench.once(PAIR, SETTING, BASE, lambda: constant([0.0, 0.0]))
         for index, domain in enumerate(self.pair):

@@ -19,16 +19,12 @@ from expertise.mixture.routes import Routes
 from expertise.runs.results import Results, Row
 from expertise.skills import Skill, composition_of
 from expertise.skills.routing import Reads
-from reproduce.skills_lm.plan import Plan, file_of, target_name
+from reproduce.skills_lm.plan import Plan, Use, file_of, target_name
 
-BITS, SECONDS, PARTS, TRAINED = (
-    "test_bits_per_byte",
-    "core_seconds",
-    "mean_active_parts",
-    "trained_parameters",
-)
+BITS, VALIDATION = "test_bits_per_byte", "bits_per_byte"
+SECONDS, PARTS, TRAINED = "core_seconds", "mean_active_parts", "trained_parameters"
 """Metrics: seconds are those of the processor, so that a busy machine does not count."""
-UNITS = {BITS: "bits/byte", SECONDS: "s", PARTS: "skills/token", TRAINED: "1"}
+UNITS = {BITS: "bits/byte", VALIDATION: "bits/byte", SECONDS: "s", PARTS: "skills/token", TRAINED: "1"}
 
 
 Values = dict[str, float]
@@ -61,9 +57,11 @@ class Bench:
         self.plan, self.results, self.seed = plan, results, seed
         self.folder, self.text, self.say = folder, text, say
 
-    def once(self, table: str, setting: str, row: str, measure: Callable[[], Values]) -> None:
-        """Measure a row unless it is there; all its metrics are kept together."""
-        if self.results.has(table, setting, row, BITS, self.seed):
+    def once(
+        self, table: str, setting: str, row: str, measure: Callable[[], Values], metric: str = BITS
+    ) -> None:
+        """Measure a row unless it is there, which its `metric` says; all its metrics are kept together."""
+        if self.results.has(table, setting, row, metric, self.seed):
             return
         started = time.process_time()
         values = {**measure(), SECONDS: round(time.process_time() - started, 1)}
@@ -72,14 +70,14 @@ class Bench:
                 table=table,
                 setting=setting,
                 row=row,
-                metric=metric,
-                unit=UNITS[metric],
+                metric=name,
+                unit=UNITS[name],
                 seed=self.seed,
                 value=value,
             )
-            for metric, value in values.items()
+            for name, value in values.items()
         )
-        self.say(f"{table} | {setting} | {row} | seed {self.seed}: {values[BITS]:.4f} bits per byte")
+        self.say(f"{table} | {setting} | {row} | seed {self.seed}: {values[metric]:.4f} bits per byte")
 
     def value(self, table: str, setting: str, row: str) -> float:
         """Bits per byte of a row that was measured."""
@@ -103,10 +101,14 @@ class Bench:
         assert base.tokenizer is not None
         return prepare(self.source((pool, pool)), base.tokenizer, self.say)
 
-    def texts(self, pool: str, base: CausalLM, split: str) -> list[DomainText]:
-        """Held-out text of one pool."""
-        limit = self.plan.test_bytes if split == "test" else self.plan.search_bytes
-        return domain_texts(self.prepared(pool, base), split, limit, self.plan.context)
+    def test(self, pool: str, base: CausalLM) -> list[DomainText]:
+        """The test text of a pool that something learns from."""
+        return domain_texts(self.prepared(pool, base), "test", self.plan.test_bytes, self.plan.context)
+
+    def target(self, pair: tuple[str, str], base: CausalLM, use: Use = "held") -> list[DomainText]:
+        """A target's text to measure or to select on, from documents that nothing learns from."""
+        limit = self.plan.test_bytes if use == "held" else self.plan.search_bytes
+        return domain_texts(self.prepared(file_of(pair, use), base), "train", limit, self.plan.context)
 
     def bits(self, model: CausalLM, texts: list[DomainText], weights: Sequence[float] | None = None) -> float:
         """Bits per byte on one text, with a composed model's own weights or with these."""
@@ -145,7 +147,7 @@ class Bench:
         source = self.source((pool or file_of(pair), target_name(pair)))
         config = self.plan.router_config(source, *decides, steps or self.plan.router_steps, self.seed)
         model = learn_router(base, skills, config, self.folder / work, say=self.say).model
-        texts = self.texts(file_of(pair), base, "test")
+        texts = self.target(pair, base)
         routers = composition_of(model.core).routers().values()
         size = sum(parameter.numel() for router in routers for parameter in router.parameters())
         found = {BITS: self.bits(model, texts), TRAINED: float(size)}

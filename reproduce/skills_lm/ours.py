@@ -104,26 +104,24 @@ class Ours:
         pool = f"base.{domain}" if domain == COMMON else f"skill.{domain}"
 
         def alone(weights: Sequence[float]) -> Values:
-            return {BITS: bench.bits(self.fixed, bench.texts(pool, self.base, "test"), weights)}
+            return {BITS: bench.bits(self.fixed, bench.test(pool, self.base), weights)}
 
         bench.once(DOMAINS, domain, BASE, lambda: alone([0.0] * len(SKILLS)))
         for index, skill in enumerate(SKILLS):
             bench.once(DOMAINS, domain, skill, functools.partial(alone, one_hot(index, len(SKILLS))))
-        bench.once(
-            DOMAINS, domain, JOINT, lambda: bench.learnt(self.joint, bench.texts(pool, self.base, "test"))
-        )
+        bench.once(DOMAINS, domain, JOINT, lambda: bench.learnt(self.joint, bench.test(pool, self.base)))
 
     def _target(self, pair: tuple[str, str]) -> None:
         """A mixed target: every way to serve it."""
-        bench, name, pool = self.bench, target_name(pair), file_of(pair)
+        bench, name = self.bench, target_name(pair)
         count = len(SKILLS)
         singles = [one_hot(index, count) for index in range(count)]
 
         def constant(weights: Sequence[float]) -> Values:
-            return {BITS: bench.bits(self.fixed, bench.texts(pool, self.base, "test"), weights)}
+            return {BITS: bench.bits(self.fixed, bench.target(pair, self.base), weights)}
 
         def searched(starts: Sequence[Sequence[float]], sweeps: int) -> Values:
-            held_out = bench.texts(pool, self.base, "validation")
+            held_out = bench.target(pair, self.base, "select")
             return constant(search_weights(lambda w: bench.bits(self.fixed, held_out, w), starts, sweeps))
 
         def once(row: str, measure: Callable[[], Values]) -> None:
@@ -132,21 +130,21 @@ class Ours:
         once(BASE, lambda: constant([0.0] * count))
         for index, skill in enumerate(SKILLS):
             once(skill, functools.partial(constant, singles[index]))
-        # Chosen on validation text, as whoever has only that would.
+        # Chosen on other text than it is measured on.
         once(SINGLE, lambda: searched(singles, 0))
         once(UNIFORM, lambda: constant([1 / count] * count))
         once(FIXED, lambda: searched([*singles, [1 / count] * count, [0.5] * count], 3))
         for row in (SEQUENCE, TOKEN, TOP_P):
             once(row, functools.partial(self._composed, SKILLS, pair, row))
-        once(JOINT, lambda: bench.learnt(self.joint, bench.texts(pool, self.base, "test")))
+        once(JOINT, lambda: bench.learnt(self.joint, bench.target(pair, self.base)))
         once(NEW, lambda: self._new_skill(pair))
 
     def _composed(self, names: Sequence[str], pair: tuple[str, str], row: str) -> Values:
         chosen = [skill for skill in self.skills if skill.name in names]
-        work = f"routers/{file_of(pair)}-{len(names)}-{row.replace(' ', '-')}"
-        return self.bench.composed(self.base, chosen, pair, self._decider(row), work)
+        return self.bench.composed(self.base, chosen, pair, self.decider(row), router_work(pair, names, row))
 
-    def _decider(self, row: str) -> Decider:
+    def decider(self, row: str) -> Decider:
+        """Who decides alpha in a row, and what it reads."""
         deciders: dict[str, Decider] = {
             SEQUENCE: (dense_router(), "pooled"),
             TOKEN: (dense_router(), "layer"),
@@ -162,7 +160,7 @@ class Ours:
         config = plan.skill_config(source, plan.rank, steps, bench.seed)
         work = bench.folder / "new" / (file_of(pair) if pool is None else f"{pool}-{steps}")
         learnt = learn_skill(self.base, "new", config, work, say=bench.say)
-        return bench.learnt(learnt, bench.texts(file_of(pair), self.base, "test"))
+        return bench.learnt(learnt, bench.target(pair, self.base))
 
     def _two_skills(self, pair: tuple[str, str]) -> None:
         """The same with no more than the two skills that the target is made of."""
@@ -188,10 +186,15 @@ class Ours:
         if row == NEW:
             return self._new_skill(pair, pool, steps)
         work = f"routers/{pool}-{steps}-{row.replace(' ', '-')}"
-        return bench.composed(self.base, self.skills, pair, self._decider(row), work, pool=pool, steps=steps)
+        return bench.composed(self.base, self.skills, pair, self.decider(row), work, pool=pool, steps=steps)
 
     def _copied(self, table: str, setting: str, row: str) -> Values:
         return {BITS: self.bench.value(table, setting, row)}
+
+
+def router_work(pair: tuple[str, str], names: Sequence[str], row: str) -> str:
+    """The folder of a router's training."""
+    return f"routers/{file_of(pair)}-{len(names)}-{row.replace(' ', '-')}"
 
 
 def few_setting(num_bytes: int, steps: int) -> str:

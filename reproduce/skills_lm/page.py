@@ -8,8 +8,8 @@ from pathlib import Path
 from expertise.report.results import Column, dot_chart, figures, markdown_table, wins
 from expertise.runs.files import write_atomic
 from expertise.runs.results import Results
-from reproduce.skills_lm import llama, ours
-from reproduce.skills_lm.measure import BITS, PARTS, SECONDS, TRAINED
+from reproduce.skills_lm import llama, ours, search
+from reproduce.skills_lm.measure import BITS, PARTS, SECONDS, TRAINED, VALIDATION
 from reproduce.skills_lm.plan import COMMON, SKILLS, TARGETS, target_name
 
 METHODS = tuple(row for row in ours.ORDER if row not in SKILLS)
@@ -65,6 +65,7 @@ def page_text(results: Results, picture: str) -> str:
         "tokenizer; its skills adapt every linear layer but the head.\n",
         markdown_table("row", (ours.BASE, *first, *COMPOSED), pairs),
         "\n".join(_verdicts(pairs, (ours.BASE, *first))) + "\n",
+        *_rates(results),
         "## How it was measured\n",
         _how(results),
     ]
@@ -84,6 +85,23 @@ def _little_text(results: Results) -> list[str]:
             "row",
             (ours.BASE, ours.SEQUENCE, ours.TOKEN, ours.NEW),
             {setting: results.select(ours.FEW, BITS, setting) for setting in settings},
+        ),
+    ]
+
+
+def _rates(results: Results) -> list[str]:
+    """The section on the search, where it was made."""
+    settings = settings_of(results, search.SEARCH)
+    if not settings:
+        return []
+    return [
+        "## How the learning rates were chosen\n",
+        "Bits per byte on text to select on, with the first seed; routers and the new skill on "
+        f"{target_name(TARGETS[0])}.\n",
+        markdown_table(
+            "row",
+            search.ORDER,
+            {setting: results.select(search.SEARCH, VALIDATION, setting) for setting in settings},
         ),
     ]
 
@@ -160,11 +178,13 @@ def _how(results: Results) -> str:
         "2 of them per token, beside one that is always on.",
         f"- Skills: rank {settings.get('rank')}, {settings.get('skill_steps')} steps. Routers: "
         f"{settings.get('router_steps')} steps.",
-        "- Text: installed packages, dealt out by document to three pools with no paragraph in common: "
+        "- Text: installed packages, dealt out by document to pools with no paragraph in common: "
         f"{pools.get('base_common', 0) / 1e6:g} MB of {COMMON} and {pools.get('base_other', 0) / 1e6:g} MB "
         f"of every other domain for the base, {pools.get('skill', 0) / 1e6:g} MB for each skill, "
-        f"{pools.get('target', 0) / 1e6:g} MB of each domain for the targets, whose passages are about "
-        f"{pools.get('passage')} bytes long. Each pool is divided 90 : 5 : 5; the tables show the last part.",
+        "divided 90 : 5 : 5 (tables show the last part). A target is made of passages of about "
+        f"{pools.get('passage')} bytes, at most {pools.get('most')} of a document: {pools.get('learn')} "
+        f"documents of each domain to learn from, {pools.get('select')} to select weights and rates on, "
+        f"{pools.get('held')} to measure on.",
         f"- {seconds / 60:.0f} minutes of one core in all; {found.get('system')}, Python "
         f"{found.get('python')}, torch {found.get('torch')}, transformers {found.get('transformers')}, "
         f"{found.get('date')}, commit {str(found.get('commit'))[:10]}.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 from expertise.lm.data import DataConfig
 from expertise.lm.recipe import EvaluationConfig, Recipe
@@ -30,9 +30,14 @@ def target_name(pair: tuple[str, str]) -> str:
     return " + ".join(pair)
 
 
-def file_of(pair: tuple[str, str]) -> str:
+Use = Literal["learn", "select", "held"]
+"""What a target's text is for: routers and new skills learn, weights and rates are selected, tables show what
+was held out."""
+
+
+def file_of(pair: tuple[str, str], use: Use = "learn") -> str:
     """The name of its file, without an ending."""
-    return f"target.{'+'.join(pair)}"
+    return f"{use}.{'+'.join(pair)}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,14 +48,22 @@ class PoolPlan:
     """Of the common domain, for the base."""
     base_other: int = 400_000
     """Of every other domain, for the base."""
-    skill: int = 2_000_000
+    skill: int = 1_200_000
     """For the domain's skill."""
-    target: int = 700_000
-    """For the target that the domain is mixed into."""
+    learn: int = 100
+    """Documents of each domain whose passages make a target's text to learn from."""
+    select: int = 15
+    """The same to select weights and rates on."""
+    held: int = 35
+    """The same to measure on."""
     passage: int = 500
-    """Of a passage of one domain within a target's document, about."""
+    """Bytes of a passage, about."""
+    least: int = 4
+    """Passages that a document must have."""
+    most: int = 8
+    """Passages that are taken of it at most."""
     passages: int = 8
-    """Passages of such a document; an even number."""
+    """Passages of a target's document, of the two domains in turn; an even number."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,13 +100,15 @@ class Plan:
     """Text of the first target where little of it is known."""
     few_steps: tuple[int, ...] = (20, 80)
     """Steps on that."""
-    skill_rate: float = 3e-3
+    skill_rate: float = 1e-2
     """Learning rate of skills."""
-    router_rate: float = 3e-3
+    router_rate: float = 1e-2
     """Learning rate of routers."""
+    search_rates: tuple[float, ...] = (3e-3, 1e-2, 2e-2)
+    """Learning rates that these were chosen from."""
     top_p: float = 0.7
     """Mass that the sparse router's skills must pass."""
-    test_bytes: int = 60_000
+    test_bytes: int = 80_000
     """Held-out text of each domain and target, at most."""
     search_bytes: int = 30_000
     """Validation text that fixed weights are searched on."""

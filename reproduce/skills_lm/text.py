@@ -1,8 +1,8 @@
 """The text of the reproduction: one pool of documents per use, so that nobody is tested on what it learnt.
 
-Documents of the installed text are dealt out, domain by domain, to three pools without a document or a longer
-paragraph in common: `base` (much code, a little of every other domain), `skills` (one file per domain), and
-`targets`, whose documents are made of passages of two domains in turn.
+Documents of the installed text are dealt out, domain by domain, to pools without a document or a longer
+paragraph in common: `base` (much code, a little of every other domain), `skill` (one file per domain), and
+passages, of which targets are made, to `learn` from, to `select` on and to be `held` out.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args
 
 from expertise.errors import DataError
 from expertise.lm.data import Document
@@ -18,11 +19,11 @@ from expertise.lm.data.documents import normalise
 from expertise.lm.data.installed import InstalledSource
 from expertise.lm.data.split import nice_end
 from expertise.runs.files import atomic_folder, write_atomic
-from reproduce.skills_lm.plan import COMMON, SKILLS, TARGETS, PoolPlan, file_of
+from reproduce.skills_lm.plan import COMMON, SKILLS, TARGETS, PoolPlan, Use, file_of
 
 
 def write_pools(folder: Path, pools: PoolPlan, say: Callable[[str], None]) -> None:
-    """Write `base.CODE.jsonl`, `skill.DOMAIN.jsonl` and `target.A+B.jsonl`, unless they are there.
+    """Write `base.DOMAIN.jsonl`, `skill.DOMAIN.jsonl` and `USE.A+B.jsonl`, unless they are there.
 
     Raises:
         DataError: this machine has too little text of a domain.
@@ -30,31 +31,32 @@ def write_pools(folder: Path, pools: PoolPlan, say: Callable[[str], None]) -> No
     if folder.is_dir():
         return
     clean = Deduplicator()
+    passages: dict[tuple[Use, str], list[str]] = {}
     with atomic_folder(folder) as made:
         for domain in (COMMON, *SKILLS):
             say(f"reading {domain}")
             texts = _documents(domain, clean)
+            size = pools.base_common if domain == COMMON else pools.base_other
+            _write(made / f"base.{domain}.jsonl", _take(texts, size, domain))
             if domain == COMMON:
-                _write(made / f"base.{domain}.jsonl", _take(texts, pools.base_common, domain))
                 continue
-            _write(made / f"base.{domain}.jsonl", _take(texts, pools.base_other, domain))
             _write(made / f"skill.{domain}.jsonl", _take(texts, pools.skill, domain))
-            _write(made / f"part.{domain}.jsonl", _take(texts, pools.target, domain))
+            for use in get_args(Use):
+                passages[use, domain] = _passages(texts, pools, getattr(pools, use), domain)
         for pair in TARGETS:
-            first, second = (_passages(made / f"part.{domain}.jsonl", pools.passage) for domain in pair)
-            _write(made / f"{file_of(pair)}.jsonl", mixed(first, second, pools.passages))
-        for part in made.glob("part.*.jsonl"):
-            part.unlink()
+            for use in get_args(Use):
+                first, second = (iter(passages[use, domain]) for domain in pair)
+                _write(made / f"{file_of(pair, use)}.jsonl", mixed(first, second, pools.passages))
 
 
 def write_few(folder: Path, pair: tuple[str, str], num_bytes: int, texts: Iterator[str]) -> str:
-    """A pool with the first of a target's training documents, unless it is there; its name.
+    """A pool with the first of a target's documents, unless it is there; its name.
 
     Args:
         folder: of the pools.
         pair: the target.
         num_bytes: how much of it.
-        texts: its training documents, so that nothing of its test text is among them.
+        texts: documents to learn from.
     """
     name = f"few.{num_bytes}.{file_of(pair)}"
     path = folder / f"{name}.jsonl"
@@ -106,13 +108,29 @@ def _take(texts: Iterator[str], num_bytes: int, domain: str) -> Iterator[str]:
     raise DataError(f"the installed text has too little of {domain}: {left / 1e6:.1f} MB are missing")
 
 
-def _passages(path: Path, size: int) -> Iterator[str]:
-    for line in path.read_text("utf-8").splitlines():
-        raw = json.loads(line)["text"].encode()
-        while len(raw) >= size // 2:
-            end = nice_end(raw, size // 2, min(len(raw), 3 * size // 2), min(len(raw), size))
-            yield raw[:end].decode(errors="ignore").rstrip("\n") + "\n"
-            raw = raw[end:]
+def _passages(texts: Iterator[str], pools: PoolPlan, number: int, domain: str) -> list[str]:
+    """The first passages of so many documents; those that are too short are passed over."""
+    found: list[str] = []
+    for text in texts:
+        if not number:
+            return found
+        pieces = _cut(text, pools.passage, pools.most)
+        if len(pieces) >= pools.least:
+            found += pieces
+            number -= 1
+    if number:
+        raise DataError(f"the installed text has too little of {domain}: {number} documents are missing")
+    return found
+
+
+def _cut(text: str, size: int, most: int) -> list[str]:
+    raw = text.encode()
+    pieces: list[str] = []
+    while len(raw) >= size // 2 and len(pieces) < most:
+        end = nice_end(raw, size // 2, min(len(raw), 3 * size // 2), min(len(raw), size))
+        pieces.append(raw[:end].decode(errors="ignore").rstrip("\n") + "\n")
+        raw = raw[end:]
+    return pieces
 
 
 def _write(path: Path, texts: Iterator[str]) -> None:

@@ -79,21 +79,30 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def expertise(home: Path) -> Command:
-    """Run a command in the folder, as `python -m expertise …` would, but without a process of its own."""
+def expertise_in(home: Path) -> Callable[[Path], Command]:
+    """`expertise_in(folder)`: run commands there, as `python -m expertise …` would, but without a process."""
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        from expertise.cli.main import run as command
+    def command_in(folder: Path) -> Command:
+        def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+            from expertise.cli.main import run as command
 
-        out, err = io.StringIO(), io.StringIO()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(home)
-            patch.setenv("EXPERTISE_CACHE", str(home / "cache"))
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                code = command(list(arguments))
-        return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+            out, err = io.StringIO(), io.StringIO()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(folder)
+                patch.setenv("EXPERTISE_CACHE", str(home / "cache"))
+                with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                    code = command(list(arguments))
+            return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
-    return run
+        return run
+
+    return command_in
+
+
+@pytest.fixture(scope="session")
+def expertise(home: Path, expertise_in: Callable[[Path], Command]) -> Command:
+    """Run a command in the folder that the tests of commands share."""
+    return expertise_in(home)
 
 
 @pytest.fixture(scope="session")

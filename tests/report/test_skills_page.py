@@ -32,6 +32,9 @@ def test_the_page_says_what_composing_gave() -> None:
     assert "The composed model needs 1.75 bits per byte where the base needs 2.00" in text
     assert "A context router weighs the skills: one choice per token, from its hidden state." in text
     assert "In no column does the composed model need the fewest bits." in text
+    close = record()
+    close["bits_per_byte"]["base"] = close["bits_per_byte"]["composed"] | {"headers": 1.91}
+    assert "needs 1.750 bits per byte where the base needs 1.752" in PageReader(render(close)).text
     better = record()
     better["bits_per_byte"]["composed"] |= {"headers": 1.0, "prose": 1.1}
     assert "the fewest bits in 2 of 5 columns: headers and prose." in PageReader(render(better)).text

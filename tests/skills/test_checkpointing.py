@@ -138,6 +138,18 @@ def test_checkpointed_layers_give_the_same_gradients(
         assert len(count_layers) == 4
 
 
+def test_a_checkpointed_layer_computes_out_of_training_mode() -> None:
+    """Some have dropout that goes by their own mode."""
+    base = llama()
+    model: Any = compose(base, [], growing=some_skills(base, "all")[0])
+    layer, modes = model.model.layers[0], []
+    layer.input_layernorm.register_forward_hook(lambda *_: modes.append(layer.training))
+    model.activation_checkpointing_enable()
+    model.train()
+    model(tokens()).logits.sum().backward()
+    assert modes == [False, False]
+
+
 def test_checkpointed_experts() -> None:
     base = qwen_mixture()
     skills = some_skills(base, "all", "experts")

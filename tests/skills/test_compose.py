@@ -167,6 +167,8 @@ def test_a_merged_model_of_tied_weights_is_saved_and_loaded_untied(tmp_path: Pat
     close(logits_of(plain, ids), expected)
     plain.save_pretrained(tmp_path)
     close(logits_of(LlamaForCausalLM.from_pretrained(tmp_path), ids), expected)
+    # Other readers of the folder go by what it says.
+    assert not plain.config.tie_word_embeddings
     assert base.config.tie_word_embeddings
     assert base.lm_head.weight is base.model.embed_tokens.weight
     # Without the embedding nothing is untied.

@@ -268,7 +268,7 @@ def test_what_is_something_else_is_no_library(library: Library, tmp_path: Path) 
                 use()
     with pytest.raises(SkillError, match="is no library: no folder in it is a skill") as caught:
         Library(tmp_path).verify()
-    assert caught.value.hints == (f"{library.path} is one",)
+    assert caught.value.hints == (f"{library.path} is a library",)
 
 
 def test_a_folder_that_was_moved_by_hand_has_its_new_name(library: Library) -> None:

@@ -86,10 +86,13 @@ def _headline(record: Mapping[str, Any]) -> str:
     if composed is None:
         names = skill_names(record)
         return f"A library of {len(names)} skills." if names else "There are no skills yet."
-    others = [f"the base needs {number(base)}"] if base is not None else []
-    others += [f"the best single skill, {best[0]}, {number(best[1])}"] if best else []
-    against = f" where {listing(others)}" if others else ""
-    return f"The composed model needs {number(composed)} bits per byte{against}."
+    others = [value for value in (base, best[1] if best else None) if value is not None]
+    # Two decimals would hide which is less where they are close.
+    digits = 2 if all(abs(composed - other) >= 0.015 for other in others) else 3
+    words = [f"the base needs {number(base, digits)}"] if base is not None else []
+    words += [f"the best single skill, {best[0]}, {number(best[1], digits)}"] if best else []
+    against = f" where {listing(words)}" if words else ""
+    return f"The composed model needs {number(composed, digits)} bits per byte{against}."
 
 
 def _lede(record: Mapping[str, Any]) -> str:

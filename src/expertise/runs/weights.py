@@ -23,7 +23,7 @@ def load_weights(model: nn.Module, saved: Checkpoint, owner: str) -> None:
 
 
 def fitting_weights(model: nn.Module, saved: Checkpoint, owner: str) -> dict[str, Tensor]:
-    """A checkpoint's weights, when they are those that a model has; arguments and errors as `load_weights`."""
+    """A checkpoint's weights, when they are those of a model; arguments and errors as `load_weights`."""
     tensors, own = saved.tensors("model"), model.state_dict()
     for name in [*own, *tensors]:
         there = list(tensors[name].shape) if name in tensors else "missing"

@@ -9,6 +9,7 @@ from torch import nn
 
 from expertise.errors import SkillError
 from expertise.registry import Registry
+from expertise.skills.composed_json import is_composed
 
 BASES = Registry(
     "kind of base",
@@ -42,6 +43,8 @@ def kind_of(path: str) -> str:
     for name, kind in BASES.items():
         if kind.can_open(path):
             return name
+    if is_composed(Path(path)):
+        raise SkillError(f"{path} is a composed model", "name its own base")
     if Path(path).exists():
         raise SkillError(f"{path} holds no model that skills can stand on", f"known are: {', '.join(BASES)}")
     raise SkillError(f"no model at {path}", "`expertise train demo` makes one in runs/demo")

@@ -44,7 +44,6 @@ def clone(base: nn.Module) -> nn.Module:
         twin = modules[id(module)]
         for key, value in list(twin.__dict__.items()):
             twin.__dict__[key] = _translate(value, modules)
-        twin.__dict__["_buffers"] = dict(module._buffers)
         twin.__dict__["_modules"] = {
             name: None if child is None else modules[id(child)] for name, child in module._modules.items()
         }

@@ -23,7 +23,15 @@ from expertise.skills.card import (
     read_files,
 )
 from expertise.skills.fingerprints import fingerprint
-from expertise.skills.folders import exporting, put, require_name, skill_folder, skill_names, writing
+from expertise.skills.folders import (
+    exporting,
+    library_in,
+    put,
+    require_name,
+    skill_folder,
+    skill_names,
+    writing,
+)
 from expertise.skills.peft_config import CONFIG
 from expertise.skills.reading import read_adapter, require_same_base
 
@@ -87,8 +95,10 @@ def export_adapter(library: Path, name: str, path: Path) -> Path:
 
 
 def _instead(folder: Path) -> tuple[str, ...]:
-    """A hint for who named a library in place of a skill."""
+    """A hint for who named a library in place of a skill, or a folder above one."""
     names: list[str] = []
     with contextlib.suppress(SkillError):
         names = skill_names(folder)
-    return (f"it is a library: name one of its folders, such as {folder / names[0]}",) if names else ()
+    if names:
+        return (f"it is a library: name one of its folders, such as {folder / names[0]}",)
+    return library_in(folder)

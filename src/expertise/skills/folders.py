@@ -52,7 +52,7 @@ def require_library(library: Path) -> Path:
             f"no library at {library}", "learn or import a skill to make one, or name it: --library"
         )
     if not skill_names(library) and any(not path.name.startswith(".") for path in library.iterdir()):
-        raise SkillError(f"{library} is no library: no folder in it is a skill", *_library_in(library))
+        raise SkillError(f"{library} is no library: no folder in it is a skill", *library_in(library))
     return library
 
 
@@ -228,11 +228,11 @@ def _require_folder(library: Path) -> None:
         raise SkillError(f"{library} is a run, not a library")
 
 
-def _library_in(folder: Path) -> tuple[str, ...]:
-    """A hint for who named a folder above a library, such as a composed model's."""
-    for path in sorted(folder.iterdir()):
+def library_in(folder: Path) -> tuple[str, ...]:
+    """A hint for who named a folder above a library, such as a composed model's; none where there is none."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.is_dir() and os.access(path, os.R_OK | os.X_OK) and any(map(is_skill, path.iterdir())):
-            return (f"{path} is one",)
+            return (f"{path} is a library",)
     return ()
 
 

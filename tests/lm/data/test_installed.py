@@ -4,6 +4,7 @@ import importlib.metadata
 import itertools
 import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,13 @@ def first() -> dict[str, list[tuple[str, str]]]:
         ]
         for source in installed_sources()
     }
+
+
+@pytest.fixture(autouse=True)
+def _listed_anew() -> Iterator[None]:
+    """What a test makes of the machine is not what the next one finds."""
+    yield
+    module._listing.cache_clear()
 
 
 def test_docstrings_are_dedented_prose_in_reading_order() -> None:
