@@ -1,9 +1,14 @@
 """Diffusion policies from recorded behaviour, in the order in which data flows.
 
-`batch` (transitions) → `critics` → `objective` (weights, loss) → `task` (what is trained) → `policy` (`act`).
+`envs`, `data` → `batch` (transitions) → `critics` → `objective` (weights, errors) → `task` (what is trained)
+→ `acting` (what every policy can do) → `policy` → `growing` (a skill) → `compose` (alpha(s) over skills) and
+`baselines` → `learn` (recipes) → `evaluate`.
 """
 
+from expertise.policy.acting import POLICIES, Policy
+from expertise.policy.alpha import ALPHAS
 from expertise.policy.batch import Batch
+from expertise.policy.compose import ComposedPolicy
 from expertise.policy.critic import RewardCriticConfig, SafetyCriticConfig
 from expertise.policy.critics import Critics, CriticsConfig
 from expertise.policy.diffusion import Diffusion, DiffusionConfig
@@ -14,17 +19,21 @@ from expertise.policy.policy import DiffusionPolicy, PolicyConfig
 from expertise.policy.task import CRITIC_OPTIMIZER, POLICY_OPTIMIZER, CriticTask, PolicyTask
 
 __all__ = [
+    "ALPHAS",
     "CRITIC_OPTIMIZER",
     "NETWORKS",
+    "POLICIES",
     "POLICY_OPTIMIZER",
     "WEIGHTS",
     "Batch",
+    "ComposedPolicy",
     "CriticTask",
     "Critics",
     "CriticsConfig",
     "Diffusion",
     "DiffusionConfig",
     "DiffusionPolicy",
+    "Policy",
     "PolicyConfig",
     "PolicyTask",
     "RewardCriticConfig",

@@ -86,6 +86,8 @@ class Policy(nn.Module, abc.ABC):
             "kind": self.kind,
             "observation_dim": self.observation_dim,
             "action_dim": self.action_dim,
+            "num_candidates": self.num_candidates,
+            "pick": self.pick,
             **self.parts(),
             "critics": None if self.critics is None else dataclasses.asdict(self.critics.config),
         }
@@ -234,21 +236,22 @@ class DenoisingPolicy(Policy, abc.ABC):
         return self.diffusion.sample(predict, noise.flatten(1, 2)).view(states, number, dim)
 
 
-def require_acting(num_candidates: int = 1, pick: str = "first") -> None:
-    """Refuse a number of candidates below 1, and a way to pick one that is not known.
+def require_acting(num_candidates: int | None = None, pick: str | None = None) -> None:
+    """Refuse a number of candidates below 1, and a way to pick one that is not known; None is not looked at.
 
     Raises:
         RecipeError: it is so.
     """
-    if num_candidates < 1:
+    if num_candidates is not None and num_candidates < 1:
         raise RecipeError(f"num_candidates must be at least 1, not {num_candidates}")
-    if pick not in CRITIC_OF:
+    if pick is not None and pick not in CRITIC_OF:
         raise RecipeError(f"unknown pick {pick!r}", nearest(pick, CRITIC_OF))
 
 
 def restored(facts: dict[str, Any]) -> Policy:
     """A policy from its `facts`, critics included; its weights are yet to be put in."""
     policy: Policy = POLICIES[facts["kind"]].rebuilt(facts)
+    policy.num_candidates, policy.pick = facts["num_candidates"], facts["pick"]
     if facts["critics"] is not None:
         config = recipes.build(facts["critics"], CriticsConfig)
         policy.attach(Critics(config, policy.observation_dim, policy.action_dim))

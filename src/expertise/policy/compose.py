@@ -95,11 +95,11 @@ class ComposedPolicy(DenoisingPolicy):
 
     def __getstate__(self) -> dict[str, Any]:
         # What acts shares memory with the network: a copy makes its own.
-        return {**super().__getstate__(), "_steered": None}  # type: ignore[no-untyped-call]
+        return {**self.__dict__, "_steered": None}
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ComposedPolicy:
+    def _apply(self, *arguments: Any, **named: Any) -> ComposedPolicy:
         self._steered = None  # moved to another device or dtype, the network has other memory
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(*arguments, **named)  # type: ignore[no-untyped-call]
         return self
 
     @classmethod

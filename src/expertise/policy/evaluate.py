@@ -55,8 +55,7 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         Name.parse(self.environment)
-        number = 1 if self.num_candidates is None else self.num_candidates
-        require_acting(number, "first" if self.pick is None else self.pick)
+        require_acting(self.num_candidates, self.pick)
 
 
 def evaluate(

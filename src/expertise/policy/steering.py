@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,17 +27,17 @@ class SteeredNetwork:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        composition = composition_of(network)
-        root = clone(composition.base)
+        root = clone(network)
         self._layers: list[_Steered] = []
         stand_ins: dict[nn.Module, nn.Module] = {}
-        for address, adapted in composition.adapted.items():
+        for address, adapted in composition_of(network).adapted.items():
             assert isinstance(adapted, Adapted)
             layer = _Steered(adapted)
             self._layers.append(layer)
             stand_ins[root.get_submodule(address)] = layer
         replace(root, stand_ins)
-        self.forward = root.eval()
+        # By the class, so that what tells a composition of each call is not called.
+        self.forward: Callable[..., Tensor] = functools.partial(type(root).forward, root)
         """The network, with what `steer` set; its arguments are the base's own."""
 
     def steer(self, weights: Float[Tensor, "states skills"], each: int = 1) -> None:

@@ -123,9 +123,6 @@ def test_only_alpha_learns_and_it_finds_the_member_that_did_it(
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.xfail(
-    reason="known defect: a loaded composition of actions picks other candidates", strict=False
-)
 def test_what_is_saved_acts_the_same(
     tmp_path: Path, level: str, members: list[DiffusionPolicy], make_critics: Callable[..., Critics]
 ) -> None:

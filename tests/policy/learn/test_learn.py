@@ -88,7 +88,12 @@ def test_the_whole_of_psec_and_its_baselines_is_learnt_and_acts(workshop: Worksh
     workshop.ingredients()
     scratch = [str(workshop.folder / "scratch")]
     rows: dict[str, dict[str, Any]] = {
-        "PSEC": {"skills": ["go", "stay"], "critics": str(workshop.folder / "critics")},
+        "PSEC": {
+            "skills": ["go", "stay"],
+            "critics": str(workshop.folder / "critics"),
+            "num_candidates": 4,
+            "pick": "min-qc",
+        },
         "fixed": {"skills": ["go", "stay"], "alpha": {"name": "fixed", "learn": True}},
         "top-p": {"skills": ["go", "stay"], "alpha": {"name": "top_p"}},
         "leaning": {"skills": ["go", "stay"], "lean": {"skill": "stay"}},
@@ -110,7 +115,10 @@ def test_the_whole_of_psec_and_its_baselines_is_learnt_and_acts(workshop: Worksh
             f"{row} learnt nothing"
         )
         assert policy.names == names.get(row, policy.names)
-    assert load(workshop.folder / "PSEC").act(seen, num_candidates=5, pick="min-qc").shape == (4, 2)
+    safe, dice = load(workshop.folder / "PSEC"), torch.Generator
+    assert (safe.num_candidates, safe.pick) == (4, "min-qc")
+    by_hand = safe.act(seen, num_candidates=4, pick="min-qc", generator=dice().manual_seed(0))
+    assert torch.equal(safe.act(seen, generator=dice().manual_seed(0)), by_hand)
     assert load(workshop.make("BC", "direct", data="right")).kind == "direct"
     joint = [*workshop.data["left"], *workshop.data["right"]]
     learn(

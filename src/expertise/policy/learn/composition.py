@@ -12,7 +12,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from expertise.errors import RecipeError
-from expertise.policy.acting import DenoisingPolicy, Policy
+from expertise.policy.acting import DenoisingPolicy, Policy, require_acting
 from expertise.policy.alpha import ALPHAS, AlphaConfig, ContextAlpha, FixedAlpha
 from expertise.policy.baselines.actions import ActionComposition
 from expertise.policy.baselines.noise import NoiseComposition
@@ -87,6 +87,10 @@ class CompositionRecipe:
     """What a transition counts (release: "uniform" for DSRL, "advantage" for D4RL)."""
     critics: str = ""
     """Critics that `weights` asks and that go along with the policy, by path; empty: those of the base."""
+    num_candidates: Annotated[int, Ge(1)] | None = None
+    """Actions that it draws for each state; left out: as many as the base."""
+    pick: str | None = None
+    """Which of them it takes: "first", "max-q" or "min-qc"; left out: the base's."""
     lean: LeanConfig | None = None
     """The release's regulariser, for parameters alone; left out: none."""
     optimizer: PlainOptimizer = dataclasses.field(default_factory=PlainOptimizer)
@@ -99,6 +103,7 @@ class CompositionRecipe:
             raise RecipeError(f'level "{self.level}" needs policies, skills or both')
         if self.level == "actions" and self.loss == "noise":
             raise RecipeError('level "actions" has no noise to learn by', 'set loss to "action"')
+        require_acting(self.num_candidates, self.pick)
         if self.lean and (self.level != "parameters" or self.lean.skill not in self.skills):
             raise RecipeError(
                 f"alpha leans to a skill that is composed in parameters, not to {self.lean.skill!r}"
@@ -116,6 +121,10 @@ class CompositionRecipe:
         policy = self._policy(base, skills)
         if critics is not None:
             policy.attach(critics)
+        if self.num_candidates is not None:
+            policy.num_candidates = self.num_candidates
+        if self.pick is not None:
+            policy.pick = self.pick
         by_action = self.loss == "action" or self.level == "actions"
         task = PolicyTask(
             policy,
