@@ -3,9 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+POLICY := $(VENV)/.ready-policy
+SAFETY := $(VENV)/.ready-safety
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults lint types format bench docs reproduce-skills-lm clean
+.PHONY: help setup setup-policy setup-safety demo test test-faults test-policy lint types format bench docs \
+  reproduce-skills-lm clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,14 +22,31 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "expertise needs Python 3.11, 3.12 or 3.13: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
 	@$(PYTHON) -m venv $(VENV) || \
 	  { echo "Python's venv module is missing: on Debian and Ubuntu, apt install python3-venv"; exit 2; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,hf,skills]'
+	$(PIP) --editable '.[dev,hf,skills]'
 	@touch $(STAMP)
+
+setup-policy: $(POLICY)  ## add what policies need: simulators, readers of recorded data, teachers
+
+$(POLICY): $(STAMP)
+	$(PIP) --editable '.[policy]'
+	@touch $(POLICY)
+
+setup-safety: $(SAFETY)  ## add Bullet's safe tasks
+
+# The package asks for an older Gymnasium, yet works with ours: only --no-deps says so, and no extra can.
+$(SAFETY): $(POLICY)
+	$(PIP) pybullet
+	$(PIP) --no-deps bullet-safety-gym
+	@touch $(SAFETY)
 
 demo: $(STAMP)  ## train a mixture of experts on text from this machine and draw what each expert learnt
 	$(BIN)/expertise demo
 
 test: $(STAMP)  ## all tests
 	$(BIN)/python -m pytest
+
+test-policy: $(SAFETY)  ## the tests of policies, with simulators
+	$(BIN)/python -m pytest tests/policy
 
 test-faults: $(STAMP)  ## the full lists of kills and damage, about three minutes
 	$(BIN)/python -m pytest -m faults -v
@@ -41,8 +62,10 @@ format: $(STAMP)  ## put the code into house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## measure speed beside a peer and the physical limit
+bench: $(STAMP)  ## measure speed beside peers and the physical limit, about ten minutes
 	$(BIN)/python benchmarks/mixture_layer.py
+	$(BIN)/python benchmarks/skills.py
+	$(BIN)/python benchmarks/policy_training.py
 
 docs: $(STAMP)  ## write docs/cli.md and docs/recipe-keys.md from the code
 	$(BIN)/python docs/make_cli.py

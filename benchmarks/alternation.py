@@ -1,32 +1,18 @@
-"""What the benchmarks share: ways that take turns, ratios within each turn, results as tidy rows."""
+"""What benchmarks share: ways that take turns, and ratios within each turn."""
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import Any
 
-import torch
-
-from expertise import __version__
-
-Row = dict[str, Any]
-"""One measurement: table, setting, row, metric, unit, seed, value."""
-
-RESULTS = Path(__file__).parents[1] / "docs/results"
+from expertise.runs.results import Row
 
 
 def alternate(
     ways: Mapping[str, Callable[[], object]], rounds: int, calls: int = 1
 ) -> dict[str, list[float]]:
-    """CPU seconds per call of each way, round by round; a first round counts for nothing.
+    """CPU seconds per call of each way, round by round, after a first round that does not count.
 
     CPU time of this process, so that with a single thread other programs on the machine count for little.
     """
@@ -46,40 +32,11 @@ def ratio(times: Mapping[str, list[float]], name: str, reference: str) -> float:
     return statistics.median(a / b for a, b in zip(times[name], times[reference], strict=True))
 
 
-def row(table: str, setting: str, name: str, metric: str, unit: str, value: float) -> Row:
-    """One measurement."""
-    return {
-        "table": table,
-        "setting": setting,
-        "row": name,
-        "metric": metric,
-        "unit": unit,
-        "seed": 0,
-        "value": value,
-    }
-
-
 def show(rows: Iterable[Row]) -> None:
-    """Print the rows."""
+    """Print rows, those of a setting under it."""
     setting = None
-    for r in rows:
-        if r["setting"] != setting:
-            setting = r["setting"]
-            print(f"{r['table']}: {setting}")
-        print(f"  {r['row']:<42}{r['metric']:<16}{r['value']:>12.4f} {r['unit']}")
-
-
-def write(file: str, rows: Iterable[Row], peers: Iterable[str] = ()) -> None:
-    """Write rows under `docs/results/`, with the versions of what was measured."""
-    environment = {
-        "expertise": __version__,
-        "torch": torch.__version__,
-        **{peer: importlib.metadata.version(peer) for peer in peers},
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "date": datetime.date.today().isoformat(),
-    }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    content = json.dumps({"environment": environment, "rows": list(rows)}, indent=1)
-    (RESULTS / file).write_text(content + "\n", "utf-8")
+    for row in rows:
+        if row.setting != setting:
+            setting = row.setting
+            print(f"{row.table}: {setting}")
+        print(f"  {row.row:<42}{row.metric:<10}{row.value:>10.4f} {row.unit}")

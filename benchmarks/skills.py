@@ -23,15 +23,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from alternation import Row, alternate, ratio, row, show, write
+from alternation import alternate, ratio, show
 from torch import Tensor, nn
 
 from expertise.mixture import LowRankExperts, Mixture, SwiGLUExperts, TopK
 from expertise.mixture.routers.context import Context
 from expertise.mixture.routes import Routes
+from expertise.runs.results import Results, Row
 from expertise.skills import Library, Skill, compose, extended
 from expertise.skills.learn import SkillConfig, fresh
 
+RESULTS = Path(__file__).parents[1] / "docs/results/skills_speed.json"
 SIZES = {
     "d=512 h=1376 layers=4 tokens=32x64": (512, 1376, 4, 32, 64),
     "d=768 h=2048 layers=6 tokens=16x64": (768, 2048, 6, 16, 64),
@@ -147,12 +149,12 @@ def forward(rounds: int) -> Iterator[Row]:
         with torch.no_grad():
             times = alternate(ways, rounds)
             slow_times = alternate(slow, max(2, rounds // 3))
-        yield row("forward", setting, "asked: ours, weights per row", "ratio", f"times {ONE}", 1.25)
+        yield _row("forward", setting, "asked: ours, weights per row", "ratio", f"times {ONE}", 1.25)
         yield from _ratios("forward", setting, times, ONE)
         ours = "ours, weights per row"
-        yield row("forward", setting, "asked: X-LoRA and adapters in turn", "slower", f"times {ours}", 3.0)
+        yield _row("forward", setting, "asked: X-LoRA and adapters in turn", "slower", f"times {ours}", 3.0)
         for way in list(slow)[1:]:
-            yield row("forward", setting, way, "slower", f"times {ours}", ratio(slow_times, way, ours))
+            yield _row("forward", setting, way, "slower", f"times {ours}", ratio(slow_times, way, ours))
 
 
 def step(rounds: int) -> Iterator[Row]:
@@ -166,13 +168,12 @@ def step(rounds: int) -> Iterator[Row]:
             ),
             "ours, router per token": _step(made.by_token, input_ids=made.ids, labels=made.ids),
         }
-        slow = {ONE: ways[ONE], "X-LoRA (PEFT)": _step(made.mixed, input_ids=made.ids, labels=made.ids)}
-        yield row("step", setting, "asked: ours", "ratio", f"times {ONE}", 1.25)
+        yield _row("step", setting, "asked: ours", "ratio", f"times {ONE}", 1.25)
         yield from _ratios("step", setting, alternate(ways, rounds), ONE)
+        mixed = "X-LoRA (PEFT)"
+        slow = {ONE: ways[ONE], mixed: _step(made.mixed, input_ids=made.ids, labels=made.ids)}
         times = alternate(slow, max(2, rounds // 3))
-        yield row(
-            "step", setting, "X-LoRA (PEFT)", "ratio", f"times {ONE}", ratio(times, "X-LoRA (PEFT)", ONE)
-        )
+        yield _row("step", setting, mixed, "ratio", f"times {ONE}", ratio(times, mixed, ONE))
 
 
 def experts(rounds: int) -> Iterator[Row]:
@@ -212,7 +213,7 @@ def experts(rounds: int) -> Iterator[Row]:
         }
         with torch.no_grad():
             times = alternate(ways, rounds)
-        yield row("experts", setting, "asked: ours", "ratio", "times base", 1.5)
+        yield _row("experts", setting, "asked: ours", "ratio", "times base", 1.5)
         yield from _ratios("experts", setting, times, "base")
 
 
@@ -288,7 +289,7 @@ def sparse(rounds: int) -> Iterator[Row]:
             with torch.no_grad():
                 times = alternate(ways, rounds)
             for way in ("dense", "grouped"):
-                yield row("sparse", setting, way, "ratio", "times auto", ratio(times, way, "auto"))
+                yield _row("sparse", setting, way, "ratio", "times auto", ratio(times, way, "auto"))
 
 
 def memory(rounds: int) -> Iterator[Row]:
@@ -310,12 +311,12 @@ def memory(rounds: int) -> Iterator[Row]:
         model = extended(model, skill)
         del skill
     unit = "times the skills' own size"
-    yield row("memory", setting, "asked: ours", "added", unit, 1.0)
-    yield row("memory", setting, "ours, tensors", "added", unit, (_held(model) - tensors) / own)
+    yield _row("memory", setting, "asked: ours", "added", unit, 1.0)
+    yield _row("memory", setting, "ours, tensors", "added", unit, (_held(model) - tensors) / own)
     if resident:
-        yield row("memory", setting, "ours, resident memory", "added", unit, (_resident() - resident) / own)
+        yield _row("memory", setting, "ours, resident memory", "added", unit, (_resident() - resident) / own)
     shared = sum(p.numel() for p in llama.parameters()) * 4 / _held(model)
-    yield row("memory", setting, "base, shared with the composed model", "share", "of its bytes", shared)
+    yield _row("memory", setting, "base, shared with the composed model", "share", "of its bytes", shared)
 
 
 def library(rounds: int) -> Iterator[Row]:
@@ -341,21 +342,25 @@ def library(rounds: int) -> Iterator[Row]:
             assert count == "100"
             found.append((float(listed), float(shown)))
     setting = "100 skills of rank 8 on 12 layers of 256"
-    yield row("library", setting, "asked: list and show", "seconds", "s", 0.1)
-    yield row("library", setting, "list with every card", "seconds", "s", sorted(found)[len(found) // 2][0])
-    yield row("library", setting, "show one", "seconds", "s", sorted(f[1] for f in found)[len(found) // 2])
+    yield _row("library", setting, "asked: list and show", "seconds", "s", 0.1)
+    yield _row("library", setting, "list with every card", "seconds", "s", sorted(found)[len(found) // 2][0])
+    yield _row("library", setting, "show one", "seconds", "s", sorted(f[1] for f in found)[len(found) // 2])
 
 
 TABLES = {made.__name__: made for made in (forward, step, experts, small, sparse, memory, library)}
 
 
+def _row(table: str, setting: str, row: str, metric: str, unit: str, value: float) -> Row:
+    return Row(table=table, setting=setting, row=row, metric=metric, unit=unit, seed=0, value=value)
+
+
 def _ratios(table: str, setting: str, times: dict[str, list[float]], reference: str) -> Iterator[Row]:
-    yield row(
+    yield _row(
         table, setting, reference, "seconds", "CPU s", sorted(times[reference])[len(times[reference]) // 2]
     )
     for name in times:
         if name != reference:
-            yield row(table, setting, name, "ratio", f"times {reference}", ratio(times, name, reference))
+            yield _row(table, setting, name, "ratio", f"times {reference}", ratio(times, name, reference))
 
 
 def _step(model: nn.Module, **inputs: Tensor) -> Callable[[], None]:
@@ -400,19 +405,18 @@ def _resident() -> int:
 
 
 def main() -> None:
-    """Measure, print, and write the results file."""
+    """Measure, print, and write the rows; those of other tables stay."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument(
-        "--only", default=",".join(TABLES), help="tables, commas between; nothing is written then"
-    )
+    parser.add_argument("--only", default=",".join(TABLES), help="tables, with commas between")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    rows = [r for table in arguments.only.split(",") for r in TABLES[table](arguments.rounds)]
-    show(rows)
-    if set(arguments.only.split(",")) == set(TABLES):
-        write("skills_speed.json", rows, ("peft", "transformers"))
+    results = Results(RESULTS)
+    for table in arguments.only.split(","):
+        rows = list(TABLES[table](arguments.rounds))
+        show(rows)
+        results.add(rows)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from expertise import lm, mixture, skills
+    from expertise import lm, mixture, policy, skills
     from expertise.errors import ExpertiseError
 
 __version__ = "0.1.0"
-__all__ = ["ExpertiseError", "__version__", "lm", "mixture", "skills"]
+__all__ = ["ExpertiseError", "__version__", "lm", "mixture", "policy", "skills"]
 
-_PACKAGES = ("lm", "mixture", "skills")
+_PACKAGES = ("lm", "mixture", "policy", "skills")
 
 
 def __getattr__(name: str) -> object:

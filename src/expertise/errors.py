@@ -49,16 +49,28 @@ class SkillError(ExpertiseError):
     """A skill or a library of skills is missing, damaged, belongs to another base, or cannot be composed."""
 
 
+# What does not follow from an extra's name. "safety" is none: its package asks for an older Gymnasium, which
+# only --no-deps overrules, and an extra cannot say that.
+_HOW_TO_INSTALL = {
+    "policy": ("pip install 'expertise[policy]'", "in a copy of the sources: make setup-policy"),
+    "safety": (
+        "pip install pybullet && pip install --no-deps bullet-safety-gym==1.4.0",
+        "in a copy of the sources: make setup-safety",
+    ),
+}
+
+
 class MissingExtra(ExpertiseError):  # noqa: N818 - reads as what it is: `raise MissingExtra("data", …)`
     """An optional part of the library is not installed.
 
     Args:
-        extra: the extra's name in pyproject.toml.
+        extra: the extra's name in pyproject.toml, or "safety".
         what: what needed it, in words.
     """
 
     def __init__(self, extra: str, what: str) -> None:
-        super().__init__(f"{what} needs packages that are not installed", f"pip install 'expertise[{extra}]'")
+        how = _HOW_TO_INSTALL.get(extra, (f"pip install 'expertise[{extra}]'",))
+        super().__init__(f"{what} needs packages that are not installed", *how)
         self.extra = extra
 
 

@@ -16,21 +16,23 @@ def composed(run_folder: Path, home: Path, expertise) -> Path:
         done = expertise(*learn, "--work", f"work-{domain}", "--library", "shelf")
         assert done.returncode == 0, done.stderr
     compose = ("skill", "compose", "run", "--skills", "prose,code", "--library", "shelf", *few)
-    done = expertise(*compose, "--data", "text", "--reads", "token", "--work", "work", "--out", "mixed")
+    done = expertise(
+        *compose, "--data", "text", "--reads", "token", "--work", "work-report", "--out", "reported"
+    )
     assert done.returncode == 0, done.stderr
-    return home / "mixed"
+    return home / "reported"
 
 
 def test_the_page_is_of_the_text_that_the_router_was_learnt_from(composed: Path, expertise) -> None:
-    done = expertise("skill", "report", "mixed", "--threads", "1", "--json")
+    done = expertise("skill", "report", "reported", "--threads", "1", "--json")
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout)
     record = json.loads((composed / "skills.json").read_text("utf-8"))
-    assert made == {"report": "mixed/skills.html", "record": "mixed/skills.json"}
+    assert made == {"report": "reported/skills.html", "record": "reported/skills.json"}
     assert record["domains"] == ["code", "prose"]
     assert [skill["name"] for skill in record["skills"]] == ["prose", "code"]
     assert record["composition"] == {"router": "context", "reads": "token", "weights": None}
-    again = expertise("evaluate", "mixed", "--max-bytes", "65536", "--threads", "1", "--json")
+    again = expertise("evaluate", "reported", "--max-bytes", "65536", "--threads", "1", "--json")
     wanted = json.loads(again.stdout)
     for domain in record["domains"]:
         bits = record["bits_per_byte"]["composed"][domain]
@@ -40,9 +42,11 @@ def test_the_page_is_of_the_text_that_the_router_was_learnt_from(composed: Path,
 
 
 def test_other_text_can_be_looked_at(composed: Path, expertise) -> None:
-    done = expertise("skill", "report", "mixed", "--data", "text/code", "--split", "test", "--threads", "1")
+    done = expertise(
+        "skill", "report", "reported", "--data", "text/code", "--split", "test", "--threads", "1"
+    )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "mixed/skills.html"
+    assert done.stdout.strip() == "reported/skills.html"
     assert json.loads((composed / "skills.json").read_text("utf-8"))["domains"] == ["code"]
 
 
@@ -50,6 +54,6 @@ def test_mistakes_are_named(composed: Path, expertise) -> None:
     done = expertise("skill", "report", "run")
     assert done.returncode == 2
     assert done.stderr.startswith("error: no composed model at run")
-    done = expertise("skill", "report", "mixed", "--split", "all")
+    done = expertise("skill", "report", "reported", "--split", "all")
     assert done.returncode == 2
     assert "no split 'all'" in done.stderr

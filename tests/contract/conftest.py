@@ -96,6 +96,8 @@ def _hash(u: Tensor, router: Any, context: Tensor) -> Weights:
 def _context(u: Tensor, router: Any, context: Tensor) -> Weights:
     """PSEC §4.2: every part, its weight from an MLP over the context vector."""
     values = context.to(u.dtype)
+    if router.normalize:
+        values = values / (values.pow(2).mean() + torch.finfo(context.dtype).eps).sqrt()
     weights, biases = ([p for p in router.parameters() if p.ndim == n] for n in (2, 1))
     for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         values = weight @ (values if layer == 0 else values.clamp(min=0)) + bias

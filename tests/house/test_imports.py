@@ -21,8 +21,9 @@ ARROW = {
     "mixture": FOUNDATION,
     "skills": FOUNDATION | {"runs", "mixture"},
     "lm": FOUNDATION | {"runs", "mixture", "skills"},
-    "report": FOUNDATION | {"runs", "mixture", "skills", "lm"},
-    "cli": FOUNDATION | {"runs", "mixture", "skills", "lm", "report"},
+    "policy": FOUNDATION | {"runs", "mixture", "skills"},
+    "report": FOUNDATION | {"runs", "mixture", "skills", "lm", "policy"},
+    "cli": FOUNDATION | {"runs", "mixture", "skills", "lm", "policy", "report"},
 }
 
 

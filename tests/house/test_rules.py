@@ -67,9 +67,22 @@ def test_configs_describe_every_field() -> None:
                     assert described, f"{path.name}: {cls.name}.{ast.unparse(field.target)} has no sentence"
 
 
+PACKAGES = ("mixture", "skills", "lm", "lm.data", "lm.evaluate", "policy", "policy.data", "policy.envs")
+"""Those that name what others may use."""
+
+
 def public_objects() -> dict[str, object]:
     found = {}
-    for package in ("mixture", "skills", "lm", "lm.data", "lm.evaluate"):
+    for package in (
+        "mixture",
+        "skills",
+        "lm",
+        "lm.data",
+        "lm.evaluate",
+        "policy",
+        "policy.data",
+        "policy.envs",
+    ):
         module = import_module(f"expertise.{package}")
         found |= {f"{package}.{name}": getattr(module, name) for name in module.__all__}
     for info in pkgutil.walk_packages([str(SOURCE / "mixture")], "expertise.mixture."):
@@ -120,7 +133,17 @@ def test_functions_of_the_mixture_give_shapes() -> None:
 
 
 def test_exported_names_exist_and_are_sorted_out() -> None:
-    for package in ("", ".mixture", ".skills", ".lm", ".lm.data", ".lm.evaluate"):
+    for package in (
+        "",
+        ".mixture",
+        ".skills",
+        ".lm",
+        ".lm.data",
+        ".lm.evaluate",
+        ".policy",
+        ".policy.data",
+        ".policy.envs",
+    ):
         module = import_module(f"expertise{package}")
         assert all(hasattr(module, name) for name in module.__all__)
 

@@ -237,6 +237,8 @@ def test_a_model_without_a_tokenizer_opens(folder: Path, tmp_path: Path) -> None
         ({"config_DOT_json": "{"}, RunError, "cannot open .* as a causal language model"),
         ({"config_DOT_json": None}, SkillError, "holds no model that skills can stand on"),
         ({"model_DOT_safetensors": None}, RunError, "cannot open .* as a causal language model"),
+        ({"model_DOT_safetensors": "x"}, RunError, "cannot open .* as a causal language model"),
+        ({"tokenizer_config_DOT_json": "{"}, RunError, r"damaged .*tokenizer_config\.json"),
     ],
 )
 def test_what_is_no_model_is_refused(
@@ -249,6 +251,17 @@ def test_what_is_no_model_is_refused(
 def test_weights_in_a_pickle_are_refused(folder: Path, tmp_path: Path) -> None:
     path = changed(folder, tmp_path / "pickle", model_DOT_safetensors=None, pytorch_model_DOT_bin="x")
     with pytest.raises(RunError, match="cannot open"):
+        open_model(path)
+
+
+def test_a_model_without_some_weight_is_refused(folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = changed(folder, tmp_path / "headless")
+    tensors = load_file(path / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RunError, match=r"it has no lm_head\.weight"):
         open_model(path)
 
 

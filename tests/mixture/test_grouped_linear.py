@@ -123,6 +123,19 @@ def test_non_contiguous(widths: tuple[int, int], which: str) -> None:
     _assert_same(ours, expected, inputs, torch.randn(ours.shape))
 
 
+@pytest.mark.parametrize("start", [0, 4, 1])
+@pytest.mark.parametrize("wider", [4, 3])
+def test_rows_that_are_part_of_wider_ones(start: int, wider: int) -> None:
+    """Read where they lie if their strides are whole, else copied; the same either way."""
+    rows, weight, offsets = _inputs([2, 0, 6], (8, 16))
+    wide = torch.nn.functional.pad(rows.detach(), (start, wider), value=7.0)
+    part = wide[:, start : start + 8].requires_grad_()
+    copied = module._aligned(part).data_ptr() != part.data_ptr()
+    assert copied == (start == 1 or (start + wider) % 4 != 0)
+    ours = grouped_linear(part, weight, offsets)
+    _assert_same(ours, _by_row(part, weight, offsets), [part, weight], torch.randn(ours.shape))
+
+
 @width_cases
 @pytest.mark.parametrize("layout", ["expanded", "transposed"])
 def test_upstream_gradients_of_any_layout(widths: tuple[int, int], layout: str) -> None:

@@ -14,7 +14,7 @@ from toy_runs import CONFIG, OPTIMIZER, content
 from expertise.errors import DivergedError
 from expertise.runs import checkpoint, loop
 from expertise.runs.config import TrainConfig
-from expertise.runs.divergence import Skips, culprit
+from expertise.runs.divergence import Skips, all_finite, culprit
 from expertise.runs.loop import Losses
 from expertise.runs.metrics import read_lines
 from expertise.runs.optim import OptimizerConfig
@@ -86,6 +86,19 @@ def test_the_part_of_the_loss_and_the_parameter_are_named(toy: Any) -> None:
     assert culprit({"loss": 1.0}, math.inf, model) == "the norm of the gradient"
     model[2].bias.grad[0] = math.nan
     assert culprit({"loss": 1.0}, math.nan, model) == "the gradient of 2.bias"
+
+
+def test_one_look_at_all_weights_sees_every_bad_number_and_no_other() -> None:
+    good = [torch.randn(3, 2), torch.tensor(0.5), torch.arange(3), torch.zeros(0)]
+    assert all_finite(good)
+    assert all_finite([*good, torch.full((4,), 1e30)]), "finite, although its squares are not"
+    assert all_finite([torch.full((4,), 6e4, dtype=torch.float16), torch.nn.Parameter(torch.ones(2))])
+    assert all_finite([])
+    for bad in (math.nan, math.inf, -math.inf):
+        for dtype in (torch.float32, torch.bfloat16, torch.complex64):
+            spoilt = torch.zeros(5, dtype=dtype)
+            spoilt[4] = bad
+            assert not all_finite([*good, spoilt])
 
 
 def test_a_skipped_step_changes_neither_weights_nor_optimizer_and_the_schedule_goes_on(

@@ -64,6 +64,15 @@ def test_a_task_is_told_of_each_step_before_anything_is_saved(tmp_path: Path, to
     ]
 
 
+def test_steps_are_taken_in_training_mode_and_evaluations_are_not(tmp_path: Path, toy: Any) -> None:
+    task, seen = toy(), []
+    task.model.eval()
+    task.before_losses = lambda step, micro: seen.append(task.model[1].training)
+    task.before_batch = lambda batch: seen.append(task.model[1].training)
+    loop.train(tmp_path, task, dataclasses.replace(CONFIG, steps=4, accumulation=1), OPTIMIZER)
+    assert seen == [True, True, True, *[False] * task.batches, True, *[False] * task.batches]
+
+
 @pytest.mark.parametrize("at", [1, 3, 4, 7])
 def test_what_was_written_after_the_checkpoint_is_done_again(
     tmp_path: Path, toy: Any, undisturbed: dict[str, bytes], at: int

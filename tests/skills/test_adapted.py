@@ -199,6 +199,35 @@ def test_a_base_with_torch_s_own_attention() -> None:
         close(model(x), by_hand(base, skills, [0.7])(x))
 
 
+def test_a_weight_that_is_made_before_every_call() -> None:
+    """Pruned as by torch's own tool: a hook before the call makes the weight."""
+    from torch.nn.utils import prune
+
+    torch.manual_seed(0)
+    base, x = net(), torch.randn(4, 6)
+    prune.random_unstructured(base.first, "weight", 0.5)
+    skills = some_skills(base, "first", "rest.1")
+    model = compose(base, skills, weights=[0.7, -0.3])
+    f = skills[0].factors["first"]
+    h = torch.tanh(base.first(x) + 0.7 * f.scaling * (x @ f.A.T @ f.B.T))
+    f = skills[1].factors["rest.1"]
+    h = base.rest[1](h) - 0.3 * f.scaling * (h @ f.A.T @ f.B.T)
+    close(model(x), base.rest[3](torch.relu(h)))
+
+
+@pytest.mark.parametrize("hook", ["register_forward_hook", "register_full_backward_hook"])
+def test_hooks_of_an_adapted_layer_see_the_frozen_one(hook: str) -> None:
+    base, x = net(), torch.randn(4, 6, requires_grad=True)
+    seen: list[Any] = []
+    getattr(base.first, hook)(lambda module, args, out: seen.append((module, out)))
+    skills = some_skills(base, "*")
+    model: Any = compose(base, skills, weights=[0.7])
+    model(x).sum().backward()
+    assert [module for module, _ in seen] == [model.first.mixture.always]
+    if hook == "register_forward_hook":
+        assert torch.equal(seen[0][1], base.first(x))
+
+
 # --- dtypes -------------------------------------------------------------------------------------------------
 
 

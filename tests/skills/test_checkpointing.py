@@ -185,16 +185,35 @@ class Checkpointed(nn.Module):
         return checkpoint(self.second, torch.tanh(y), use_reentrant=False)  # type: ignore[no-any-return]
 
 
-def test_a_base_that_checkpoints_itself_in_one_call_at_a_time() -> None:
+@pytest.mark.parametrize("router", [True, False], ids=["router", "weights"])
+def test_a_base_that_checkpoints_itself(router: bool) -> None:
+    """Several calls before one backward pass, others without a graph: each finds its own alpha again."""
     torch.manual_seed(0)
-    base, x = Checkpointed(), torch.randn(3, 4, requires_grad=True)
-    model: Any = compose(base, some_skills(base, "*", "*"))
-    alpha = torch.randn(3, 2, requires_grad=True)
-    found = torch.autograd.grad(model(x, weights=alpha).sum(), (x, alpha))
-    y = torch.tanh(base.first(x) + _added(model.first, x, alpha))
-    y = base.second(y) + _added(model.second, y, alpha)
-    for ours, theirs in zip(found, torch.autograd.grad(y.sum(), (x, alpha)), strict=True):
-        close(ours, theirs)
+    base = Checkpointed()
+    context_router = Context(5, 2, (7,))
+    skills = some_skills(base, "*", "second")
+    model: Any = compose(base, skills, **({"router": context_router} if router else {}))
+    leaves: list[Tensor] = list(context_router.parameters()) if router else []
+    found, expected = torch.zeros(()), torch.zeros(())
+    for size in (2, 4, 2):
+        x = torch.randn(size, 3, 4)
+        given = torch.randn(size, 5) if router else torch.randn(size, 2, requires_grad=True)
+        leaves += [] if router else [given]
+        alpha = context_router(given, given).weights() if router else given
+        alpha = alpha.repeat_interleave(3, 0)
+        flat = x.flatten(0, 1)
+        y = torch.tanh(base.first(flat) + _added(model.first, flat, alpha))
+        y = base.second(y) + _added(model.second, y, alpha)
+        expected = expected + (y * torch.arange(4.0)).sum()
+        named = {"context": given} if router else {"weights": given}
+        found = found + (model(x, **named) * torch.arange(4.0)).sum()
+        with torch.no_grad():
+            model(x, weights=[3.0, -2.0])
+    for ours, theirs in zip(
+        torch.autograd.grad(found, leaves), torch.autograd.grad(expected, leaves), strict=True
+    ):
+        assert theirs.abs().max() > 1e-3
+        close(ours, theirs, 1e-4)
 
 
 def _added(layer: Any, x: Tensor, alpha: Tensor) -> Tensor:

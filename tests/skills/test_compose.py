@@ -389,7 +389,7 @@ def test_what_cannot_be_composed_is_refused_in_one_line() -> None:
         (lambda: compose(base, [a], weights=[1.0], router=TopK.Config(k=1)), "not both"),
         (lambda: compose(composed, [a]), "the base is a composed model"),
         (lambda: compose(nn.Sequential(composed), [a]), "the base is a composed model"),
-        (lambda: compose(base, [foreign]), "'f' adapts model.layers.0.self_attn.q_proj, which the base"),
+        (lambda: compose(base, [foreign]), "'f' adapts model.layers.0.self_attn.q_proj, where the base"),
     ):
         with pytest.raises(SkillError, match=message) as refused:
             call()

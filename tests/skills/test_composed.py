@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from builders import llama, logits_of, own_model, random_skill, tokens
-from expertise.skills.composing import compose
 from torch import nn
 
 from expertise.errors import SkillError
@@ -22,6 +21,7 @@ from expertise.runs.files import sha256_of
 from expertise.skills import bases
 from expertise.skills.composed import base_of, load_composed, save_composed
 from expertise.skills.composed_json import COMPOSED, is_composed, read_composed
+from expertise.skills.composing import compose
 from expertise.skills.library import Library
 
 NAMES = ["a", "b"]

@@ -364,6 +364,8 @@ def test_a_folder_dropped_in_by_hand_is_unverified_until_it_gets_a_card(
     assert library.card("adapter-0") == card
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != CARD} == files
     assert library.verify().skills[0].missing == ("data_digest",)
+    library.merge(["adapter-0"], name="made")
+    assert library.verify().skills[1].missing == ("purpose",)
     assert library.load("adapter-0", base).card == card
     assert capsys.readouterr().err == ""
 

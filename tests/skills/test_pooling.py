@@ -73,6 +73,24 @@ def test_a_mask_of_another_kind_is_refused(mask: Any) -> None:
         RunningMean()(torch.randn(2, 4, 3), Call(mask=mask))
 
 
+def test_texts_side_by_side_in_a_model_of_transformers() -> None:
+    """As packed by position: each text begins again at 0, and the mask keeps them apart."""
+    base = llama()
+    model = composed(base, "pooled")
+    one, two = tokens(1, 4), tokens(1, 6, seed=2)
+    ids, positions = torch.cat([one, two], 1), torch.cat([torch.arange(4), torch.arange(6)])[None]
+    text = torch.tensor([0] * 4 + [1] * 6)
+    mask = (text[:, None] == text) & torch.ones(10, 10, dtype=torch.bool).tril()
+    found = logits_of(model, ids, attention_mask=mask[None, None], position_ids=positions)
+    close(found[:, :4], logits_of(model, one))
+    close(found[:, 4:], logits_of(model, two))
+    # Without positions nobody can say where a text begins.
+    with pytest.raises(SkillError, match="needs an attention mask"):
+        logits_of(model, ids, attention_mask=mask[None, None])
+    with pytest.raises(SkillError, match="needs an attention mask"):
+        logits_of(model, ids, attention_mask={"full_attention": mask[None, None]}, position_ids=positions)
+
+
 def test_documents_in_our_model() -> None:
     base, ids = own_model(), tokens(2, 10)
     model = composed(base, "pooled")

@@ -76,11 +76,17 @@ class Transformers:
         where = resolve(device)
         try:
             with _quiet(transformers):
-                core = transformers.AutoModelForCausalLM.from_pretrained(
-                    path, local_files_only=local, dtype="float32", use_safetensors=True
+                core, found = transformers.AutoModelForCausalLM.from_pretrained(
+                    path,
+                    local_files_only=local,
+                    dtype="float32",
+                    use_safetensors=True,
+                    output_loading_info=True,
                 )
-        except (OSError, ValueError, ImportError, KeyError) as error:
+        except Exception as error:  # a damaged file shows in any way there is
             raise RunError(f"cannot open {path} as a causal language model: {_line(error)}") from None
+        if missing := sorted(found["missing_keys"]):
+            raise RunError(f"cannot open {path} as a causal language model: it has no {missing[0]}")
         tokenizer, own = _tokenizer(path, local)
         rows = core.get_input_embeddings().weight.shape[0]
         if tokenizer is not None:
@@ -122,7 +128,10 @@ def _tokenizer(path: str, local: bool) -> tuple[Tokenizer | None, dict[str, Any]
 
     settings: dict[str, Any] = {}
     if file := find("tokenizer_config.json"):
-        settings = json.loads(file.read_text("utf-8"))
+        try:
+            settings = dict(json.loads(file.read_text("utf-8")))
+        except ValueError as error:
+            raise RunError(f"damaged {file}: {error}") from None
     if file := find("chat_template.jinja"):
         settings["chat_template"] = file.read_text("utf-8")
     if file := find("tokenizer.json"):
@@ -133,7 +142,7 @@ def _tokenizer(path: str, local: bool) -> tuple[Tokenizer | None, dict[str, Any]
         with _quiet(transformers):
             made = transformers.AutoTokenizer.from_pretrained(path, local_files_only=local)
         return plain(made.backend_tokenizer), settings
-    except (OSError, ValueError, ImportError, KeyError, AttributeError) as error:
+    except Exception as error:  # some need packages that are not here, others files that are not there
         say(f"{path} has no tokenizer that can be used: {_line(error)}")
         return None, settings
 

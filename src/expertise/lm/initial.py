@@ -18,11 +18,12 @@ from expertise.lm.config import ModelConfig
 from expertise.lm.data import TokenizerConfig, load_tokenizer
 from expertise.lm.data.config import SMALLEST_VOCABULARY
 from expertise.lm.data.tokenizer import vocab_size
-from expertise.lm.load import CONFIG, TOKENIZER, config_of, find_checkpoint, load_weights
+from expertise.lm.load import CONFIG, TOKENIZER, config_of, find_checkpoint
 from expertise.runs import checkpoint, folder
 from expertise.runs import recipe as recipes
 from expertise.runs.checkpoint import Checkpoint
 from expertise.runs.files import sha256_of
+from expertise.runs.weights import load_weights
 
 if TYPE_CHECKING:
     import tokenizers

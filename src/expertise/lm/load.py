@@ -16,6 +16,7 @@ from expertise.runs import checkpoint, folder
 from expertise.runs import recipe as recipes
 from expertise.runs.checkpoint import Checkpoint
 from expertise.runs.device import resolve
+from expertise.runs.weights import load_weights
 
 CONFIG = "model.json"
 """The architecture, beside the weights of a checkpoint."""
@@ -87,25 +88,3 @@ def config_of(saved: Checkpoint) -> ModelConfig:
     if not (saved.path / CONFIG).is_file():
         raise RunError(f"{saved.path} holds no language model: it has no {CONFIG}")
     return recipes.build(json.loads(saved.text(CONFIG)), ModelConfig)
-
-
-def load_weights(model: LanguageModel, saved: Checkpoint, owner: str) -> None:
-    """Put a checkpoint's weights into a model.
-
-    Args:
-        model: the model.
-        saved: the checkpoint.
-        owner: what the model was built from, for the message.
-
-    Raises:
-        RunError: a parameter is missing, not known, or of another shape; both shapes are named.
-    """
-    tensors, own = saved.tensors("model"), model.state_dict()
-    for name in [*own, *tensors]:
-        there = list(tensors[name].shape) if name in tensors else "missing"
-        here = list(own[name].shape) if name in own else "not known"
-        if there != here:
-            raise RunError(
-                f"the weights in {saved.path} do not fit {owner}: {name} is {there}, the model has it {here}"
-            )
-    model.load_state_dict(tensors)

@@ -57,6 +57,8 @@ def _fits_grouped_mm(rows: Tensor, weight: Tensor) -> bool:
 
 def _aligned(rows: Tensor) -> Tensor:
     """The rows, copied unless `grouped_mm` can read them where they lie: as part of wider rows, say."""
+    if torch.compiler.is_compiling():  # which cannot ask where a tensor lies
+        return rows.contiguous()
     step, within = rows.stride()
     whole = all(start * rows.element_size() % _ALIGNMENT == 0 for start in (step, rows.storage_offset()))
     return rows if within == 1 and step >= rows.shape[1] and whole else rows.contiguous()

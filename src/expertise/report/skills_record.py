@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import platform
@@ -149,6 +148,7 @@ def _kind(router: Router) -> str:
 
 def _skill(skill: Skill, found: Comparison, card: Card | None) -> dict[str, Any]:
     ranks = [factors.rank for factors in skill.factors.values()]
+    (energy,) = [each for each in found.energies if each.name == skill.name]
     return {
         "name": skill.name,
         "purpose": card.purpose if card else "",
@@ -158,16 +158,8 @@ def _skill(skill: Skill, found: Comparison, card: Card | None) -> dict[str, Any]
         "data": card.data if card else None,
         "date": card.date if card else None,
         "parents": list(card.parents) if card else [],
-        "energy": _energy(found, skill.name, max(ranks)),
+        "energy": energy.shares(),
     }
-
-
-def _energy(found: Comparison, name: str, rank: int) -> list[float]:
-    """Share of a skill's squared norm, over all weights, within the first 1, 2, … singular values of each."""
-    (energy,) = [each for each in found.energies if each.name == name]
-    squares = [sum(v[i] ** 2 for v in energy.spectrum.values() if i < len(v)) for i in range(rank)]
-    total = sum(squares)
-    return [share / total for share in itertools.accumulate(squares)] if total else []
 
 
 def _similarity(found: Comparison, names: Sequence[str]) -> dict[str, list[list[float]]]:

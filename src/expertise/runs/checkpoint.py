@@ -87,10 +87,31 @@ def save(
     Raises:
         DiskError: no room, or no right to write; earlier checkpoints stay as they are.
     """
+    folder = run / "checkpoints" / f"step-{step}"
+    write(folder, step, tensors, texts)
+    kept = sorted(_steps(run))
+    for old in kept[:-keep] if keep else []:
+        if not (keep_every and old % keep_every == 0):
+            # Renamed first: one that a kill left half deleted must not look like a checkpoint.
+            path = run / "checkpoints" / f"step-{old}"
+            with contextlib.suppress(OSError):
+                path.rename(path.with_name(f".{path.name}.old"))
+    for left_over in folder.parent.glob(".step-*"):  # of a process that was killed, too; we hold the run
+        shutil.rmtree(left_over, ignore_errors=True)
+    return folder
+
+
+def write(
+    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], texts: Mapping[str, str]
+) -> None:
+    """Write a folder that `open_checkpoint` reads, as `save` does; one that stood there is replaced.
+
+    Raises:
+        DiskError: no room, or no right to write; what stood there stays as it is.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    folder = run / "checkpoints" / f"step-{step}"
     needed = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
     try:
         with atomic_folder(folder) as aside:
@@ -108,21 +129,11 @@ def save(
                 raise
             reason = os.strerror(int(found[1]))
             raise DiskError(f"cannot write {folder}: {reason}", "earlier checkpoints are whole") from error
-        free = shutil.disk_usage(run).free
+        free = shutil.disk_usage(next(path for path in folder.parents if path.is_dir())).free
         raise DiskError(
             f"cannot save {folder}: it needs {needed / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free",
             "free some space and run the same command again: it goes on from the last checkpoint",
         ) from error
-    kept = sorted(_steps(run))
-    for old in kept[:-keep] if keep else []:
-        if not (keep_every and old % keep_every == 0):
-            # Renamed first: one that a kill left half deleted must not look like a checkpoint.
-            path = run / "checkpoints" / f"step-{old}"
-            with contextlib.suppress(OSError):
-                path.rename(path.with_name(f".{path.name}.old"))
-    for left_over in folder.parent.glob(".step-*"):  # of a process that was killed, too; we hold the run
-        shutil.rmtree(left_over, ignore_errors=True)
-    return folder
 
 
 def latest(run: Path, *, set_aside: bool = False) -> Checkpoint | None:

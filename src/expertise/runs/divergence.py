@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from expertise.errors import DivergedError
 from expertise.runs import checkpoint
@@ -32,6 +32,15 @@ def culprit(reported: Mapping[str, float], norm: float, model: nn.Module) -> str
     first = next(bad, None)
     # Finite numbers whose squares are not give a norm that is not.
     return f"the gradient of {first}" if first else "the norm of the gradient"
+
+
+def all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether every number of some tensors is finite."""
+    # The norm of them all is ten times as quick as a look at each number. When it is not finite, its squares
+    # may have been too large, so then each is looked at after all.
+    norm = nn.utils.get_total_norm([t.detach() for t in tensors if t.is_floating_point()])
+    rest = [t for t in tensors if not t.is_floating_point()] if bool(norm.isfinite()) else tensors
+    return all(bool(t.isfinite().all()) for t in rest)
 
 
 def diverged(run: Path, step: int, what: str, *, may_skip: bool = False, skipped: int = 0) -> DivergedError:

@@ -79,17 +79,20 @@ class Adapted(nn.Module):
         if isinstance(weights, Routes):
             return mixture(x, routes=weights)  # type: ignore[no-any-return]
         rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
-        if type(always) is not nn.Linear or _has_hooks(always):
-            y = always(x)
-            flat = y.reshape(-1, y.shape[-1])
-            return skills.onto(flat, rows, weights).view(y.shape)  # type: ignore[no-any-return]
-        own: dict[str, Any] = always._parameters
-        y = F.linear(x, own["weight"], own["bias"])
-        # Nobody else has seen the output of this layer, so it may be written over.
-        if x.ndim == 2:
-            return skills.onto(y, rows, weights, in_place=True)  # type: ignore[no-any-return]
+        # A product of rows in their order is the layer's own to the bit, and nobody else has seen it: the sum
+        # may be written over it.
+        if (
+            type(always) is nn.Linear
+            and (rows is x or (x.ndim > 1 and x.is_contiguous()))
+            and not _has_hooks(always)
+        ):
+            own: dict[str, Any] = always._parameters
+            y = F.linear(rows, own["weight"], own["bias"])
+            y = skills.onto(y, rows, weights, in_place=True)
+            return y if rows is x else y.view(*x.shape[:-1], y.shape[-1])  # type: ignore[no-any-return]
+        y = always(x)
         flat = y.reshape(-1, y.shape[-1])
-        return skills.onto(flat, rows, weights, in_place=True).view(y.shape)  # type: ignore[no-any-return]
+        return skills.onto(flat, rows, weights).view(y.shape)  # type: ignore[no-any-return]
 
     def _mixed(self, x: Tensor) -> Tensor:
         routes = self._routes(x, x.shape[:-1])

@@ -47,6 +47,18 @@ class Call:
         """From here on this is alpha."""
         self.routes, self.shape, self.spread = routes, tuple(shape), {}
 
+    def give(self, weights: Tensor | None, device: torch.device) -> None:
+        """Alpha `[..., K]` that is known before anything is computed; None: zero."""
+        if weights is None:
+            return
+        if weights.ndim == 1:
+            # Known here without waiting for a device: these came from Python or are few.
+            if weights.device.type == "cpu" and not weights.requires_grad and not weights.any():
+                return
+            self.constant = weights.to(device)
+            weights = self.constant[None]
+        self.take(Routes.dense(weights.to(device).flatten(0, -2)), weights.shape[:-1])
+
     def go_on_from(self, other: Call) -> None:
         """Take the alpha of another call, and what was made ready of it."""
         self.is_given, self.constant, self.stands = other.is_given, other.constant, other.stands
@@ -58,10 +70,11 @@ class Call:
             return None
         key = (tuple(leading), columns)
         if key not in self.spread:
-            routes = self.routes.each(self._times(leading))
-            if columns is not None:
-                chosen = torch.tensor(columns, device=routes.gates.device)
-                routes = Routes.dense(routes.weights().index_select(1, chosen))
+            with self._apart():
+                routes = self.routes.each(self._times(leading))
+                if columns is not None:
+                    chosen = torch.tensor(columns, device=routes.gates.device)
+                    routes = Routes.dense(routes.weights().index_select(1, chosen))
             self.spread[key] = routes
         return self.spread[key]  # type: ignore[no-any-return]
 
@@ -76,7 +89,8 @@ class Call:
         """
         if self.routes is None:
             return None
-        key = (leading, columns, skills.layout, skills.lora_A.dtype)
+        own: dict[str, Any] = skills._parameters
+        key = (leading, columns, skills.layout, own["lora_A"].dtype)
         found = self.spread.get(key)
         if found is None:
             with self._apart():

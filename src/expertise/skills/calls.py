@@ -46,7 +46,7 @@ class _Calls:
         """The call is over, or failed: then there is no output."""
         self.inside = False
         if output is not None:
-            self.composition.finish(output)
+            self._finish(output)
 
     def enter(self, model: nn.Module, name: str, *args: Any, **kwargs: Any) -> Any:
         """A method of the model, called from outside or by its own forward."""
@@ -56,8 +56,12 @@ class _Calls:
         given = {key: kwargs.pop(key) for key in self.ours if key in kwargs}
         self._start(given, inspect.signature(method).bind(*args, **kwargs).arguments)
         output = method(*args, **kwargs)
-        self.composition.finish(output)
+        self._finish(output)
         return output
+
+    def _finish(self, output: Any) -> None:
+        self.composition.finish(output)
+        self.checkpointing.remember(output)
 
     def _start(self, given: Mapping[str, Any], others: Mapping[str, Any]) -> None:
         self.checkpointing.prepare()

@@ -1,15 +1,16 @@
-"""Gradient checkpointing of a composed model, whose base is never in training mode.
+"""Parts of a composed model that are computed again in the backward pass instead of being kept.
 
-`transformers` computes a layer again in the backward pass, instead of keeping what it computed, only where
-the layer is in training mode. There dropout would be on, so a layer is put into it for that question alone.
+`transformers` does that only with layers that are in training mode. A composed model's are not, or dropout
+would be on, so a layer is put into it for that question alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from expertise.errors import SkillError
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Checkpointing:
-    """The layers of a model that transformers can checkpoint.
+    """Keeps alpha right where parts of a model are computed again, whatever was called in the meantime.
 
     Args:
         model: a composed model.
@@ -38,6 +39,24 @@ class Checkpointing:
                     layer._gradient_checkpointing_func, layer, self.composition
                 )
 
+    def remember(self, output: Any) -> None:
+        """After a call: a backward pass from its output finds its alpha again.
+
+        Args:
+            output: a tensor, or several in a sequence or a mapping.
+        """
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return
+        call = self.composition._call
+
+        def back(gradient: Tensor | None) -> None:
+            self.composition._call = call
+
+        found = list(output.values()) if isinstance(output, Mapping) else output
+        for tensor in found if isinstance(found, Sequence) else [found]:
+            if isinstance(tensor, Tensor) and tensor.requires_grad:
+                tensor.register_hook(back)  # type: ignore[no-untyped-call]
+
 
 class _Checkpoint:
     """A layer's checkpoint function; it computes again with the alpha of the first time, dropout off."""
@@ -51,15 +70,20 @@ class _Checkpoint:
         self.function, self.layer, self.composition = function, layer, composition
 
     def __call__(self, run: Callable[..., Any], *args: Any) -> Any:
-        moment = self.composition.moment()
+        call = self.composition._call
+        routes, shape = call.routes, call.shape
 
         def again(*inner: Any) -> Any:
+            before, self.composition._call = self.composition._call, call
+            if call.routes is not routes:
+                # What the router reads is inside: it has not chosen yet when the layer begins.
+                call.take(routes, shape)
             self.layer.training = False
             try:
-                with moment():
-                    return run(*inner)
+                return run(*inner)
             finally:
                 self.layer.training = True
+                self.composition._call = before
 
         return self.function(again, *args)
 

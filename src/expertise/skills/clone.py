@@ -103,6 +103,16 @@ def guard(root: nn.Module, base: nn.Module) -> None:
     root.register_load_state_dict_pre_hook(check)  # type: ignore[no-untyped-call]
 
 
+class Shared:
+    """Holds a base that is nobody's child, and that copies of whoever holds it share."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __deepcopy__(self, memo: Any) -> Shared:
+        return self
+
+
 def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     parameters = dict(module.named_parameters(remove_duplicate=False))
     return {**parameters, **dict(module.named_buffers(remove_duplicate=False))}

@@ -17,9 +17,10 @@ from expertise.skills.calls import listen
 from expertise.skills.clone import clone, guard, replace
 from expertise.skills.composition import Composition
 from expertise.skills.experts import StackedSkills, adapt_experts
+from expertise.skills.fit import not_there
 from expertise.skills.routing import Reads
 from expertise.skills.skill import Factors, Skill
-from expertise.skills.targets import Target, all_targets, stacks_of, storage_dtype, why_not
+from expertise.skills.targets import Target, all_targets, stacks_of, storage_dtype
 
 MakeRouter = Callable[[int, int], Router]
 """A layer's own router, for the width of its input and the number of its skills."""
@@ -158,10 +159,7 @@ def _fit(
     for number, skill in enumerate(skills):
         for address, factors in skill.factors.items():
             if address not in known:
-                raise SkillError(
-                    f"skill {skill.name!r} adapts {address}, which the base does not have or cannot adapt",
-                    why_not(base, address, known),
-                )
+                raise not_there(skill.name, address, base)
             known[address].check(factors, skill.name)
             dtype, device = storage_dtype(base, known[address])
             placed.setdefault(address, {})[number] = factors.to(device=device, dtype=dtype)

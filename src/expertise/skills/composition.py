@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from expertise.mixture.routers.base import Router, RouterConfig
 from expertise.mixture.routes import Routes
 from expertise.skills.adapted import Adapted, Slot
 from expertise.skills.call import Call
+from expertise.skills.clone import Shared
 from expertise.skills.experts import AdaptedExperts
 from expertise.skills.given import as_table, as_weights, of_rows, one_of
 from expertise.skills.pooling import RunningMean
@@ -38,7 +39,7 @@ class Composition(nn.Module):
     def __init__(self, base: nn.Module, names: Sequence[str], router: Router | None, reads: Reads) -> None:
         super().__init__()
         self.names = tuple(names)
-        self._base = _Shared(base)
+        self._base = Shared(base)
         self.router = router
         self.reads = reads
         self.adapted: dict[str, Adapted | AdaptedExperts] = {}
@@ -64,7 +65,7 @@ class Composition(nn.Module):
             raise SkillError("this model has a router: give weights with the call, or compose without one")
         self._default = None if weights is None else self.as_weights(weights)
         self._standing, self._call = None, Call()
-        self._set(self._call, self._default)
+        self._call.give(self._default, self.device)
 
     def default_weights(self) -> Tensor:
         """The constant weights `[K]` of calls that give none."""
@@ -176,14 +177,14 @@ class Composition(nn.Module):
         """Alpha of a call from what is given, the router, or the default."""
         call.is_given = "weights" in given or "skills" in given
         if "weights" in given:
-            self._set(call, as_table(given["weights"], self.names))
+            call.give(as_table(given["weights"], self.names), self.device)
         elif "skills" in given:
-            self._set(call, of_rows(given["skills"], self.names))
+            call.give(of_rows(given["skills"], self.names), self.device)
         elif self.router is None or self.reads != "context":
             if "context" in given:
                 raise SkillError("this model has no router that reads a context")
             if self.router is None:
-                self._set(call, self._default)
+                call.give(self._default, self.device)
         else:
             context = given.get("context")
             if not isinstance(context, Tensor):
@@ -206,18 +207,6 @@ class Composition(nn.Module):
                 own = getattr(output, "past_key_values", None)
                 self._mean.keep(own if call.cache is None else call.cache)
         call.mask = call.cache = call.documents = None
-
-    def _set(self, call: Call, weights: Tensor | None) -> None:
-        """Alpha of a call, `[..., K]`; None: zero."""
-        if weights is None:
-            return
-        if weights.ndim == 1:
-            # Known here without waiting for a device: these came from Python or are few.
-            if weights.device.type == "cpu" and not weights.requires_grad and not weights.any():
-                return
-            call.constant = weights.to(self.device)
-            weights = call.constant[None]
-        call.take(Routes.dense(weights.to(self.device).flatten(0, -2)), weights.shape[:-1])
 
     def read(self, module: nn.Module, args: Any, output: Any) -> None:
         """After the module whose output the router reads: choose for the layers that follow."""
@@ -260,24 +249,6 @@ class Composition(nn.Module):
         """Alpha `[K]` of this call, where it is one for all tokens."""
         return self._call.constant
 
-    def moment(self) -> Callable[[], contextlib.AbstractContextManager[None]]:
-        """Alpha as it is now, to come back to when a part of the model is computed again for gradients."""
-        call = self._call
-        kept = (call.routes, call.shape)
-
-        @contextlib.contextmanager
-        def back() -> Iterator[None]:
-            before, self._call = self._call, call
-            # What is spread inside is computed inside, the first time and again.
-            spread, call.spread = call.spread, {}
-            call.routes, call.shape = kept
-            try:
-                yield
-            finally:
-                call.spread, self._call = spread, before
-
-        return back
-
     @property
     def device(self) -> torch.device:
         """Where the skills live."""
@@ -291,16 +262,6 @@ class Composition(nn.Module):
     def extra_repr(self) -> str:
         """What printing the module shows of it."""
         return f"skills={list(self.names)}, reads={self.reads!r}"
-
-
-class _Shared:
-    """A base that copies of a composition share; no child, for its weights are in the tree already."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-
-    def __deepcopy__(self, memo: Any) -> _Shared:
-        return self
 
 
 def composition_of(model: nn.Module) -> Composition:

@@ -1,4 +1,4 @@
-"""Low-rank maps of several skills, joined along the rank: no skill's rank costs the others anything."""
+"""Low-rank maps of several skills in one weight, joined along the rank, which no other skill pays for."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def spans(ranks: Sequence[int]) -> list[slice]:
 
 
 class JoinedSkills(Parts):
-    """K low-rank maps `s_i B_i A_i` of any ranks, R in all: `lora_A [R, in]`, `lora_B [R, out]`.
+    """K low-rank maps `s_i B_i A_i` of any ranks: `lora_A [R, in]`, `lora_B [R, out]`, R the sum of ranks.
 
     B is stored the other way round than in a skill: a product with a single row, as in acting, is faster so.
 
@@ -118,11 +118,12 @@ class JoinedSkills(Parts):
         # Found in this way because a module's own attributes are slow to find, and small models feel it.
         own: dict[str, Any] = self._parameters
         down, up = own["lora_A"], own["lora_B"]
-        low = F.linear(x, down) * weights
+        low: Tensor = F.linear(x, down) * weights
         if low.dtype != y.dtype or low.dtype != up.dtype:
             # Autocast computes products in a dtype of its own.
-            return y + (low @ up).to(y.dtype)  # type: ignore[no-any-return]
-        return (y.addmm_ if in_place else y.addmm)(low, up)
+            added: Tensor = low @ up
+            return y + added.to(y.dtype)
+        return y.addmm_(low, up) if in_place else y.addmm(low, up)
 
     def is_dense_for(self, routes: Routes) -> bool:
         """See `Parts`."""

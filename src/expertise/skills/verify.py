@@ -109,4 +109,6 @@ def _check(folder: Path) -> SkillCheck:
 def _missing(card: Card | None) -> tuple[str, ...]:
     if card is None:
         return tuple(field.name for field in dataclasses.fields(Card))
-    return tuple(name for name in _TOLD if not getattr(card, name))
+    # A skill that was made from others has their data.
+    told = _TOLD[:2] if card.parents else _TOLD
+    return tuple(name for name in told if not getattr(card, name))

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from expertise.skills.composing import compose
 
 from expertise.errors import RecipeError, RunError, SkillError
 from expertise.lm.data import DataConfig
@@ -22,6 +21,7 @@ from expertise.lm.text import continue_text
 from expertise.runs.files import sha256_of
 from expertise.skills.composed import load_composed
 from expertise.skills.composed_json import read_composed
+from expertise.skills.composing import compose
 from expertise.skills.library import Library
 
 Settings = Callable[..., list[str]]

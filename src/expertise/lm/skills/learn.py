@@ -111,7 +111,7 @@ def learn_skill(
         skill=learnt(model.core, name),
         model=model,
         metrics={"bits_per_byte": bits, **_effort(task), **({"beside": others} if beside else {})},
-        data=describe_data(prepared, config),
+        data=_sources(prepared, config),
         data_digest=prepared.digest,
     )
 
@@ -163,7 +163,7 @@ def learn_router(
             "skills": found.composed.to_json()["skills"],
             **_effort(task),
         },
-        data=describe_data(prepared, config),
+        data=_sources(prepared, config),
         data_digest=prepared.digest,
         notes=Notes(
             data=config.data,
@@ -174,7 +174,7 @@ def learn_router(
     )
 
 
-def describe_data(prepared: Prepared, config: LearnConfig | ComposeConfig) -> str:
+def _sources(prepared: Prepared, config: LearnConfig | ComposeConfig) -> str:
     """The sources of a training, in words."""
     source = config.data.source
     places = source if isinstance(source, str) else ", ".join(table.path or table.hub for table in source)

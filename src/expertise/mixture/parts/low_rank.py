@@ -22,7 +22,7 @@ ranks would. Measured, forward and backward: 45 to 75 for tokens that fit the ca
 
 
 def is_sparse_enough(routes: Routes, all_ranks: int) -> bool:
-    """Whether bringing tokens to their parts is faster than all parts for all tokens.
+    """Whether bringing tokens to their parts is faster for these routes than all parts for all tokens.
 
     Args:
         routes: who takes what.

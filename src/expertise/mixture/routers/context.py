@@ -50,7 +50,7 @@ class Context(Router):
         squash: Squash = "none"
         """What bounds the weights."""
         normalize: bool = False
-        """Divide each context by its root mean square: the size of hidden states differs between models."""
+        """Divide each context by its root mean square: for hidden states, whose size differs by model."""
 
         def check(self, num_parts: int) -> None:
             """Any number of parts will do."""

@@ -1,0 +1,118 @@
+"""The critics of one data set: of reward, of safety, or both, on the scale of its observations."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from expertise.errors import RecipeError
+from expertise.policy.batch import Batch, Scale
+from expertise.policy.critic import (
+    Critic,
+    RewardCritic,
+    RewardCriticConfig,
+    SafetyCritic,
+    SafetyCriticConfig,
+)
+from expertise.shapes import Float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CriticsConfig:
+    """Which critics there are."""
+
+    reward: RewardCriticConfig | None = None
+    """The critic of reward; None: there is none."""
+    safety: SafetyCriticConfig | None = None
+    """The critics of safety; None: there are none."""
+    normalize: bool = True
+    """Bring observations to mean 0 and standard deviation 1 of the data (release: false)."""
+
+    def __post_init__(self) -> None:
+        if self.reward is None and self.safety is None:
+            raise RecipeError("critics: give critics.reward, critics.safety or both")
+
+    def build_for(self, data: Batch) -> Critics:
+        """Critics with new weights, for transitions such as these."""
+        critics = Critics(self, data.observations.shape[1], data.actions.shape[1])
+        if self.normalize:
+            critics.scale.fit(data.observations)
+        return critics
+
+
+class Critics(nn.Module):
+    """The critics of one data set, and the scale on which they see observations.
+
+    Args:
+        config: which there are.
+        observation_dim: width of an observation.
+        action_dim: width of an action.
+    """
+
+    def __init__(self, config: CriticsConfig, observation_dim: int, action_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.observation_dim, self.action_dim = observation_dim, action_dim
+        self.scale = Scale(observation_dim)
+        self.reward = RewardCritic(config.reward, observation_dim, action_dim) if config.reward else None
+        self.safety = SafetyCritic(config.safety, observation_dim, action_dim) if config.safety else None
+
+    def each(self) -> Mapping[str, Critic]:
+        """Name → critic, those that there are."""
+        both = {"reward": self.reward, "safety": self.safety}
+        return {name: critic for name, critic in both.items() if critic is not None}
+
+    def facts(self) -> dict[str, Any]:
+        """What `load_critics` needs besides the weights, as plain values."""
+        return {
+            "observation_dim": self.observation_dim,
+            "action_dim": self.action_dim,
+            "critics": dataclasses.asdict(self.config),
+        }
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Every critic's losses under `<critic>_<loss>`."""
+        scaled = dataclasses.replace(
+            batch,
+            observations=self.scale(batch.observations),
+            next_observations=self.scale(batch.next_observations),
+        )
+        return {
+            f"{name}_{key}": loss
+            for name, critic in self.each().items()
+            for key, loss in critic.losses(scaled).items()
+        }
+
+    @torch.no_grad()
+    def q(
+        self,
+        name: str,
+        observations: Float[Tensor, "rows observations"],
+        actions: Float[Tensor, "rows actions"],
+    ) -> Float[Tensor, " rows"]:
+        """The slow Q of a critic, without gradients.
+
+        Args:
+            name: "reward" or "safety".
+            observations: what was seen, as it came.
+            actions: what was, or would be, done.
+
+        Raises:
+            RecipeError: there is no such critic.
+        """
+        return self._named(name).action_value(self.scale(observations), actions)
+
+    @torch.no_grad()
+    def v(self, name: str, observations: Float[Tensor, "rows observations"]) -> Float[Tensor, " rows"]:
+        """V of a critic, without gradients; arguments and errors as in `q`."""
+        return self._named(name).state_value(self.scale(observations))
+
+    def _named(self, name: str) -> Critic:
+        critic = self.each().get(name)
+        if critic is None:
+            raise RecipeError(f"a critic of {name} is needed, and there is none", f"learn critics.{name}")
+        return critic

@@ -1,0 +1,104 @@
+"""Arrays from elsewhere, held against what `Transitions` promises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from expertise.errors import DataError, nearest
+from expertise.policy.data.transitions import Transitions
+
+_ROUNDING = 1e-4
+"""Actions may lie outside [-1, 1] by so much, and are clipped: writers round."""
+
+_WIDE = ("observations", "actions", "next_observations")
+_FLAGS = ("terminals", "timeouts")
+
+
+def checked(arrays: Mapping[str, Any], where: str) -> Transitions:
+    """Transitions of arrays, cast to their types.
+
+    Args:
+        arrays: those of `Transitions`; `costs` may be absent. A column [N, 1] is taken as [N].
+        where: the file, for messages.
+
+    Raises:
+        DataError: an array is missing or empty, has another shape, type or length than the others, holds a
+            number that is not finite, or an action lies outside [-1, 1]; file and key are named.
+    """
+    for key in (*_WIDE, "rewards", *_FLAGS):
+        require(arrays, key, where)
+    number = len(np.atleast_1d(arrays["observations"]))
+    if not number:
+        raise DataError(f"{where}: 'observations' is empty")
+    found = {key: _wide(arrays[key], key, where) for key in _WIDE}
+    found |= {key: _column(arrays[key], key, where) for key in ("rewards", "costs") if key in arrays}
+    found |= {key: _flags(arrays[key], key, where) for key in _FLAGS}
+    for key, array in found.items():
+        if len(array) != number:
+            raise DataError(f"{where}: {key!r} has {len(array)} rows, 'observations' has {number}")
+    if found["next_observations"].shape != found["observations"].shape:
+        widths = found["next_observations"].shape[1], found["observations"].shape[1]
+        raise DataError(f"{where}: 'next_observations' are {widths[0]} wide, 'observations' {widths[1]}")
+    worst = float(np.abs(found["actions"]).max())
+    if worst > 1 + _ROUNDING:
+        row = int(np.abs(found["actions"]).max(1).argmax())
+        raise DataError(
+            f"{where}: 'actions' reach {worst:g} in row {row}; they must lie in [-1, 1]",
+            "scale them by the limits of the action space",
+        )
+    np.clip(found["actions"], -1.0, 1.0, out=found["actions"])
+    return Transitions(**found)
+
+
+def require(arrays: Mapping[str, Any], key: str, where: str) -> Any:
+    """An array by its key.
+
+    Raises:
+        DataError: it is missing; the nearest key that is there is named.
+    """
+    if key not in arrays:
+        raise DataError(f"{where} has no {key!r}", nearest(key, arrays))
+    return arrays[key]
+
+
+def _numbers(value: Any, key: str, where: str) -> np.ndarray:
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"{where}: {key!r} holds {array.dtype}, not numbers")
+    with np.errstate(over="ignore"):  # what does not fit shows as infinite below
+        array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        place = tuple(np.argwhere(~np.isfinite(array))[0])
+        raise DataError(f"{where}: {key!r} holds {array[place]} in row {place[0]}")
+    return array
+
+
+def _wide(value: Any, key: str, where: str) -> np.ndarray:
+    array = _numbers(value, key, where)
+    if array.ndim != 2 or not array.shape[1]:
+        raise DataError(f"{where}: {key!r} has shape {_shape(array)}; rows of numbers are needed")
+    return array
+
+
+def _column(value: Any, key: str, where: str) -> np.ndarray:
+    array = _numbers(value, key, where)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise DataError(f"{where}: {key!r} has shape {_shape(array)}; one number per row is needed")
+    return array
+
+
+def _flags(value: Any, key: str, where: str) -> np.ndarray:
+    array = _column(value, key, where)
+    others = array[~np.isin(array, (0, 1))]
+    if len(others):
+        raise DataError(f"{where}: {key!r} holds {others[0]:g}; true or false is needed")
+    return array.astype(bool)
+
+
+def _shape(array: np.ndarray) -> str:
+    return f"[{', '.join(map(str, array.shape))}]"

@@ -1,0 +1,142 @@
+"""One interface to every environment: float32 observations, actions in [-1, 1], costs; seeds decide all."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from expertise.errors import RecipeError, nearest
+from expertise.policy.envs.families import FAMILIES
+from expertise.policy.envs.name import Name
+from expertise.policy.envs.simulator import Family
+from expertise.shapes import Float
+
+
+class Step(NamedTuple):
+    """What one decision gives."""
+
+    observation: Float[np.ndarray, " observation"]
+    """float32."""
+    reward: float
+    """Summed over the repeated action."""
+    cost: float
+    """Likewise; 0 where the environment has no costs."""
+    terminated: bool
+    """Nothing can follow: what comes next is worth nothing."""
+    truncated: bool
+    """The limit of steps was reached: more could have come."""
+    success: bool | None
+    """Whether the task is done now; None where it has no such thing."""
+
+
+class Environment:
+    """One task as a policy sees it.
+
+    Args:
+        name: see `Name`; a family's and a task's name are checked.
+
+    Raises:
+        RecipeError: unknown family or task (the nearest is named), or a change that the family does not take.
+        MissingExtra: its package is not installed.
+    """
+
+    def __init__(self, name: str) -> None:
+        parsed = Name.parse(name)
+        family: Family = FAMILIES[parsed.family]
+        if parsed.task not in family.tasks():
+            raise RecipeError(
+                f"{parsed.family} has no task {parsed.task!r}", nearest(parsed.task, family.tasks())
+            )
+        self.name = str(parsed)
+        self.action_repeat = parsed.repeat or family.repeat
+        self._simulator = family.build(parsed.task)
+        self.has_cost = self._simulator.has_cost
+        if parsed.shift.changed():
+            self._simulator.shift(parsed.shift)
+        self.observation_dim = self._simulator.observation_dim
+        self.action_dim = len(self._simulator.action_low)
+        # A last decision may be cut short, so the number is rounded up.
+        self.max_steps = -(-self._simulator.max_steps // self.action_repeat)
+        low, high = self._simulator.action_low, self._simulator.action_high
+        self._middle, self._half = (high + low) / 2, (high - low) / 2
+        self._simulated: int | None = None
+
+    def __enter__(self) -> Environment:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def reset(self, seed: int) -> Float[np.ndarray, " observation"]:
+        """Begin the episode that a seed stands for: the same one whenever it is asked for.
+
+        Args:
+            seed: from 0 to 2³² - 1.
+
+        Returns:
+            The first observation, float32.
+        """
+        observation = self._simulator.reset(seed)
+        self._simulated = 0
+        return np.array(observation, np.float32)
+
+    def step(self, action: Float[np.ndarray, " action"]) -> Step:
+        """Do one action, `action_repeat` times over.
+
+        Args:
+            action: what lies outside [-1, 1] is clipped.
+
+        Raises:
+            RuntimeError: the episode is over, or none was begun.
+        """
+        if self._simulated is None:
+            raise RuntimeError(f"{self.name}: reset before you step")
+        scaled = self._middle + self._half * np.clip(np.asarray(action, np.float64), -1.0, 1.0)
+        reward = cost = 0.0
+        for _ in range(self.action_repeat):
+            outcome = self._simulator.step(scaled)
+            self._simulated += 1
+            reward += outcome.reward
+            cost += outcome.cost
+            truncated = not outcome.terminated and self._simulated >= self._simulator.max_steps
+            if outcome.terminated or truncated:
+                self._simulated = None
+                break
+        # Copies: a simulator may fill the same array again.
+        observation = np.array(outcome.observation, np.float32)
+        return Step(observation, reward, cost, outcome.terminated, truncated, outcome.success)
+
+    def render(self, width: int = 320, height: int = 240) -> Any:
+        """A picture of the present state, uint8 [height, width, 3].
+
+        Raises:
+            DeviceError: nothing can be rendered here; the line says what is missing.
+        """
+        return self._simulator.frame(width, height)
+
+    def position(self) -> tuple[float, float] | None:
+        """Where the agent is on the plane, for maps; None where that says nothing."""
+        return self._simulator.position()
+
+    def close(self) -> None:
+        """Free what the simulator holds."""
+        self._simulator.close()
+
+
+def make(name: str) -> Environment:
+    """The environment of a name; see `Environment`."""
+    return Environment(name)
+
+
+def names(family: str) -> list[str]:
+    """Every name of a family, without changes.
+
+    Raises:
+        RecipeError: there is no such family.
+        MissingExtra: its package is not installed.
+    """
+    return [f"{family}/{task}" for task in FAMILIES[family].tasks()]

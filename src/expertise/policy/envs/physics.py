@@ -1,0 +1,97 @@
+"""MuJoCo, the same for every family that stands on it: import, building without noise, pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes.util
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from expertise.errors import DeviceError
+from expertise.policy.extras import needed, quiet
+
+_HINTS = (
+    "install a software renderer (Debian, Ubuntu: apt install libegl1 libgl1-mesa-dri)",
+    "or set MUJOCO_GL=egl (or osmesa) before Python starts",
+)
+
+
+def import_mujoco(what: str) -> Any:
+    """The package mujoco, told to render without a window where there is no display.
+
+    It looks for a way to render when it is imported, and not again.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    headless = sys.platform.startswith("linux") and not (
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    )
+    if headless and "mujoco" not in sys.modules and "MUJOCO_GL" not in os.environ:
+        for backend, library in (("egl", "EGL"), ("osmesa", "OSMesa")):
+            if ctypes.util.find_library(library):
+                os.environ["MUJOCO_GL"] = backend
+                break
+    return needed("mujoco", what)
+
+
+@contextlib.contextmanager
+def building() -> Iterator[None]:
+    """Keep MuJoCo from writing a file of warnings into the working folder while it reads an old model."""
+    import mujoco
+
+    mujoco.set_mju_user_warning(lambda _message: None)
+    try:
+        with quiet():
+            yield
+    finally:
+        mujoco.set_mju_user_warning(None)
+
+
+class MuJoCoCamera:
+    """Takes pictures of one model; the renderer is made when the first is taken.
+
+    Args:
+        model: mujoco.MjModel.
+        data: mujoco.MjData.
+        camera: the number or the name of a camera of the model, or -1 for a free one.
+    """
+
+    def __init__(self, model: Any, data: Any, camera: int | str = -1) -> None:
+        self._model, self._data, self._camera = model, data, camera
+        self._renderer: Any = None
+        self._size = (0, 0)
+
+    def frame(self, width: int, height: int) -> Any:
+        """A picture, uint8 [height, width, 3].
+
+        Raises:
+            DeviceError: nothing can be rendered here.
+        """
+        if self._size != (width, height):
+            self.close()
+            self._renderer = self._make(width, height)
+            self._size = (width, height)
+        self._renderer.update_scene(self._data, camera=self._camera)
+        return self._renderer.render()
+
+    def close(self) -> None:
+        """Give the renderer back."""
+        if self._renderer is not None:
+            self._renderer.close()
+        self._renderer, self._size = None, (0, 0)
+
+    def _make(self, width: int, height: int) -> Any:
+        import mujoco
+
+        # The picture must fit into the model's buffer.
+        self._model.vis.global_.offwidth = max(width, self._model.vis.global_.offwidth)
+        self._model.vis.global_.offheight = max(height, self._model.vis.global_.offheight)
+        try:
+            with quiet():
+                return mujoco.Renderer(self._model, height, width)
+        except Exception as error:  # each backend has its own
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise DeviceError(f"nothing can be rendered here: {reason}", *_HINTS) from None

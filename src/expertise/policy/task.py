@@ -1,0 +1,229 @@
+"""What the training loop sees of policies and of critics: what a step draws, its losses, held-out numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from expertise.errors import DataError
+from expertise.policy.batch import Batch
+from expertise.policy.critic import costs_of
+from expertise.policy.critics import Critics
+from expertise.policy.load import texts_of
+from expertise.policy.objective import noise_loss
+from expertise.policy.policy import DiffusionPolicy
+from expertise.runs.config import TrainConfig
+from expertise.runs.device import resolve
+from expertise.runs.loop import Losses
+from expertise.runs.optim import OptimizerConfig
+from expertise.shapes import Float
+
+POLICY_OPTIMIZER = OptimizerConfig(
+    learning_rate=3e-4, schedule="cosine", final_ratio=0.0, weight_decay=1e-4, beta2=0.999, clip=0.0
+)
+"""The release's AdamW: optax's defaults, a cosine down to 0. (Biases and norms are decayed there, too.)"""
+
+CRITIC_OPTIMIZER = OptimizerConfig(
+    learning_rate=3e-4, schedule="constant", weight_decay=0.0, beta2=0.999, clip=0.0
+)
+"""The release's Adam."""
+
+LOOKED_AT = 2048
+"""An evaluation looks at so many transitions, evenly spaced, or at all where there are fewer."""
+
+
+class DiffusionTask:
+    """Cloning, or cloning with a weight for each transition.
+
+    A step draws rows with replacement, times and noise, from its number and the seed alone, on the CPU: cut
+    into micro-batches and on another device it is the same step.
+
+    Args:
+        policy: what is trained: those parameters of its network that need gradients.
+        observations: of the data, as they came, float32.
+        actions: what was done.
+        config: batch size, accumulation, seed, device.
+        weights: of each row; None: 1.
+        held_out: observations and actions that are only looked at; None: the data itself is looked at.
+
+    Raises:
+        DataError: there are no rows, their widths are not the policy's, or every weight is 0.
+    """
+
+    unit = "transitions"
+
+    def __init__(
+        self,
+        policy: DiffusionPolicy,
+        observations: Float[Tensor, "rows observations"],
+        actions: Float[Tensor, "rows actions"],
+        config: TrainConfig,
+        *,
+        weights: Float[Tensor, " rows"] | None = None,
+        held_out: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        seen, done = (observations, actions) if held_out is None else held_out
+        _require_fitting(policy, observations, actions)
+        _require_fitting(policy, seen, done)
+        if weights is not None and not bool((weights > 0).any()):
+            raise DataError("every transition has weight 0: there is nothing to learn from")
+        device = resolve(config.device)
+        self.units_per_step = config.batch_size
+        self.model = policy.to(device)
+        self._config, self._device = config, device
+        self._observations, self._actions = observations.to(device), actions.to(device)
+        self._weights = None if weights is None else weights.to(device)
+        rows = _evenly(len(seen))
+        self._looked_at = seen[rows].to(device), done[rows].to(device)
+        self._whose = "training" if held_out is None else "held-out"
+        self._step = -1
+        self._drawn: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def losses(self, step: int, micro: int, detail: bool) -> Losses:
+        """The weighted error of the predicted noise on one micro-batch."""
+        if micro == 0:
+            self._step, self._drawn = step, self._draw(step)
+        rows, times, noise = self._drawn[micro]
+        predict = self.model.predictor(self._observations.index_select(0, rows), acting=False)
+        weights = None if self._weights is None else self._weights.index_select(0, rows)
+        actions = self._actions.index_select(0, rows)
+        loss = noise_loss(self.model.diffusion, predict, actions, times, noise, weights)
+        return Losses(loss, {"loss": loss}, {})
+
+    def after_step(self) -> None:
+        """The copy that acts follows."""
+        self.model.update_acting(self._step)
+
+    def evaluate(self, between: Callable[[], None]) -> dict[str, Any]:
+        """`noise_error`: the unweighted error of the copy that acts, over all times; its noise is fixed."""
+        policy, (observations, actions) = self.model, self._looked_at
+        num_steps, rows = policy.diffusion.num_steps, len(actions)
+        noise = torch.randn(num_steps, *actions.shape, generator=torch.Generator().manual_seed(0))
+        noise, errors = noise.to(self._device), []
+        with torch.no_grad():
+            predict = policy.predictor(observations, acting=True)
+            for time in range(num_steps):
+                between()
+                times = torch.full((rows,), time, device=self._device)
+                errors.append(noise_loss(policy.diffusion, predict, actions, times, noise[time]))
+        return {"noise_error": float(torch.stack(errors).mean())}
+
+    def headline(self, evaluation: Mapping[str, Any]) -> str:
+        """The error, and on whose transitions."""
+        return f"noise error {evaluation['noise_error']:.4f} on {self._whose} transitions"
+
+    def files(self) -> Mapping[str, str]:
+        """What the policy is made of, so that a checkpoint can be loaded by itself."""
+        return texts_of(self.model)
+
+    def _draw(self, step: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Rows, times and noise of a step, by micro-batch."""
+        size, generator = self._config.batch_size, _generator(self._config.seed, step)
+        drawn = (
+            torch.randint(len(self._actions), (size,), generator=generator),
+            torch.randint(self.model.diffusion.num_steps, (size,), generator=generator),
+            torch.randn(size, self._actions.shape[1], generator=generator),
+        )
+        pieces = (tensor.to(self._device).chunk(self._config.accumulation) for tensor in drawn)
+        return list(zip(*pieces, strict=True))
+
+
+class CriticTask:
+    """All critics of a data set at once. A step draws its rows as in `DiffusionTask`.
+
+    Args:
+        critics: what is trained.
+        data: the transitions.
+        config: batch size, accumulation, seed, device.
+        held_out: transitions that are only looked at; None: the data itself is looked at.
+
+    Raises:
+        DataError: there are no rows, their widths are not the critics', or costs are needed and missing.
+    """
+
+    unit = "transitions"
+
+    def __init__(
+        self, critics: Critics, data: Batch, config: TrainConfig, *, held_out: Batch | None = None
+    ) -> None:
+        seen = data if held_out is None else held_out
+        for batch in (data, seen):
+            _require_fitting(critics, batch.observations, batch.actions)
+            if critics.safety is not None:
+                costs_of(batch)
+        device = resolve(config.device)
+        self.units_per_step = config.batch_size
+        self.model = critics.to(device)
+        self._config, self._device = config, device
+        self._data = data.to(device)
+        self._looked_at = seen.take(_evenly(len(seen)).to(seen.observations.device)).to(device)
+        self._rows: tuple[Tensor, ...] = ()
+
+    def losses(self, step: int, micro: int, detail: bool) -> Losses:
+        """The sum of all critics' losses on one micro-batch, and each of them."""
+        if micro == 0:
+            rows = torch.randint(
+                len(self._data), (self._config.batch_size,), generator=_generator(self._config.seed, step)
+            )
+            self._rows = rows.to(self._device).chunk(self._config.accumulation)
+        losses = self.model.losses(self._data.take(self._rows[micro]))
+        total = torch.stack(list(losses.values())).sum()
+        return Losses(total, {"loss": total, **losses}, {})
+
+    def after_step(self) -> None:
+        """The slow copies follow."""
+        for critic in self.model.each().values():
+            critic.update_target()
+
+    def evaluate(self, between: Callable[[], None]) -> dict[str, Any]:
+        """For each critic its losses, and the mean, least and greatest V and the mean Q on the data."""
+        data, found = self._looked_at, {}
+        with torch.no_grad():
+            losses = self.model.losses(data)
+        for name in self.model.each():
+            between()
+            q = self.model.q(name, data.observations, data.actions)
+            v = self.model.v(name, data.observations)
+            found[name] = {
+                "v": float(v.mean()),
+                "v_least": float(v.min()),
+                "v_greatest": float(v.max()),
+                "q": float(q.mean()),
+                **{key: float(losses[f"{name}_{key}"]) for key in ("v_loss", "q_loss")},
+            }
+        return found
+
+    def headline(self, evaluation: Mapping[str, Any]) -> str:
+        """The values of each critic."""
+        return ", ".join(
+            f"V of {name} {e['v']:.2f} ({e['v_least']:.2f} to {e['v_greatest']:.2f})"
+            for name, e in evaluation.items()
+            if name in self.model.each()
+        )
+
+    def files(self) -> Mapping[str, str]:
+        """What the critics are made of, so that a checkpoint can be loaded by itself."""
+        return texts_of(self.model)
+
+
+def _generator(seed: int, step: int) -> torch.Generator:
+    """Of what one step draws. The odd factor keeps runs of neighbouring seeds from sharing their steps."""
+    return torch.Generator().manual_seed((0x9E3779B97F4A7C15 * seed + step) % 2**64)
+
+
+def _evenly(rows: int) -> Tensor:
+    return torch.linspace(0, rows - 1, min(rows, LOOKED_AT), dtype=torch.float64).round().long()
+
+
+def _require_fitting(model: DiffusionPolicy | Critics, observations: Tensor, actions: Tensor) -> None:
+    if not len(observations):
+        raise DataError("there are no transitions to learn from")
+    theirs = observations.shape[1], actions.shape[1]
+    if theirs != (model.observation_dim, model.action_dim):
+        raise DataError(
+            f"the data has observations and actions of widths {theirs}, "
+            f"the model takes {(model.observation_dim, model.action_dim)}"
+        )
