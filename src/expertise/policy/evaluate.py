@@ -22,7 +22,7 @@ from expertise.runs.progress import Progress
 from expertise.shapes import Bool, Float
 
 _AHEAD = 32
-"""Noise is drawn for so many steps at once: a draw costs more than its numbers do."""
+"""Noise is drawn for so many candidates of an episode at once: a draw costs more than its numbers do."""
 
 _SIZE = (320, 240)
 """Of a picture."""
@@ -114,6 +114,7 @@ class _Round:
         self._device = policy.scale.mean.device
         number = config.num_candidates
         self._number = policy.num_candidates if number is None else number
+        self._ahead = max(1, _AHEAD // self._number)
 
     def run(self, seeds: Sequence[tuple[int, np.random.Generator]]) -> None:
         """Let the policy act until all episodes are over."""
@@ -128,21 +129,21 @@ class _Round:
         observations = environments.reset(self._seeds)
         while (running := environments.running[:num_episodes].copy()).any():
             step = int(self._steps.max())
-            if step % _AHEAD == 0:
+            if step % self._ahead == 0:
                 noise = self._draw(generators)
             seen = torch.from_numpy(observations[:num_episodes][running]).to(self._device)
             self._look(step, running, seen)
             actions = np.zeros((len(environments), environments.action_dim), np.float32)
-            now = noise[:, torch.from_numpy(running), step % _AHEAD].to(self._device)
+            now = noise[:, torch.from_numpy(running), step % self._ahead]
             acts = self._policy.act(seen, pick=self._config.pick, noise=now)
             actions[:num_episodes][running] = acts.cpu().numpy()
             observations = self._take(environments, actions, running)
             self._shown.add(int(running.sum()))
 
     def _draw(self, generators: Sequence[torch.Generator]) -> Tensor:
-        """`[sheets, episodes, steps, candidates, actions]`, each episode's own, on the CPU."""
+        """`[sheets, episodes, steps, candidates, actions]`, each episode's own, on the policy's device."""
         return torch.stack(
-            [self._policy.draw(_AHEAD, self._number, generator).cpu() for generator in generators], dim=1
+            [self._policy.draw(self._ahead, self._number, generator) for generator in generators], dim=1
         )
 
     def _take(
