@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import importlib.util
 import sys
@@ -47,7 +48,7 @@ def run(plan: Plan, results_path: Path, folder: Path, say: Callable[[str], None]
         ours.measure()
         if foreign:
             Llama(Bench(plan, results, seed, work / "llama", text, say)).measure()
-        if seed == plan.seeds[0]:
+        if seed == Plan().seeds[0]:
             Search(ours).measure()
 
 
@@ -64,11 +65,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m reproduce.skills_lm", description=__doc__)
     parser.add_argument("--folder", type=Path, default=ROOT / "runs/skills_lm", help="for text and trainings")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the rows; the page stands beside it")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", help="only these, so that others may run beside; default: all"
+    )
     parser.add_argument("--page", action="store_true", help="write the page from the rows and train nothing")
     chosen = parser.parse_args(arguments)
     try:
         if not chosen.page:
-            run(Plan(), chosen.results, chosen.folder, lambda line: print(line, flush=True))
+            plan = Plan() if chosen.seeds is None else dataclasses.replace(Plan(), seeds=tuple(chosen.seeds))
+            run(plan, chosen.results, chosen.folder, lambda line: print(line, flush=True))
         for path in write_page(Results(chosen.results)):
             print(path)
     except ExpertiseError as error:

@@ -94,7 +94,7 @@ class Plan:
     """Of a skill; the joint one has as many parameters as all skills together."""
     skill_steps: int = 150
     """Of a skill; the joint one has as many as all skills and routers together."""
-    router_steps: int = 80
+    router_steps: int = 150
     """Of a router, and of a skill that is learnt on the target itself."""
     few_bytes: tuple[int, ...] = (10_000, 50_000)
     """Text of the first target where little of it is known."""

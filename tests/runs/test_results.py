@@ -81,3 +81,19 @@ def test_the_environment_says_with_what_it_was_measured() -> None:
     found = environment()
     assert {"expertise", "python", "torch", "cores", "date", "commit"} <= set(found)
     assert found["commit"] is None or len(found["commit"]) == 40
+
+
+def test_two_writers_lose_nothing(tmp_path: Path) -> None:
+    first, second = Results(tmp_path / "x.json", {"steps": 3}), Results(tmp_path / "x.json", {"steps": 3})
+    first.add([row()])
+    second.add([row("theirs")])
+    first.add([row("third")])
+    assert Results(tmp_path / "x.json").rows == [row(), row("theirs"), row("third")]
+    assert first.has("main", "a", "theirs", "bits", 0)
+
+
+def test_a_writer_with_other_settings_finds_out_when_it_adds(tmp_path: Path) -> None:
+    first, second = Results(tmp_path / "x.json", {"steps": 3}), Results(tmp_path / "x.json", {"steps": 4})
+    first.add([row()])
+    with pytest.raises(RunError, match="other settings: steps"):
+        second.add([row("theirs")])

@@ -13,9 +13,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from expertise import __version__
 from expertise.errors import RunError
-from expertise.runs.files import write_atomic
+from expertise.runs.files import disk_errors, make_folder, write_atomic
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,7 @@ class Row:
 
 
 class Results:
-    """Rows on disk. Each `add` writes the whole file anew, in one step.
+    """Rows on disk. Each `add` writes the whole file anew, in one step, with what other processes added since.
 
     Args:
         path: the file; the first `add` makes it.
@@ -104,13 +106,18 @@ class Results:
         Raises:
             DiskError: the file cannot be written; the old one stays.
         """
-        self._rows |= {row.key: row for row in rows}
-        self.environment = environment() | ({"settings": self._settings} if self._settings else {})
-        content = {
-            "environment": self.environment,
-            "rows": [dataclasses.asdict(row) for row in self._rows.values()],
-        }
-        write_atomic(self.path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        with disk_errors(self.path):
+            make_folder(self.path.parent)
+        with FileLock(self.path.with_name(f".{self.path.name}.lock")):
+            if self.path.is_file():
+                self._read()
+            self._rows |= {row.key: row for row in rows}
+            self.environment = environment() | ({"settings": self._settings} if self._settings else {})
+            content = {
+                "environment": self.environment,
+                "rows": [dataclasses.asdict(row) for row in self._rows.values()],
+            }
+            write_atomic(self.path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def environment() -> dict[str, Any]:
