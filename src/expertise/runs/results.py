@@ -46,7 +46,7 @@ class Row:
 
 
 class Results:
-    """Rows on disk. Each `add` writes the whole file anew, in one step, with what other processes added since.
+    """Rows on disk. Each `add` writes the whole file anew in one step, with what others added since.
 
     Args:
         path: the file; the first `add` makes it.
