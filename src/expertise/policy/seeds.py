@@ -23,9 +23,8 @@ class Evaluations:
     """At least one."""
 
     def summary(self) -> dict[str, float]:
-        """Means over all episodes, as in `Evaluation.summary`; `<name>_error` is the standard error over seeds.
-
-        With one seed it is the one over its episodes.
+        """Means over all episodes, as in `Evaluation.summary`; `<name>_error` is the standard error over
+        seeds; with one seed, over its episodes.
         """
         each = [evaluation.summary() for evaluation in self.by_seed.values()]
         if len(each) == 1:

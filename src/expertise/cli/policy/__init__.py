@@ -5,6 +5,7 @@ from expertise.registry import Registry
 COMMANDS = Registry(
     "policy command",
     {
+        "demo": "expertise.cli.policy.demo:demo",
         "collect": "expertise.cli.policy.collect:collect",
         "learn": "expertise.cli.policy.learn:learn",
         "compose": "expertise.cli.policy.compose:compose",

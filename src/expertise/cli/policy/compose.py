@@ -32,11 +32,11 @@ def compose(
     ] = None,
     level: Annotated[
         str,
-        typer.Option("--level", help="What is added up: parameters (PSEC), noise (NSEC), actions (ASEC)."),
+        typer.Option("--level", help="What is added: parameters (PSEC), noise (NSEC), actions (ASEC)."),
     ] = "parameters",
     alpha: Annotated[
         str | None,
-        typer.Option("--alpha", help="Who decides the weights: context (default), fixed or top_p."),
+        typer.Option("--alpha", help="What decides weights: context (default), fixed or top_p."),
     ] = None,
     weights: Annotated[
         str | None, typer.Option("--weights", help="Constant weights, as 0.3,0.7; nothing is learnt.")
@@ -91,9 +91,8 @@ def compose(
     if as_json:
         print_json({"level": level, "skills": skill or [], "policies": policy or [], **result})
     else:
-        print(
-            f"{run}: {', '.join([*(skill or []), *(policy or [])])}; let it act: expertise policy evaluate {run}"
-        )
+        parts = ", ".join([*(skill or []), *(policy or [])])
+        print(f"{run}: {parts}; let it act: expertise policy evaluate {run} --environment …")
 
 
 def _alpha(kind: str | None, weights: str | None) -> dict[str, Any]:

@@ -12,9 +12,7 @@ from expertise.cli.policy.options import Data, data_setting
 
 
 def learn(
-    recipe: Annotated[
-        str, typer.Argument(help="A recipe's name (policy-base, …) or the path of a .toml file.")
-    ],
+    recipe: Annotated[str, typer.Argument(help="A recipe's name (policy-base, …) or a .toml file's path.")],
     run: Annotated[
         Path | None, typer.Option("--run", "--out", help="The run's folder; default runs/<recipe's name>.")
     ] = None,

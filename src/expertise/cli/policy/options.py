@@ -21,9 +21,7 @@ Data = Annotated[
 ]
 Candidates = Annotated[
     int | None,
-    typer.Option(
-        "--candidates", min=1, help="Actions drawn for each state; default: the policy's own number."
-    ),
+    typer.Option("--candidates", min=1, help="Actions drawn for each state; default: the policy's own."),
 ]
 Pick = Annotated[
     str | None,
