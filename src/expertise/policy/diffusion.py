@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge, Gt
@@ -130,7 +130,7 @@ class Diffusion(nn.Module):
                 x = x.clamp(-clip, clip)
         return x
 
-    def schedule(self) -> list[dict[str, float]]:
+    def schedule(self) -> list[dict[str, Any]]:
         """What `sample` does, step by step, as numbers.
 
         x becomes `(x - noise * predicted) / kept`, then `added` times the next sheet is added to it.

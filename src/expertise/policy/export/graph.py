@@ -56,11 +56,11 @@ class Graph:
 
     def constant(self, values: float | Sequence[int] | np.ndarray) -> str:
         """A constant: a number as float32, integers as int64."""
-        array = np.float32(values) if isinstance(values, float) else np.asarray(values)
-        name = f"constant_{hashlib.sha256(array.tobytes() + repr(array.dtype).encode()).hexdigest()[:12]}"
-        name = f"{name}_{'x'.join(map(str, array.shape))}"
+        array = np.asarray(values, np.float32 if isinstance(values, float) else None)
+        what = f"{array.dtype} {array.shape}".encode() + array.tobytes()
+        name = f"constant_{hashlib.sha256(what).hexdigest()[:16]}"
         if name not in self._constants:
-            self._constants[name] = self._tensors.from_array(np.asarray(array), name)
+            self._constants[name] = self._tensors.from_array(array, name)
         return name
 
     def arithmetic(self, op: str, x: str, number: float) -> str:
@@ -141,7 +141,7 @@ class Graph:
         count = self.constant([step["parts"] + 1])
         # Equal ones come by the lower index, as everywhere here.
         greatest, ids = self.nodes("TopK", chances, count, outputs=2, axis=1)
-        before = self.node("CumSum", greatest, self.constant(np.int64(1)), exclusive=1)
+        before = self.node("CumSum", greatest, self.constant(np.array(1)), exclusive=1)
         kept = self.node("LessOrEqual", before, self.constant(float(step["p"])))
         gates = self.node("Where", kept, self.arithmetic("Mul", greatest, step["strength"]), self.constant(0.0))
         gates = self.node("ScatterElements", self.arithmetic("Mul", chances, 0.0), ids, gates, axis=1)
