@@ -1,4 +1,4 @@
-"""Many tasks (the paper's appendix): a robot arm that knows some of Meta-World's tasks and is shown others."""
+"""Many tasks (the paper's appendix): an arm that knows some of Meta-World's tasks is shown others."""
 
 from __future__ import annotations
 
