@@ -48,11 +48,11 @@ RESULTS = "results.json"
 class DemoConfig:
     """How long each training is. The paper trains for 25 to 250 times as many steps, but for alpha."""
 
-    critic_steps: int = 6000
+    critic_steps: int = 2000
     """Of the critics, all at once."""
-    base_steps: int = 4000
+    base_steps: int = 3000
     """Of the base."""
-    skill_steps: int = 2000
+    skill_steps: int = 1500
     """Of each skill."""
     alpha_steps: int = 1000
     """Of alpha (release: 1,000)."""

@@ -194,7 +194,7 @@ def test_what_is_wrong_with_learning_is_said_in_a_line(workshop: Path, expertise
     refused(expertise(*learn, "demo"), "the recipe lacks kind", "known are: policy, direct, critics")
     data = ("--data", "left.npz")
     refused(expertise(*learn, "base.toml"), "the recipe lacks data")
-    refused(expertise(*learn, "base.toml", "--data", "lost.npz"), "no file lost.npz")
+    refused(expertise(*learn, "base.toml", "--data", "lost.npz"), "no file at lost.npz")
     refused(
         expertise(*learn, "base.toml", "--data", "shipped:BalRun"), "no shipped data 'BalRun'", "'BallRun'"
     )
@@ -212,7 +212,7 @@ def test_what_is_wrong_with_learning_is_said_in_a_line(workshop: Path, expertise
 def test_what_is_wrong_with_composing_is_said_in_a_line(skilled: Path, expertise: Command) -> None:
     compose = (*COMPOSE, "--data", "right.npz", "--run", "runs/made")
     refused(expertise(*compose), 'level "parameters" composes skills')
-    refused(expertise(*compose, "--skill", "lefd"), "skills has no skill 'lefd'", "did you mean 'left'?")
+    refused(expertise(*compose, "--skill", "lefd"), "no skill 'lefd' in skills", "did you mean 'left'?")
     both = expertise(*compose, *BOTH, "--alpha", "top_p", "--weights", "1,1")
     refused(both, "--weights are constant, --alpha top_p is not")
     refused(expertise(*compose, *BOTH, "--weights", "1,x"), "--weights '1,x' is not numbers")
