@@ -97,7 +97,7 @@ def test_from_data_to_a_composed_policy_that_acts(skilled: Path, expertise: Comm
     assert (made["level"], made["skills"], made["run"], made["step"]) == (
         "parameters", ["left", "right"], "runs/psec", 4,
     )  # fmt: skip
-    assert set(made["evaluation"]) == {"noise_error"}
+    assert set(made["evaluation"]) == {"noise_error", "transitions"}
     recipe = recipes.parse((skilled / "runs/psec/recipe.toml").read_text(), "recipe")
     assert recipe["data"][0] == {
         "path": "right.npz", "layout": "auto", "max_cost": 40.0, "min_return": -100.0, "trajectories": 2,
@@ -326,3 +326,31 @@ def test_shipped_data_are_found_by_name() -> None:
 def test_seeds_must_be_there(skilled: Path) -> None:
     with pytest.raises(RecipeError, match="at least one"):
         evaluate_seeds(load("runs/base"), EvaluationConfig(environment="toy/left"), [])
+
+
+def test_the_demo(tmp_path: Path, expertise: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, target in (("h5py", "policy"), ("bullet_safety_gym", "safety")):
+        pytest.importorskip(module, reason=f"`make setup-{target}` installs it")
+    from expertise.policy import demo
+    from expertise.policy.network import PlainNetwork
+
+    tiny = demo.DemoConfig(
+        critic_steps=3,
+        base_steps=3,
+        skill_steps=3,
+        alpha_steps=3,
+        batch_size=16,
+        episodes=2,
+        network=PlainNetwork.Config(hidden=16, num_layers=2),
+        film_every=50,
+    )
+    monkeypatch.setattr(demo, "DemoConfig", lambda: tiny)
+    result = json.loads(fine(expertise("policy", "demo", "--folder", "shown", "--json")).stdout)
+    assert list(result["policies"]) == ["base", "reward skill", "safety skill", "PSEC"]
+    assert {"return", "cost", "normalized_cost", "alpha_safety", "run"} <= set(result["policies"]["PSEC"])
+    assert json.loads((tmp_path / "shown" / "results.json").read_text()) == result
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "shown").rglob("*.safetensors")}
+    again = fine(expertise("policy", "demo", "--folder", "shown"))
+    assert "cost / limit" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "nothing is trained twice"
+    assert json.loads((tmp_path / "shown" / "results.json").read_text()) == result
