@@ -10,6 +10,7 @@ COMMANDS = Registry(
         "learn": "expertise.cli.policy.learn:learn",
         "compose": "expertise.cli.policy.compose:compose",
         "evaluate": "expertise.cli.policy.evaluate:evaluate",
+        "export": "expertise.cli.policy.export:export",
     },
     about="Policies: learn to act from recorded behaviour, grow skills, compose them state by state.",
 )
