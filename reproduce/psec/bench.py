@@ -9,6 +9,7 @@ from typing import Any
 from expertise.policy import Policy, load
 from expertise.policy.alpha import AlphaConfig, ContextAlpha
 from expertise.policy.data import DataConfig
+from expertise.policy.data.shipped import PREFIX
 from expertise.policy.evaluate import EvaluationConfig, evaluate
 from expertise.policy.evaluation import Evaluation
 from expertise.policy.growing import FullConfig, GrowthConfig
@@ -70,8 +71,9 @@ class Bench:
         self.say(f"{table} | {setting} | {row} | seed {self.seed}: {shown}")
 
     def data(self, name: str, **which: Any) -> list[DataConfig]:
-        """A data set of `data`, or some of its trajectories."""
-        return [DataConfig(path=str(DATA / f"{name}.hdf5"), **which)]
+        """A data set of `data`, or of the package, or some of its trajectories."""
+        path = DATA / f"{name}.hdf5"
+        return [DataConfig(path=str(path) if path.exists() else f"{PREFIX}{name}", **which)]
 
     def few(self, name: str, trajectories: int) -> list[DataConfig]:
         """So many trajectories, others with each seed; fewer are a part of more."""

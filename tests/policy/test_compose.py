@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,6 +68,25 @@ def test_actions_are_those_of_weights_merged_for_each_state(
     torch.testing.assert_close(policy.act(seen, noise=noise), found[:, 0])
     assert policy.act(seen).shape == (5, 2)
     assert policy.names == ("walk", "run")
+
+
+@pytest.mark.parametrize("number", [1, 5])
+def test_skills_may_adapt_different_layers(
+    make_policy: MakePolicy, make_skill: MakeSkill, number: int
+) -> None:
+    base = make_policy()
+    whole = [make_skill("walk"), make_skill("run"), make_skill("fly")]
+    addresses = list(whole[0].factors)
+    skills = [
+        dataclasses.replace(skill, factors={a: skill.factors[a] for a in addresses[first::2]})
+        for skill, first in zip(whole, (0, 1, 0), strict=True)
+    ]
+    policy = ComposedPolicy(base, skills, FixedAlpha.Config(values=[1.0, -0.5, 2.0]))
+    seen = states(number)
+    noise = policy.draw(number, 3, torch.Generator().manual_seed(0))
+    expected = merged(base, skills, [1.0, -0.5, 2.0]).candidates(seen, noise)
+    torch.testing.assert_close(policy.act(seen, noise=noise), expected[:, 0], atol=2e-5, rtol=0)
+    assert not torch.allclose(expected, base.candidates(seen, noise), atol=1e-2)
 
 
 def test_alpha_is_asked_once_for_each_state(

@@ -24,6 +24,7 @@ COMMANDS = Registry(
         "plan": "expertise.cli.plan:plan",
         "recipes": "expertise.cli.recipes:recipes",
         "skill": "expertise.cli.skill:COMMANDS",
+        "policy": "expertise.cli.policy:COMMANDS",
     },
 )
 """To add a command write its module, which must import nothing heavy at its top, and add a line here; a group

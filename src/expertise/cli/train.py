@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from expertise.cli.options import Device, Json, Out, Set, Threads, print_json, settings
+from expertise.errors import RecipeError
 
 if TYPE_CHECKING:
     from expertise.lm.recipe import Recipe
@@ -53,6 +54,9 @@ def read_recipe(name: str, changes: list[str], run: Path | None = None) -> tuple
         name: of a shipped recipe, or the path of a file.
         changes: settings, as `--set` takes them.
         run: the run that it is for, where there is one.
+
+    Raises:
+        RecipeError: there is none, or it is one of policies.
     """
     from expertise.lm.initial import filled_in
     from expertise.lm.recipe import Recipe
@@ -60,4 +64,6 @@ def read_recipe(name: str, changes: list[str], run: Path | None = None) -> tuple
 
     stem, text = recipes.find(name)
     values = recipes.override(recipes.parse(text, name), changes)
+    if "kind" in values:
+        raise RecipeError(f"{name} is a recipe of policies", f"expertise policy learn {name}")
     return stem, recipes.build(filled_in(values, run), Recipe)

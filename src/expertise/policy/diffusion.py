@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge, Gt
@@ -129,3 +129,18 @@ class Diffusion(nn.Module):
             if clip:
                 x = x.clamp(-clip, clip)
         return x
+
+    def schedule(self) -> list[dict[str, Any]]:
+        """What `sample` does, step by step, as numbers.
+
+        x becomes `(x - noise * predicted) / kept`, then `added` times the next sheet is added to it.
+        """
+        return [
+            {
+                "time": time,
+                "noise": self._betas[time] / math.sqrt(1 - self._kept[time]),
+                "kept": math.sqrt(1 - self._betas[time]),
+                "added": math.sqrt(self._betas[time]) * self.config.temperature if time else 0.0,
+            }
+            for time in range(self.num_steps - 1, -1, -1)
+        ]

@@ -170,11 +170,16 @@ class _Round:
             return
         with torch.no_grad():
             alpha = self._policy.weigh(seen[: len(looked_at)])
+        critics, risk = self._policy.critics, None
+        if critics is not None and critics.safety is not None:
+            risk = critics.v("safety", seen[: len(looked_at)]).cpu().numpy()
         every = self._config.film_every
         for row, index in enumerate(looked_at):
             kept, environment = self._kept[index], self._environments[int(index)]
             if alpha is not None:
                 kept.alpha.append(alpha[row].cpu().numpy())
+            if risk is not None:
+                kept.risk.append(float(risk[row]))
             position = environment.position()
             if position is not None:
                 kept.positions.append(position)
@@ -207,6 +212,7 @@ class _Kept:
         self.costs: list[float] = []
         self.alpha: list[Any] = []
         self.positions: list[tuple[float, float]] = []
+        self.risk: list[float] = []
         self.frames: list[Any] = []
         self.frame_steps: list[int] = []
 
@@ -217,6 +223,7 @@ class _Kept:
             costs=np.array(self.costs),
             alpha=np.stack(self.alpha) if self.alpha else None,
             positions=np.array(self.positions) if self.positions else None,
+            risk=np.array(self.risk) if self.risk else None,
             frames=self.frames,
             frame_steps=self.frame_steps,
         )

@@ -45,6 +45,8 @@ class Trace:
     """What the policy weighed up at each step; None: nothing."""
     positions: Float[np.ndarray, "steps 2"] | None
     """Where the agent was before each step; None: that says nothing there."""
+    risk: Float[np.ndarray, " steps"] | None = None
+    """V of the policy's safety critic before each step: above 0 it sees a violation ahead; None: no critic."""
     frames: Sequence[Any] = ()
     """Pictures, uint8 [height, width, 3]."""
     frame_steps: Sequence[int] = ()
@@ -53,7 +55,7 @@ class Trace:
     def to_json(self) -> dict[str, Any]:
         """All but the pictures, as plain values."""
         values: dict[str, Any] = {"episode": self.episode, "frame_steps": list(self.frame_steps)}
-        for name in ("rewards", "costs", "alpha", "positions"):
+        for name in ("rewards", "costs", "alpha", "positions", "risk"):
             array = getattr(self, name)
             values[name] = None if array is None else np.round(array, 6).tolist()
         return values

@@ -47,13 +47,15 @@ class SteeredNetwork:
             weights: alpha of each state.
             each: so many rows of a call, one after another, belong to each state.
         """
-        ready: dict[str, Tensor] = {}
+        ready: dict[tuple[str, tuple[int, ...]], Tensor] = {}
         for layer in self._layers:
-            skills = layer.skills
-            if skills.layout not in ready:
-                ranks = skills.weigh(weights)
-                ready[skills.layout] = ranks if each == 1 else ranks.repeat_interleave(each, dim=0)
-            layer.steer(ready[skills.layout], alone=weights.shape[0] == 1)
+            key = layer.skills.layout, layer.columns
+            if key not in ready:
+                # A layer numbers only the skills that it has.
+                own = weights if len(layer.columns) == weights.shape[1] else weights[:, layer.columns]
+                ranks = layer.skills.weigh(own)
+                ready[key] = ranks if each == 1 else ranks.repeat_interleave(each, dim=0)
+            layer.steer(ready[key], alone=weights.shape[0] == 1)
 
 
 class _Steered(nn.Module):
@@ -63,6 +65,7 @@ class _Steered(nn.Module):
         super().__init__()
         layer = adapted.mixture.always
         assert isinstance(layer, nn.Linear)
+        self.columns = adapted.columns
         self._own: dict[str, Any] = {}
         # Not children: they stand in the composed network, and what is a module's own is slow to find.
         self.__dict__["skills"] = adapted.parts

@@ -26,6 +26,7 @@ _SENTINELS = {
     "faint": "#0a0b05",
     **{f"s{i}": f"#0a0b1{i}" for i in range(8)},
     **{f"y{i}": f"#0a0b2{i}" for i in range(8)},
+    **{f"k{i}": f"#0a0b3{i}" for i in range(8)},
 }
 _MAX_POINTS = 400
 
@@ -38,7 +39,7 @@ class Line:
         x: positions, ascending.
         y: values, as many as `x`.
         label: written at the right end, beside the last value; empty for none.
-        colour: a name from the page's palette: ink, muted, accent, faint, s0 to s7, y0 to y7.
+        colour: a name from the page's palette: ink, muted, accent, faint, s0 to s7, y0 to y7, k0 to k7.
         width: of the stroke, in pixels.
         show_value: add the last value to the label.
     """
@@ -158,6 +159,7 @@ def line_chart(
     limits: tuple[float, float] | None = None,
     size: tuple[int, int] = (390, 250),
     digits: int = 2,
+    ticks: Sequence[tuple[float, str]] = (),
 ) -> Markup:
     """Lines over tokens or steps, each labelled at its end.
 
@@ -170,6 +172,7 @@ def line_chart(
         limits: the range of the vertical axis, where several charts share it.
         size: width and height in pixels.
         digits: decimals of the last values.
+        ticks: places on the horizontal axis and what is written there, where these are not its own numbers.
     """
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -199,6 +202,8 @@ def line_chart(
     axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(_plain_ticks))
+    if ticks:
+        axes.set_xticks([place for place, _ in ticks], [word for _, word in ticks])
     axes.yaxis.set_major_formatter(FuncFormatter(_plain_ticks))
     labels = [
         (

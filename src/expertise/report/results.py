@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from expertise.runs.results import Row
 
 Column = Sequence[Row]
 """The rows of one setting, all of one metric."""
+
+
+Spread = Literal["std", "error"]
+"""What stands behind a mean: the deviation over seeds, or the standard error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +37,15 @@ class Figure:
         """Sample standard deviation; None for a single seed."""
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
 
-    def text(self, digits: int) -> str:
-        """The mean, and the deviation where there is one."""
-        spread = "" if self.std is None else f" ± {self.std:.{digits}f}"
-        return f"{self.mean:.{digits}f}{spread}"
+    @property
+    def error(self) -> float | None:
+        """Standard error of the mean; None for a single seed."""
+        return None if self.std is None else self.std / math.sqrt(len(self.values))
+
+    def text(self, digits: int, spread: Spread = "std") -> str:
+        """The mean, and the deviation or the error where there is one."""
+        around: float | None = getattr(self, spread)
+        return f"{self.mean:.{digits}f}" + ("" if around is None else f" ± {around:.{digits}f}")
 
 
 def figures(rows: Column) -> dict[str, Figure]:
@@ -52,8 +63,9 @@ def markdown_table(
     *,
     digits: int = 3,
     least: bool = True,
+    spread: Spread = "std",
 ) -> str:
-    """Rows by columns, mean ± standard deviation over the seeds; what is missing is a dash.
+    """Rows by columns, means over the seeds and their spread; what is missing is a dash.
 
     Args:
         corner: heading of the first column.
@@ -61,6 +73,7 @@ def markdown_table(
         columns: heading → its rows.
         digits: decimals.
         least: put the least mean of each column in bold, else the greatest.
+        spread: what stands behind a mean.
     """
     cells = {heading: figures(rows) for heading, rows in columns.items()}
     best = {
@@ -74,7 +87,7 @@ def markdown_table(
             continue
         texts = []
         for heading, found in cells.items():
-            text = found[name].text(digits) if name in found else "–"
+            text = found[name].text(digits, spread) if name in found else "–"
             texts.append(f"**{text}**" if name in found and found[name].mean == best[heading] else text)
         lines.append(f"| {name} | {' | '.join(texts)} |")
     return "\n".join(lines) + "\n"
@@ -90,6 +103,16 @@ def wins(rows: Column, row: str, others: Sequence[str]) -> tuple[int, int]:
         seed for seed in shared if all(found[row].values[seed] < found[name].values[seed] for name in others)
     ]
     return len(won), len(shared)
+
+
+def paired(rows: Column, row: str, other: str) -> Figure | None:
+    """What a row has more than another, seed by seed; None where no seed has both."""
+    found = figures(rows)
+    if row not in found or other not in found:
+        return None
+    one, two = found[row].values, found[other].values
+    differences = {seed: one[seed] - two[seed] for seed in one if seed in two}
+    return Figure(values=differences) if differences else None
 
 
 def dot_chart(order: Sequence[str], columns: Mapping[str, Column], x_label: str) -> str:

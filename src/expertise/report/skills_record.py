@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from expertise.lm.evaluate.run import open_with_text, require_split
 from expertise.lm.recipe import EvaluationConfig
 from expertise.lm.skills import comparison
 from expertise.mixture.routers.base import Router
+from expertise.report.alike import similarity_of
 from expertise.report.skills import render
 from expertise.report.text import vocabulary
 from expertise.runs.files import write_atomic
@@ -82,7 +82,7 @@ def skills_record(
             "uniform": bits.uniform.bits_per_byte,
             "composed": bits.composed.bits_per_byte,
         },
-        "similarity": _similarity(found, [skill.name for skill in skills]),
+        "similarity": similarity_of(found, [skill.name for skill in skills], "the logits"),
         "proposals": [proposal.reason for proposal in found.proposals],
         "alpha": {text.domain: _alpha(model, text, batch_size) for text in texts} if routers else {},
         "passages": [_passage(model, text) for text in texts] if routers else [],
@@ -160,34 +160,6 @@ def _skill(skill: Skill, found: Comparison, card: Card | None) -> dict[str, Any]
         "parents": list(card.parents) if card else [],
         "energy": energy.shares(),
     }
-
-
-def _similarity(found: Comparison, names: Sequence[str]) -> dict[str, list[list[float]]]:
-    """Measure → K × K values; a measure that some pair does not have is left out."""
-    measures: dict[str, dict[tuple[str, str], float | None]] = {
-        "Cosine of what they change": {},
-        "Agreement of what they add to the logits": {},
-        "Overlap of the outputs that they reach": {},
-    }
-    for pair in found.pairs:
-        key = (pair.first, pair.second)
-        cosines = [
-            math.cos(math.radians(angle)) ** 2 for layer in pair.layers.values() for angle in layer.out_angles
-        ]
-        values = (pair.cosine, pair.agreement, sum(cosines) / len(cosines) if cosines else None)
-        for measure, value in zip(measures.values(), values, strict=True):
-            measure[key] = value
-    return {
-        measure: [[_symmetric(values, one, other) for other in names] for one in names]
-        for measure, values in measures.items()
-        if len(names) > 1 and None not in values.values()
-    }
-
-
-def _symmetric(values: Mapping[tuple[str, str], float | None], one: str, other: str) -> float:
-    value = 1.0 if one == other else values.get((one, other), values.get((other, one)))
-    assert value is not None
-    return round(value, 4)
 
 
 def _added_logits(model: CausalLM, texts: list[DomainText], name: str) -> Tensor:

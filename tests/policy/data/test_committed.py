@@ -10,18 +10,20 @@ import pytest
 
 from expertise.policy.data import read
 from expertise.policy.data.collect import CollectConfig
+from expertise.policy.data.shipped import PREFIX, located, names
 from expertise.policy.data.write import facts_of
 from expertise.policy.envs import Name
 from expertise.runs import recipe as recipes
 
 FOLDER = Path(__file__).parents[3] / "reproduce" / "psec" / "data"
-FILES = sorted(FOLDER.glob("*.hdf5"))
+FILES = sorted([*FOLDER.glob("*.hdf5"), *(Path(located(f"{PREFIX}{name}")) for name in names())])
 RECIPES = sorted(FOLDER.glob("*.toml"))
 
 
 def test_files_are_whole_and_small() -> None:
-    sums = dict(line.split("  ")[::-1] for line in (FOLDER / "SHA256SUMS").read_text().splitlines())
-    assert sums == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in FILES}
+    lines = (FOLDER / "SHA256SUMS").read_text().splitlines()
+    sums = {(FOLDER / name).resolve(): digest for digest, name in (line.split("  ") for line in lines)}
+    assert sums == {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in FILES}
     assert sum(path.stat().st_size for path in FILES) < 20e6
 
 

@@ -82,10 +82,13 @@ class DirectPolicy(Policy):
     ) -> Float[Tensor, "states candidates actions"]:
         """The mean, and draws around it, cut to ±1."""
         mean: Tensor = self.network(self.scale(observations))
-        std = self.log_std.clamp(*_LOG_STD).exp()
-        away = noise[0] * std
+        away = noise[0] * self.std()
         away = torch.cat([torch.zeros_like(away[:, :1]), away[:, 1:]], dim=1)
         return (mean.unsqueeze(1) + away).clamp(-1.0, 1.0)
+
+    def std(self) -> Float[Tensor, " actions"]:
+        """The deviation of each component."""
+        return self.log_std.clamp(*_LOG_STD).exp()
 
     def parts(self) -> dict[str, Any]:
         """Its configuration."""

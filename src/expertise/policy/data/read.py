@@ -9,6 +9,7 @@ import numpy as np
 
 from expertise.errors import DataError, RecipeError, nearest
 from expertise.policy.data.hdf5 import keys_of
+from expertise.policy.data.shipped import located
 from expertise.policy.data.transitions import Transitions
 from expertise.registry import Registry
 from expertise.shapes import Bool
@@ -33,7 +34,7 @@ class DataConfig:
     """Recorded data, and how much of them."""
 
     path: str
-    """A file, a folder, or the id of a Minari data set."""
+    """A file, a folder, the id of a Minari data set, or `shipped:BallRun`, which the package brings."""
     layout: str = AUTO
     """"dsrl", "d4rl", "minari" or "npz"; "auto" looks at the path."""
     max_cost: float | None = None
@@ -76,7 +77,7 @@ def read(path: str | Path, layout: str = AUTO) -> Transitions:
     """Recorded data.
 
     Args:
-        path: a file, a folder, or the id of a Minari data set.
+        path: a file, a folder, the id of a Minari data set, or `shipped:<name>` for what the package brings.
         layout: a name of `READERS`; "auto": `.npz` is npz, an HDF5 file is DSRL's when it has costs, else
             D4RL's, anything else is Minari's.
 
@@ -85,7 +86,7 @@ def read(path: str | Path, layout: str = AUTO) -> Transitions:
         DataError: the data are missing or not as they should be.
         MissingExtra: a package that reads them is not installed.
     """
-    path = str(Path(path).expanduser())
+    path = located(str(path))
     result: Transitions = READERS[_layout(path) if layout == AUTO else layout](path)
     return result
 

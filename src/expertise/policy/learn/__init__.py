@@ -6,7 +6,7 @@ To add a recipe write its class, with a `prepare`, and add a line to `RECIPES`.
 from expertise.policy.learn.common import LearnRecipe, PlainOptimizer, PolicyOptimizer, Prepared
 from expertise.policy.learn.composition import CompositionRecipe, LeanConfig
 from expertise.policy.learn.critics import CriticsRecipe
-from expertise.policy.learn.learner import RECIPES, learn, recipe_of
+from expertise.policy.learn.learner import RECIPES, learn, recipe_of, result
 from expertise.policy.learn.policies import DirectRecipe, PolicyRecipe
 from expertise.policy.learn.skills import SkillRecipe
 
@@ -24,4 +24,5 @@ __all__ = [
     "SkillRecipe",
     "learn",
     "recipe_of",
+    "result",
 ]

@@ -82,6 +82,18 @@ def learn(recipe: LearnRecipe, run: Path, say: Callable[[str], None]) -> None:
         prepared.finish()
 
 
+def result(run: Path) -> dict[str, Any]:
+    """What a run came to: `run`, `step`, and its last `evaluation`, empty where nothing was to be learnt.
+
+    Raises:
+        RunError: its record is damaged.
+    """
+    lines = [line for line in metrics.read_lines(run / "metrics.jsonl") if line["kind"] == "evaluation"]
+    last = lines[-1] if lines else {"step": 0}
+    numbers = {key: value for key, value in last.items() if key not in ("kind", "step")}
+    return {"run": str(run), "step": last["step"], "evaluation": numbers}
+
+
 def _train(recipe: LearnRecipe, run: Path, prepared: Prepared) -> None:
     model = prepared.task.model
     if any(parameter.requires_grad for parameter in model.parameters()):

@@ -1,0 +1,237 @@
+"""`docs/results/psec.md`, its pictures and `psec.html`, from the rows alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from expertise.report.policy import render
+from expertise.report.policy_paper import paper_value
+from expertise.report.policy_parts import metric_title
+from expertise.report.results import Column, dot_chart, figures, markdown_table
+from expertise.runs.files import write_atomic
+from expertise.runs.results import Results, Row
+from reproduce.psec.verdicts import DYNAMICS, MAIN, META, MULTI, SHIFT, metric_of, settings_of, verdicts
+
+TEN = "multi_objective_limit_10"
+ABLATION = "ablation"
+ORDER = (
+    "PSEC",
+    "PSEC (MLP)",
+    "NSEC",
+    "ASEC",
+    "NSEC (LoRA)",
+    "ASEC (LoRA)",
+    "fixed weights",
+    "reward skill",
+    "safety skill",
+    "Scratch",
+    "Joint",
+    "BC",
+    "IQL",
+    "Base",
+)
+"""Rows from top to bottom; others follow as they came."""
+SAFE_METRICS = ("normalized_reward", "normalized_cost")
+TITLES = {
+    SHIFT: "Policy shift",
+    MULTI: "Safe control, cost limit 5",
+    TEN: "Safe control, cost limit 10",
+    DYNAMICS: "Dynamics shift",
+    META: "Many tasks (Meta-World)",
+    ABLATION: "Ablations",
+}
+"""Table → what it is called, in the page's order."""
+WANTED = {
+    SHIFT: ("return",),
+    MULTI: SAFE_METRICS,
+    TEN: SAFE_METRICS,
+    DYNAMICS: ("normalized_reward", "return"),
+    META: ("success",),
+    ABLATION: ("return", "normalized_reward", "success"),
+}
+"""Table → its metrics; of dynamics and ablations the first that there is."""
+INTRO = Path(__file__).with_name("intro.md")
+"""What stands above the tables."""
+
+
+def write_psec_page(results: Results, path: Path | None = None) -> list[Path]:
+    """Write the page, its pictures and the page for a browser.
+
+    Args:
+        results: the rows.
+        path: of the Markdown page, the others stand beside it; None: beside the rows.
+
+    Returns:
+        What was written, the Markdown page first.
+    """
+    page = path or results.path.with_suffix(".md")
+    written = [page]
+    pictures: dict[str, str] = {}
+    for table in (SHIFT, MULTI):
+        columns = {
+            f"{setting}, {metric_title(metric)}" if len(metrics) > 1 else setting: rows
+            for metrics in [metrics_of(results, table)]
+            for setting in _main(settings_of(results, table))
+            for metric in metrics
+            if (rows := results.select(table, metric, setting))
+        }
+        if columns:
+            picture = page.with_name(f"{page.stem}_{table}.svg")
+            write_atomic(picture, dot_chart(order_of(results, table), columns, ""))
+            pictures[table] = picture.name
+            written.append(picture)
+    browser = page.with_suffix(".html")
+    write_atomic(browser, render(record(results)))
+    write_atomic(page, page_text(results, pictures))
+    return [*written, browser]
+
+
+def page_text(results: Results, pictures: dict[str, str]) -> str:
+    """The page as Markdown.
+
+    Args:
+        results: the rows.
+        pictures: table → file of its picture.
+    """
+    parts = [INTRO.read_text("utf-8").rstrip() + "\n", "## What holds\n", verdicts(results)]
+    for table, title in TITLES.items():
+        if not settings_of(results, table):
+            continue
+        parts.append(f"## {title}\n")
+        if table in pictures:
+            parts.append(f"![{title}: a dot per seed, a bar at the mean]({pictures[table]})\n")
+        parts += _tables(results, table)
+    return "\n".join([*parts, "## How it was measured\n", _how(results)])
+
+
+def metrics_of(results: Results, table: str) -> list[str]:
+    """The metrics of a table that are shown."""
+    wanted = WANTED[table]
+    return list(wanted) if table in (MULTI, TEN) else [metric_of(results, table, wanted)]
+
+
+def order_of(results: Results, table: str) -> list[str]:
+    """The rows of a table, known ones first."""
+    there = list(dict.fromkeys(row.row for row in results.rows if row.table == table))
+    return [*(name for name in ORDER if name in there), *(name for name in there if name not in ORDER)]
+
+
+def record(results: Results) -> dict[str, Any]:
+    """The record of the page for a browser."""
+    groups = []
+    for table, title in TITLES.items():
+        settings = settings_of(results, table)
+        for setting in sorted(settings, key=lambda name: name != MAIN):
+            metrics = []
+            for metric in metrics_of(results, table):
+                found = figures(results.select(table, metric, setting))
+                lines = [
+                    {
+                        "name": name,
+                        "mean": found[name].mean,
+                        "error": found[name].error or 0.0,
+                        "paper": _paper(table, setting, name, metric),
+                    }
+                    for name in order_of(results, table)
+                    if name in found
+                ]
+                metrics.append({"name": metric, "rows": lines})
+            groups.append({"title": f"{title}: {setting}", "metrics": metrics})
+    return {
+        "title": "PSEC",
+        "environment": "every scenario, means over seeds",
+        "groups": groups,
+        "curves": _curves(results),
+        "notes": [line.removeprefix("- ") for line in verdicts(results).replace("**", "").splitlines()],
+        "versions": {k: str(v) for k, v in results.environment.items() if k not in ("settings", "cores")},
+    }
+
+
+def _main(settings: Sequence[str]) -> list[str]:
+    """Settings of a picture: of those with several numbers of trajectories the main one."""
+    ten = [setting for setting in settings if setting.endswith("/10")]
+    return ten or list(settings)
+
+
+def _tables(results: Results, table: str) -> list[str]:
+    parts = []
+    for metric in metrics_of(results, table):
+        for target, settings in _targets(results, table).items():
+            columns: dict[str, Column] = {}
+            for setting in settings:
+                rows = results.select(table, metric, setting)
+                if rows:
+                    columns[setting] = rows
+                    columns |= _beside(table, setting, metric, order_of(results, table))
+            if columns:
+                parts.append(f"{metric_title(metric).capitalize()}{f', {target}' if target else ''}:\n")
+                digits = 1 if metric == "return" else 2
+                least = metric == "normalized_cost"
+                names = order_of(results, table)
+                parts.append(
+                    markdown_table("row", names, columns, digits=digits, least=least, spread="error")
+                )
+    return parts
+
+
+def _targets(results: Results, table: str) -> dict[str, list[str]]:
+    """Settings by what stands before the slash, where they are many."""
+    settings = settings_of(results, table)
+    if table not in (SHIFT, META):
+        return {"": settings}
+    found: dict[str, list[str]] = {}
+    for setting in settings:
+        head, _, tail = setting.rpartition("/")
+        # Tasks are many, so of these each number of demonstrations has a table.
+        found.setdefault(head if table == SHIFT else f"{tail} demonstrations", []).append(setting)
+    return {head: sorted(of, key=_number) for head, of in found.items()}
+
+
+def _number(setting: str) -> tuple[float, str]:
+    tail = setting.rpartition("/")[2]
+    return (float(tail) if tail.isdecimal() else 0.0, setting)
+
+
+def _beside(table: str, setting: str, metric: str, names: Sequence[str]) -> dict[str, Column]:
+    """A column of the paper's figures, where it has some."""
+    rows = [
+        Row(table=table, setting=setting, row=name, metric=metric, unit="", seed=0, value=value)
+        for name in names
+        if (value := _paper(table, setting, name, metric)) is not None
+    ]
+    return {f"{setting}, paper": rows} if rows else {}
+
+
+def _paper(table: str, setting: str, name: str, metric: str) -> float | None:
+    return paper_value(setting, name, metric) if table in (SHIFT, TEN) else None
+
+
+def _curves(results: Results) -> list[dict[str, Any]]:
+    """Return over numbers of trajectories, one chart for each target that has several."""
+    charts = []
+    for target, settings in _targets(results, SHIFT).items():
+        lines: dict[str, list[list[float]]] = {}
+        for setting in settings:
+            found = figures(results.select(SHIFT, "return", setting))
+            for name in order_of(results, SHIFT):
+                if name in found:
+                    lines.setdefault(name, []).append([_number(setting)[0], found[name].mean])
+        several = {name: points for name, points in lines.items() if len(points) > 1}
+        if several:
+            charts.append({"title": target, "x_label": "trajectories", "log": True, "lines": several})
+    return charts
+
+
+def _how(results: Results) -> str:
+    found = results.environment
+    seeds = sorted({row.seed for row in results.rows})
+    settings = found.get("settings", {})
+    lines = [f"- Seeds {', '.join(map(str, seeds))}."] if seeds else ["- Nothing was measured yet."]
+    lines += [f"- {key}: {value}" for key, value in settings.items()]
+    lines.append(
+        f"- {found.get('system')}, Python {found.get('python')}, torch {found.get('torch')}, "
+        f"{found.get('cores')} cores, {found.get('date')}, commit {str(found.get('commit'))[:10]}."
+    )
+    return "\n".join(lines) + "\n"

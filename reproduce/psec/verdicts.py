@@ -1,0 +1,119 @@
+"""Which of the paper's claims hold here: each from the rows alone, with the figures it rests on."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+
+from expertise.report.results import Figure, figures, paired
+from expertise.runs.results import Results
+
+OURS, SAFE = "PSEC", "safety skill"
+SHIFT, MULTI, DYNAMICS, META = "policy_shift", "multi_objective", "dynamics_shift", "meta_world"
+"""Tables."""
+MAIN = "S→W/10"
+"""The cell of the policy shift that was fixed before the runs."""
+RIVALS = ("NSEC", "ASEC", "Scratch")
+_ERRORS = 2
+"""So many standard errors above 0 counts as above."""
+
+
+def verdicts(results: Results) -> str:
+    """One line per claim, as a Markdown list."""
+    lines = [*_shift(results), *_safe(results), *_dynamics(results), *_meta(results)]
+    return "\n".join(f"- {line}" for line in lines) + "\n"
+
+
+def settings_of(results: Results, table: str) -> list[str]:
+    """The settings of a table, in the order in which they came."""
+    return list(dict.fromkeys(row.setting for row in results.rows if row.table == table))
+
+
+def metric_of(results: Results, table: str, wanted: Sequence[str]) -> str:
+    """The first of some metrics that a table has; the first of all where it has none."""
+    there = {row.metric for row in results.rows if row.table == table}
+    return next((metric for metric in wanted if metric in there), wanted[0])
+
+
+def _shift(results: Results) -> Iterable[str]:
+    rows = results.select(SHIFT, "return", MAIN)
+    found = {other: paired(rows, OURS, other) for other in RIVALS}
+    yield _line(
+        f"Policy shift, {MAIN}: {OURS} above {', '.join(RIVALS)} by more than {_ERRORS} standard errors of "
+        "the paired difference, in 5 seeds or more",
+        found.values(),
+        lambda difference: len(difference.values) >= 5 and _is_above(difference),
+        [f"{other} {_text(difference, 0)}" for other, difference in found.items() if difference],
+    )
+
+
+def _safe(results: Results) -> Iterable[str]:
+    for task in settings_of(results, MULTI):
+        reward = results.select(MULTI, "normalized_reward", task)
+        cost = figures(results.select(MULTI, "normalized_cost", task)).get(OURS)
+        more = paired(reward, OURS, SAFE)
+        yield _line(
+            f"Safe control, {task}: mean cost of {OURS} below its limit, reward above the safety skill's",
+            (cost, more),
+            lambda figure, cost=cost: (  # type: ignore[misc]
+                len(figure.values) >= 3 and (figure.mean < 1 if figure is cost else _is_above(figure))
+            ),
+            [
+                *([f"cost / limit {cost.text(2, 'error')}"] if cost else []),
+                *([f"reward {_text(more, 3)}"] if more else []),
+            ],
+        )
+    if not settings_of(results, MULTI):
+        yield "Safe control: not measured."
+
+
+def _dynamics(results: Results) -> Iterable[str]:
+    metric = metric_of(results, DYNAMICS, ("normalized_reward", "return"))
+    for setting in settings_of(results, DYNAMICS):
+        rows = results.select(DYNAMICS, metric, setting)
+        found = {other: paired(rows, OURS, other) for other in ("Scratch", "Joint")}
+        yield _line(
+            f"Dynamics shift, {setting}: {OURS} above Scratch and Joint",
+            found.values(),
+            lambda difference: difference.mean > 0,
+            [f"{other} {_text(difference, 3)}" for other, difference in found.items() if difference],
+        )
+    if not settings_of(results, DYNAMICS):
+        yield "Dynamics shift: not measured."
+
+
+def _meta(results: Results) -> Iterable[str]:
+    rows = results.select(META, "success")
+    few = [setting for setting in settings_of(results, META) if setting.endswith("/3")]
+    found = {s: paired([row for row in rows if row.setting == s], OURS, "Scratch") for s in few}
+    differences = [figure.mean for figure in found.values() if figure]
+    claim = f"Meta-World, 3 demonstrations: {OURS} above Scratch on average over five unseen tasks or more"
+    if not differences:
+        yield f"{claim}: not measured."
+        return
+    more = statistics.fmean(differences)
+    verdict = "holds" if more > 0 and len(differences) >= 5 else "**does not hold**"
+    yield f"{claim}: {verdict} ({more:+.3f} over {len(differences)} tasks)."
+
+
+def _line(
+    claim: str,
+    found: Iterable[Figure | None],
+    holds: Callable[[Figure], bool],
+    words: Sequence[str],
+) -> str:
+    each = list(found)
+    if any(figure is None for figure in each):
+        return f"{claim}: not measured{f' ({words[0]})' if words else ''}."
+    verdict = "holds" if all(holds(figure) for figure in each if figure) else "**does not hold**"
+    return f"{claim}: {verdict} ({'; '.join(words)})."
+
+
+def _is_above(difference: Figure) -> bool:
+    error = difference.error
+    return error is not None and difference.mean > _ERRORS * error
+
+
+def _text(difference: Figure, digits: int) -> str:
+    around = "" if difference.error is None else f" ± {difference.error:.{digits}f}"
+    return f"{difference.mean:+.{digits}f}{around}, {len(difference.values)} seeds"

@@ -1,0 +1,36 @@
+"""`expertise policy demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from expertise.cli.options import Json, print_json
+from expertise.cli.policy.table import print_table
+
+
+def demo(
+    folder: Annotated[
+        Path, typer.Option("--folder", "--out", help="For its runs, its skills and its page.")
+    ] = Path("runs/policy-demo"),
+    as_json: Json = False,
+) -> None:
+    """Grow skills for reward and for safety on one policy and learn state by state which of them counts.
+
+    A ball that should run fast, yet not too fast. Under five minutes on one core, from data that come with
+    the package; started again it goes on where it stopped. Needs `make setup-safety`.
+
+    Example: expertise policy demo
+    """
+    from expertise.policy import demo as steps
+    from expertise.runs.progress import say
+
+    found = steps.demo(folder, say)
+    summaries = {row: evaluation.summary() for row, evaluation in found.items()}
+    if as_json:
+        print_json(steps.result(folder, summaries))
+        return
+    print_table(summaries)
+    print(f"an episode is safe when cost / limit is below 1; more is in {folder / steps.RESULTS}")

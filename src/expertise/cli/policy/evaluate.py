@@ -1,0 +1,94 @@
+"""`expertise policy evaluate`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from expertise.cli.options import Device, Json, print_json
+from expertise.cli.policy.options import Candidates, Pick, seeds_of
+from expertise.cli.policy.table import print_table
+from expertise.errors import RecipeError
+
+if TYPE_CHECKING:
+    from expertise.policy.seeds import Evaluations
+
+FILMS = (".mp4", ".gif")
+
+
+def evaluate(
+    run: Annotated[str, typer.Argument(help="A policy: a run, a checkpoint, or a folder that `save` wrote.")],
+    environment: Annotated[
+        str, typer.Option("--environment", help="Where it acts, such as bullet/BallRun or dmc/walker-walk.")
+    ],
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes under each seed.")] = 20,
+    seeds: Annotated[str, typer.Option(help="As 0,1,2; every policy meets the same episodes.")] = "0",
+    parallel: Annotated[int, typer.Option(min=1, help="Episodes side by side.")] = 20,
+    cost_limit: Annotated[
+        float, typer.Option(min=0, help="Cost of an episode that counts as 1; below it is safe.")
+    ] = 10.0,
+    candidates: Candidates = None,
+    pick: Pick = None,
+    stop_at_success: Annotated[
+        bool, typer.Option("--stop-at-success", help="End an episode once its task is done.")
+    ] = False,
+    video: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Film of the first episode: an .mp4 or a .gif.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Every episode, and the first one step by step.")
+    ] = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Let a policy act: return, cost and success over many episodes, and what it leans on.
+
+    Example: expertise policy evaluate runs/psec --environment bullet/BallRun --seeds 0,1,2 --cost-limit 5
+    """
+    from expertise.policy.evaluate import EvaluationConfig
+    from expertise.policy.extras import needed
+    from expertise.policy.load import load
+    from expertise.policy.seeds import evaluate_seeds
+    from expertise.runs.files import write_atomic
+    from expertise.runs.progress import say
+
+    if video is not None:
+        if video.suffix not in FILMS:
+            raise RecipeError(f"--video {video}: a film ends in {' or '.join(FILMS)}")
+        needed("imageio", "a film")
+    numbers = seeds_of(seeds)
+    config = EvaluationConfig(
+        environment=environment,
+        episodes=episodes,
+        parallel=parallel,
+        num_candidates=candidates,
+        pick=pick,
+        cost_limit=cost_limit,
+        stop_at_success=stop_at_success,
+        film_every=0 if video is None else 1,
+    )
+    found = evaluate_seeds(load(run, device or "cpu"), config, numbers, say)
+    if video is not None:
+        _write_film(found, video, say)
+    about = {"policy": run, "candidates": candidates, "pick": pick}
+    if out is not None:
+        write_atomic(out, json.dumps({**about, **found.to_json()}, indent=1) + "\n")
+    if as_json:
+        print_json({**about, **found.to_json(whole=False)})
+        return
+    rows: dict[str, Any] = {f"seed {seed}": e.summary() for seed, e in found.by_seed.items()}
+    print_table({**rows, "all": found.summary()} if len(rows) > 1 else rows)
+
+
+def _write_film(found: Evaluations, path: Path, say: Callable[[str], None]) -> None:
+    """The first episode's pictures, where there are any: why there are none has been said."""
+    from expertise.policy.evaluation import write_film
+
+    frames = next(iter(found.by_seed.values())).traces[0].frames
+    if frames:
+        write_film(frames, path)
+        say(f"film: {path}")

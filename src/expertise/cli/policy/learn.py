@@ -1,0 +1,47 @@
+"""`expertise policy learn`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from expertise.cli.options import Device, Json, Set, Threads, print_json, settings
+from expertise.cli.policy.options import Data, data_setting
+
+
+def learn(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name (policy-base, …) or a .toml file's path.")],
+    run: Annotated[
+        Path | None, typer.Option("--run", "--out", help="The run's folder; default runs/<recipe's name>.")
+    ] = None,
+    data: Data = None,
+    set_: Set = None,
+    device: Device = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Learn what a recipe says: a base, critics, a skill, a composition, or go on with it.
+
+    The recipe's `kind` is policy, direct, critics, skill or composition; --data stands for its data.
+
+    Example: expertise policy learn policy-base --data BallRun.hdf5 --set train.steps=2000 --run runs/base
+    """
+    from expertise.policy import learn as learning
+    from expertise.runs import recipe as recipes
+    from expertise.runs.progress import say
+
+    name, text = recipes.find(recipe)
+    changes = [data_setting(data)] if data else []
+    values = recipes.override(recipes.parse(text, recipe), changes + settings(set_, device, threads))
+    wanted = learning.recipe_of(values)
+    place = run or Path("runs") / name
+    learning.learn(wanted, place, say)
+    result = learning.result(place)
+    if as_json:
+        print_json({"recipe": name, "kind": wanted.kind, **result})
+        return
+    print(f"{place}: {wanted.kind}, step {result['step']}")
+    for key, value in result["evaluation"].items():
+        print(f"  {key:<16}{value}")

@@ -1,0 +1,58 @@
+"""Options that several commands of `expertise policy` share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from expertise.errors import RecipeError
+
+RunFolder = Annotated[Path, typer.Option("--run", "--out", help="The run's folder.")]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        metavar="PATH",
+        help="Recorded data: a file, the id of a Minari data set, or shipped:BallRun; repeat for more.",
+    ),
+]
+Candidates = Annotated[
+    int | None,
+    typer.Option("--candidates", min=1, help="Actions drawn for each state; default: the policy's own."),
+]
+Pick = Annotated[
+    str | None,
+    typer.Option("--pick", help="Which of them: first, max-q or min-qc; default: the policy's own."),
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Transitions per step.")]
+
+
+def quoted(value: object) -> str:
+    """A text, a number or a list of them as TOML."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def data_setting(paths: list[str], **kept: float | int | None) -> str:
+    """Paths as a setting of `data`, each with what is kept of it.
+
+    Args:
+        paths: of recorded data.
+        kept: keys of `DataConfig`; None: left out.
+    """
+    rest = "".join(f", {key} = {quoted(value)}" for key, value in kept.items() if value is not None)
+    return "data=[" + ", ".join(f"{{path = {quoted(path)}{rest}}}" for path in paths) + "]"
+
+
+def seeds_of(text: str) -> list[int]:
+    """Seeds with commas between them.
+
+    Raises:
+        RecipeError: one is no whole number from 0 on.
+    """
+    seeds = [seed.strip() for seed in text.split(",")]
+    if not all(seed.isdecimal() for seed in seeds):
+        raise RecipeError(f"--seeds {text!r} are not whole numbers from 0 on", "write them as 0,1,2")
+    return [int(seed) for seed in seeds]

@@ -1,0 +1,33 @@
+"""What policies came to, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+_ERROR = "_error"
+_TITLES = {"normalized_reward": "reward, 0 to 1", "normalized_cost": "cost / limit"}
+_DIGITS = {"return": 1, "cost": 1}
+
+
+def print_table(rows: Mapping[str, Mapping[str, float]]) -> None:
+    """A row for each policy or seed, a column for each metric, each mean with its standard error.
+
+    Args:
+        rows: title → summary, as `Evaluation.summary` gives it; a row may lack what others have.
+    """
+    metrics = list(dict.fromkeys(name for row in rows.values() for name in row if not name.endswith(_ERROR)))
+    first = max(map(len, rows)) + 2
+    columns = [(name, _TITLES.get(name, name.replace("_", " "))) for name in metrics]
+    cells = {name: [_cell(row, name) for row in rows.values()] for name, _ in columns}
+    widths = {name: max(len(title), *map(len, cells[name])) + 3 for name, title in columns}
+    print(" " * first + "".join(f"{title:>{widths[name]}}" for name, title in columns))
+    for number, row in enumerate(rows):
+        print(f"{row:<{first}}" + "".join(f"{cells[name][number]:>{widths[name]}}" for name, _ in columns))
+
+
+def _cell(row: Mapping[str, float], name: str) -> str:
+    if name not in row:
+        return ""
+    digits = _DIGITS.get(name, 2)
+    error = row.get(name + _ERROR)
+    return f"{row[name]:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")

@@ -1,0 +1,187 @@
+"""The demo of policies: safe control of a ball from the data that come with the package."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from expertise.policy.critic import RewardCriticConfig, SafetyCriticConfig
+from expertise.policy.critics import CriticsConfig
+from expertise.policy.data import DataConfig
+from expertise.policy.data.shipped import PREFIX
+from expertise.policy.envs import Environment
+from expertise.policy.evaluate import EvaluationConfig, evaluate
+from expertise.policy.evaluation import Evaluation
+from expertise.policy.learn import (
+    CompositionRecipe,
+    CriticsRecipe,
+    LearnRecipe,
+    PlainOptimizer,
+    PolicyOptimizer,
+    PolicyRecipe,
+    SkillRecipe,
+    learn,
+)
+from expertise.policy.load import load
+from expertise.policy.network import PlainNetwork
+from expertise.policy.objective import Advantage, Safety
+from expertise.policy.policy import PolicyConfig
+from expertise.runs.config import TrainConfig
+from expertise.runs.files import write_atomic
+
+ENVIRONMENT = "bullet/BallRun"
+DATA = f"{PREFIX}BallRun"
+REWARD, SAFETY = "reward", "safety"
+"""The skills."""
+ROWS = {"base": "base", "reward skill": REWARD, "safety skill": SAFETY, "PSEC": "psec"}
+"""Policy → folder of its run."""
+LIBRARY = "library"
+"""Folder of the skills."""
+RESULTS = "results.json"
+"""What the policies came to."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """How long each training is. The paper trains for 25 to 250 times as many steps, but for alpha."""
+
+    seed: int = 0
+    """Of weights and of the order of the data."""
+    critic_steps: int = 2000
+    """Of the critics, all at once."""
+    base_steps: int = 3000
+    """Of the base."""
+    skill_steps: int = 1500
+    """Of each skill."""
+    alpha_steps: int = 1000
+    """Of alpha (release: 1,000)."""
+    batch_size: int = 256
+    """Transitions of a step (release: 2,048)."""
+    max_cost: float = 5.0
+    """Trajectories that alpha learns from cost no more, and an episode that costs less is safe."""
+    min_return: float = 400.0
+    """They return at least so much: the best tenth of the cheap ones."""
+    episodes: int = 20
+    """That each policy is judged by (paper: 20)."""
+    network: PlainNetwork.Config = dataclasses.field(default_factory=PlainNetwork.Config)
+    """The small network."""
+    film_every: int = 8
+    """Steps between the pictures of PSEC's first episode; 0: none are taken."""
+
+
+def demo(folder: Path, say: Callable[[str], None], config: DemoConfig | None = None) -> dict[str, Evaluation]:
+    """Critics, a base, a reward skill, a safety skill and alpha(s) over both; then all of them act.
+
+    Stopped, it goes on where it was; only the episodes at the end are always run.
+
+    Args:
+        folder: gets a run for each training, the library of skills, and `results.json`.
+        say: told what happens, a line at a time.
+        config: how long.
+
+    Returns:
+        Policy → its episodes; the first of each is kept step by step.
+
+    Raises:
+        ExpertiseError: simulator or readers are not installed, or the folder holds something else.
+    """
+    config = config or DemoConfig()
+    with Environment(ENVIRONMENT):  # what is missing should be said before anything is trained
+        pass
+    for number, (name, recipe) in enumerate(recipes_of(config, folder).items(), 1):
+        say(f"{number} of 5: {_ABOUT[name]}")
+        learn(recipe, folder / name, say)
+    found = {}
+    for row, name in ROWS.items():
+        film = config.film_every if row == "PSEC" else 0
+        acting = EvaluationConfig(
+            environment=ENVIRONMENT, episodes=config.episodes, cost_limit=config.max_cost, film_every=film
+        )
+        say(f"{row}: {config.episodes} episodes")
+        found[row] = evaluate(load(folder / name), acting, say)
+    summaries = {row: evaluation.summary() for row, evaluation in found.items()}
+    write_atomic(folder / RESULTS, json.dumps(result(folder, summaries), indent=1) + "\n")
+    return found
+
+
+def result(folder: Path, summaries: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """What the policies came to, as plain values."""
+    return {
+        "environment": ENVIRONMENT,
+        "folder": str(folder),
+        "policies": {row: {"run": str(folder / ROWS[row]), **each} for row, each in summaries.items()},
+    }
+
+
+_ABOUT = {
+    "critics": "critics of reward and of safety",
+    "base": "the base, a clone of everything recorded",
+    REWARD: "a skill for reward",
+    SAFETY: "a skill for safety",
+    "psec": "alpha(s), which weighs the skills up state by state",
+}
+"""Run → what is learnt there, in the order in which it is learnt."""
+
+
+def recipes_of(config: DemoConfig, folder: Path) -> dict[str, LearnRecipe]:
+    """Run → its recipe, in the order in which each needs those before it.
+
+    Args:
+        config: how long.
+        folder: where the runs are.
+    """
+    everything = [DataConfig(path=DATA)]
+    few = [DataConfig(path=DATA, max_cost=config.max_cost, min_return=config.min_return)]
+    critics, base, library = (str(folder / name) for name in ("critics", "base", LIBRARY))
+
+    def train(steps: int) -> TrainConfig:
+        # One thread: more make networks this small slower.
+        return TrainConfig(
+            steps=steps,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            device="cpu",
+            threads=1,
+            log_every=max(1, steps // 20),
+            save_every=max(1, steps // 4),
+        )
+
+    def skill(name: str, purpose: str, weights: Advantage.Config | Safety.Config) -> SkillRecipe:
+        return SkillRecipe(
+            base=base,
+            name=name,
+            purpose=purpose,
+            data=everything,
+            library=library,
+            weights=weights,
+            critics=critics,
+            train=train(config.skill_steps),
+            optimizer=PolicyOptimizer(learning_rate=1e-3),
+        )
+
+    return {
+        "critics": CriticsRecipe(
+            data=everything,
+            critics=CriticsConfig(reward=RewardCriticConfig(), safety=SafetyCriticConfig()),
+            train=train(config.critic_steps),
+            rewards="range",
+            timeouts_end=True,
+            optimizer=PlainOptimizer(learning_rate=1e-3),
+        ),
+        "base": PolicyRecipe(
+            data=everything,
+            # One action for each state: the safest of several hides how the policies differ.
+            policy=PolicyConfig(network=config.network),
+            critics=critics,
+            train=train(config.base_steps),
+            optimizer=PolicyOptimizer(learning_rate=1e-3),
+        ),
+        REWARD: skill(REWARD, "be fast, whatever it costs", Advantage.Config(temperature=3.0)),
+        SAFETY: skill(SAFETY, "cost nothing", Safety.Config()),
+        "psec": CompositionRecipe(
+            base=base, skills=[REWARD, SAFETY], library=library, data=few, train=train(config.alpha_steps)
+        ),
+    }

@@ -1,0 +1,10 @@
+"""Policies for programs without PyTorch: what a policy computes is described once, and written in several forms.
+
+`describe` (networks, alpha, sampler, critics as plain steps over named arrays) → `arrays` (safetensors and
+JSON) or `onnx` (one graph).
+"""
+
+from expertise.policy.export.describe import Described, describe
+from expertise.policy.export.write import FORMATS, export_policy
+
+__all__ = ["FORMATS", "Described", "describe", "export_policy"]

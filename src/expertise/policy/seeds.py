@@ -1,0 +1,81 @@
+"""A policy under several seeds: an evaluation for each, and what they say together."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from expertise.errors import RecipeError
+from expertise.policy.acting import Policy
+from expertise.policy.evaluate import EvaluationConfig, evaluate
+from expertise.policy.evaluation import Evaluation
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluations:
+    """Evaluations of one policy in one environment, by seed."""
+
+    by_seed: Mapping[int, Evaluation]
+    """At least one."""
+
+    def summary(self) -> dict[str, float]:
+        """Means over all episodes, as in `Evaluation.summary`; `<name>_error` is the standard error over
+        seeds; with one seed, over its episodes.
+        """
+        each = [evaluation.summary() for evaluation in self.by_seed.values()]
+        if len(each) == 1:
+            return each[0]
+        found: dict[str, float] = {}
+        for name in each[0]:
+            values = [summary[name] for summary in each]
+            if name.endswith("_error"):
+                means = [summary[name.removesuffix("_error")] for summary in each]
+                found[name] = float(np.std(means, ddof=1)) / math.sqrt(len(means))
+            else:
+                found[name] = float(np.mean(values))
+        return found
+
+    def to_json(self, *, whole: bool = True) -> dict[str, Any]:
+        """Plain values; not `whole`: without single episodes and their steps."""
+        parts = {str(seed): evaluation.to_json() for seed, evaluation in self.by_seed.items()}
+        if not whole:
+            parts = {seed: {"summary": values["summary"]} for seed, values in parts.items()}
+        first = next(iter(self.by_seed.values()))
+        return {
+            "environment": first.environment,
+            "names": list(first.names),
+            "episodes": len(first.episodes),
+            "cost_limit": first.cost_limit if first.has_cost else None,
+            "summary": self.summary(),
+            "seeds": parts,
+        }
+
+
+def evaluate_seeds(
+    policy: Policy,
+    config: EvaluationConfig,
+    seeds: Sequence[int],
+    say: Callable[[str], None] | None = None,
+) -> Evaluations:
+    """Let a policy act under each seed; the film, if one is wanted, is of the first.
+
+    Args:
+        policy: any kind.
+        config: where, how often; its own seed counts for nothing.
+        seeds: different ones, at least one.
+        say: told what happens, a line at a time.
+
+    Raises:
+        RecipeError: there is no seed, or one twice; or what `evaluate` refuses.
+    """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise RecipeError(f"seeds must be different ones, at least one, not {list(seeds)}")
+    found: dict[int, Evaluation] = {}
+    for seed in seeds:
+        own = dataclasses.replace(config, seed=seed, film_every=config.film_every if not found else 0)
+        found[seed] = evaluate(policy, own, say)
+    return Evaluations(by_seed=found)

@@ -1,0 +1,354 @@
+"""Policies without PyTorch: the NumPy example and ONNX act like the policy; what cannot be written is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from expertise.errors import ExpertiseError, MissingExtra, RecipeError, SkillError
+from expertise.policy import ComposedPolicy, Critics, DiffusionConfig, DiffusionPolicy, Policy, PolicyConfig
+from expertise.policy.alpha import Alpha, ContextAlpha, FixedAlpha, TopPAlpha
+from expertise.policy.baselines.actions import ActionComposition
+from expertise.policy.baselines.direct import DirectConfig
+from expertise.policy.baselines.noise import NoiseComposition
+from expertise.policy.export import FORMATS, describe, export_policy
+from expertise.policy.growing import GrowingPolicy, GrowthConfig
+from expertise.policy.network import NETWORKS, Denoiser, PlainNetwork
+from expertise.runs.files import sha256_of
+from expertise.skills.skill import Factors, Skill
+from expertise.skills.targets import all_targets
+
+EXAMPLE = Path(__file__).parents[3] / "docs" / "examples" / "act_numpy.py"
+WIDTH, ACTION, STATES = 7, 3, 24
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def example() -> ModuleType:
+    """The example of the documentation, as a reader would import it."""
+    assert len(EXAMPLE.read_text("utf-8").splitlines()) <= 60
+    spec = importlib.util.spec_from_file_location("act_numpy", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def seen(states: int = STATES) -> torch.Tensor:
+    return torch.randn(states, WIDTH, generator=torch.Generator().manual_seed(2)) * 3 + 1
+
+
+def base_of(network: str = "mlp", **fields: Any) -> DiffusionPolicy:
+    """A policy with weights, and a scale, of its own."""
+    torch.manual_seed(0)
+    policy = PolicyConfig(network=NETWORKS[network].Config(), **fields).build(WIDTH, ACTION)
+    policy.scale.fit(seen(100))
+    with torch.no_grad():
+        for name, parameter in policy.acting.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.1)
+        # What has learnt says of noise what stands to reason; at random it would blow roundings up tenfold.
+        last = [module for module in policy.acting.modules() if isinstance(module, nn.Linear)][-1]
+        last.weight.mul_(0.2)
+    return policy.eval()
+
+
+def skill_of(base: DiffusionPolicy, name: str, rank: int = 2, only: str = "") -> Skill:
+    """A skill over all layers, or over those whose address has `only` in it."""
+    dice = torch.Generator().manual_seed(sum(name.encode()))
+    factors = {
+        address: Factors(
+            A=torch.randn(rank, target.in_features, generator=dice) * target.in_features**-0.5,
+            B=torch.randn(target.out_features, rank, generator=dice) * 0.1,
+            scaling=float(rank),
+        )
+        for address, target in all_targets(base.acting).items()
+        if only in address
+    }
+    return Skill(name=name, factors=factors)
+
+
+def stirred(policy: Policy) -> Policy:
+    """alpha that differs from state to state."""
+    alpha = policy.get_submodule("alpha")
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in alpha.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return policy.eval()
+
+
+def composed(network: str = "mlp", kind: str = "context", **fields: Any) -> Policy:
+    base = base_of(network, **fields)
+    skills = [skill_of(base, "walk"), skill_of(base, "run", rank=3)]
+    config = {
+        "context": ContextAlpha.Config(start=[1.0, 0.5]),
+        "fixed": FixedAlpha.Config(values=[0.7, -0.4]),
+        "top_p": TopPAlpha.Config(p=0.6, strength=1.5),
+        "top_p of 1": TopPAlpha.Config(p=1.0),
+    }[kind]
+    return stirred(ComposedPolicy(base, skills, config))
+
+
+def over_some_layers() -> Policy:
+    base = base_of("residual")
+    skills = [skill_of(base, "walk", only="blocks"), skill_of(base, "run"), skill_of(base, "up", only="up")]
+    return stirred(ComposedPolicy(base, skills, ContextAlpha.Config()))
+
+
+def members() -> list[Any]:
+    return [base_of(), composed()]
+
+
+CASES: dict[str, Callable[[], Policy]] = {
+    "base": base_of,
+    "base, residual": lambda: base_of("residual"),
+    "no bound": lambda: composed(diffusion=DiffusionConfig(clip=0.0, temperature=0.5, num_steps=3)),
+    "composed": composed,
+    "composed, residual": lambda: composed("residual"),
+    "fixed": lambda: composed(kind="fixed"),
+    "top-p": lambda: composed(kind="top_p"),
+    "top-p, residual": lambda: composed("residual", "top_p"),
+    "top-p of 1": lambda: composed(kind="top_p of 1"),
+    "some layers": over_some_layers,
+    "nsec": lambda: stirred(NoiseComposition(members(), ["base", "walk"], ContextAlpha.Config())),
+}
+"""What the example acts with."""
+
+FURTHER: dict[str, Callable[[], Policy]] = {
+    "asec": lambda: stirred(ActionComposition(members(), ["base", "walk"], ContextAlpha.Config())),
+    "direct": lambda: DirectConfig().build(WIDTH, ACTION).eval(),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_numpy_example_acts_like_the_policy(case: str, example: ModuleType, tmp_path: Path) -> None:
+    policy = CASES[case]()
+    facts = export_policy(policy, tmp_path / "out", "safetensors")
+    noise = policy.draw(STATES, 1, torch.Generator().manual_seed(1))
+    expected = policy.act(seen(), noise=noise).numpy()
+    acted = example.Policy(tmp_path / "out").act(seen().numpy(), noise[:, :, 0].numpy())
+    assert acted.dtype == np.float32
+    np.testing.assert_allclose(acted, expected, atol=TOLERANCE, rtol=0)
+    assert np.ptp(expected, axis=0).min() > 0.1, "else this shows nothing"
+    assert facts["files"]["export.json"] == sha256_of(tmp_path / "out" / "export.json")
+    assert facts["numbers"] == sum(array.size for array in describe(policy).arrays.values())
+
+
+def session(path: Path) -> Any:
+    runtime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("case", [*CASES, *FURTHER])
+def test_onnx_acts_like_the_policy_for_any_number_of_states(case: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    policy = {**CASES, **FURTHER}[case]()
+    facts = export_policy(policy, tmp_path / "out", "onnx")
+    assert facts["largest_difference"] <= TOLERANCE
+    opened = session(tmp_path / "out" / "policy.onnx")
+    for states in (1, STATES):
+        noise = policy.draw(states, 1, torch.Generator().manual_seed(1))
+        given = {"observations": seen(states).numpy(), "noise": noise.numpy()}
+        actions, *alpha = opened.run(None, given)
+        expected = policy.act(seen(states), noise=noise).numpy()
+        np.testing.assert_allclose(actions, expected, atol=TOLERANCE, rtol=0)
+        if policy.names:
+            weights = policy.weigh(seen(states))
+            assert weights is not None
+            np.testing.assert_allclose(alpha[0], weights.detach().numpy(), atol=TOLERANCE, rtol=0)
+        else:
+            assert alpha == []
+
+
+@pytest.mark.parametrize("case", ["composed", "nsec", "asec", "direct"])
+@pytest.mark.parametrize("pick", ["max-q", "min-qc"])
+def test_onnx_takes_the_candidate_that_the_critic_wants(
+    case: str, pick: str, make_wide_critics: Callable[[], Critics], tmp_path: Path
+) -> None:
+    pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    policy = {**CASES, **FURTHER}[case]()
+    policy.attach(make_wide_critics())
+    policy.num_candidates = 5
+    export_policy(policy, tmp_path / "out", "onnx", pick=pick)
+    opened = session(tmp_path / "out" / "policy.onnx")
+    for states, candidates in ((STATES, 5), (1, 16), (3, 1)):
+        noise = policy.draw(states, candidates, torch.Generator().manual_seed(1))
+        expected = policy.act(seen(states), noise=noise, pick=pick).numpy()
+        actions = opened.run(["actions"], {"observations": seen(states).numpy(), "noise": noise.numpy()})[0]
+        np.testing.assert_allclose(actions, expected, atol=TOLERANCE, rtol=0)
+    first = policy.act(seen(), noise=policy.draw(STATES, 5, torch.Generator().manual_seed(1)), pick="first")
+    chosen = policy.act(seen(), noise=policy.draw(STATES, 5, torch.Generator().manual_seed(1)), pick=pick)
+    assert not torch.equal(first, chosen), "else this shows nothing"
+
+
+@pytest.fixture
+def make_wide_critics() -> Callable[[], Critics]:
+    """Both critics, with random weights, for these widths."""
+    from expertise.policy import CriticsConfig, RewardCriticConfig, SafetyCriticConfig
+
+    def make() -> Critics:
+        torch.manual_seed(1)
+        config = CriticsConfig(
+            reward=RewardCriticConfig(hidden=[16]), safety=SafetyCriticConfig(hidden=[16])
+        )
+        critics = Critics(config, WIDTH, ACTION)
+        critics.scale.fit(seen(100))
+        for module in critics.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.bias)
+        return critics
+
+    return make
+
+
+def test_equal_probabilities_go_by_the_lower_number(example: ModuleType, tmp_path: Path) -> None:
+    policy = composed(kind="top_p")
+    assert isinstance(policy, ComposedPolicy)
+    with torch.no_grad():
+        for parameter in policy.alpha.parameters():
+            parameter.zero_()
+    wanted = policy.weigh(seen(2)).detach().numpy()
+    np.testing.assert_allclose(wanted, [[0.5, 0.5]] * 2)
+    described = describe(policy)
+    opened = example.Policy.__new__(example.Policy)
+    opened.w = described.arrays
+    np.testing.assert_allclose(
+        opened.run(described.document["actor"]["predictor"]["alpha"], seen(2).numpy()), wanted
+    )
+    export_policy(policy, tmp_path / "safetensors", "safetensors")
+    pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    export_policy(policy, tmp_path / "onnx", "onnx")
+    noise = policy.draw(2, 1).numpy()
+    alpha = session(tmp_path / "onnx" / "policy.onnx").run(
+        ["alpha"], {"observations": seen(2).numpy(), "noise": noise}
+    )
+    np.testing.assert_allclose(alpha[0], wanted)
+
+
+def test_the_document_says_what_the_arrays_are(tmp_path: Path) -> None:
+    export_policy(composed(), tmp_path / "out", "safetensors")
+    document = json.loads((tmp_path / "out" / "export.json").read_text("utf-8"))
+    assert document["names"] == ["walk", "run"]
+    assert (document["kind"], document["sheets"], document["pick"]) == ("composed", 5, "first")
+    assert document["arrays"]["sha256"] == sha256_of(tmp_path / "out" / "arrays.safetensors")
+    arrays = describe(composed()).arrays
+    layer = document["actor"]["predictor"]["steps"][0]["name"]
+    assert arrays[f"{layer}.lora_A"].shape[0] == 5
+    assert arrays[f"{layer}.owner"].tolist() == [0, 0, 1, 1, 1]
+    assert arrays[f"{layer}.scaling"].tolist() == [2, 2, 3, 3, 3]
+    assert {array.dtype.name for array in arrays.values()} == {"float32", "int64"}
+
+
+def test_damage_is_noticed_by_the_example(example: ModuleType, tmp_path: Path) -> None:
+    export_policy(base_of(), tmp_path / "out", "safetensors")
+    path = tmp_path / "out" / "arrays.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(AssertionError, match="damaged"):
+        example.Policy(tmp_path / "out")
+
+
+class Constant(Denoiser, Alpha):
+    """A network, and an alpha, that nobody described."""
+
+    def forward(self, *given: Any) -> Any:
+        raise AssertionError
+
+
+def refused(policy: Policy, folder: Path, to: str = "safetensors", **options: Any) -> ExpertiseError:
+    with pytest.raises(ExpertiseError) as found:
+        export_policy(policy, folder, to, **options)
+    assert "\n" not in found.value.message
+    return found.value
+
+
+def test_what_cannot_be_exported_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    base, out = base_of(), tmp_path / "out"
+    growing = GrowingPolicy(base, GrowthConfig().new(base.acting, "walk", 0), GrowthConfig())
+    for to in FORMATS:
+        assert "'growing' cannot be exported" in refused(growing, out, to).message
+    assert "export format" in refused(base, out, "onxx").message
+    assert "needs a critic of safety" in refused(base, out, pick="min-qc").message
+    assert "unknown pick" in refused(base, out, pick="best").message
+    other = base_of()
+    other.acting = Constant()
+    assert "class Constant cannot be exported" in refused(other, out).message
+    unknown = base_of()
+    assert isinstance(unknown.acting, PlainNetwork)
+    unknown.acting.layers[2] = nn.GELU()
+    assert "class GELU" in refused(unknown, out).message
+    strange = composed()
+    strange.alpha = Constant()
+    assert "alpha of class Constant" in refused(strange, out).message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_there_stays(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("x")
+    assert isinstance(refused(base_of(), tmp_path / "out"), SkillError)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
+    monkeypatch.setitem(__import__("sys").modules, "onnx.helper", None)
+    error = refused(base_of(), tmp_path / "out", "onnx")
+    assert isinstance(error, MissingExtra)
+    assert error.hints == ("pip install 'expertise[onnx]'",)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_that_acts_otherwise_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    from expertise.policy.export import onnx as form
+
+    policy, built = base_of(), form.model_of
+
+    def wrong(described: Any) -> Any:
+        described.arrays["actor.scale.mean"] += 1
+        return built(described)
+
+    monkeypatch.setattr(form, "model_of", wrong)
+    assert "act otherwise" in refused(policy, tmp_path / "out", "onnx").message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_policy_that_was_saved_is_exported_by_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from expertise.cli.main import run
+    from expertise.policy import save
+
+    save(composed(), tmp_path / "policy")
+    command = ["policy", "export", str(tmp_path / "policy"), "--to", "safetensors"]
+    assert run([*command, "--out", str(tmp_path / "out"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["names"] == ["walk", "run"]
+    assert sorted(facts["files"]) == ["arrays.safetensors", "export.json"]
+    assert run([*command, "--out", str(tmp_path / "out")]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert run(["policy", "export", str(tmp_path), "--to", "onnx", "--out", str(tmp_path / "new")]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_registered_form_is_refused_by_its_nearest_name() -> None:
+    with pytest.raises(RecipeError, match="unknown export format") as found:
+        FORMATS["onnxx"]
+    assert found.value.hints == ("did you mean 'onnx'?",)
