@@ -47,6 +47,7 @@ test: $(STAMP)  ## all tests
 
 test-policy: $(SAFETY)  ## the tests of policies, with simulators
 	$(BIN)/python -m pytest tests/policy
+	$(BIN)/python -m pytest tests/guide -k 09-policies
 
 test-faults: $(STAMP)  ## the full lists of kills and damage, about three minutes
 	$(BIN)/python -m pytest -m faults -v

@@ -97,3 +97,14 @@ def test_a_writer_with_other_settings_finds_out_when_it_adds(tmp_path: Path) -> 
     first.add([row()])
     with pytest.raises(RunError, match="other settings: steps"):
         second.add([row("theirs")])
+
+
+def test_two_experiments_in_one_file_have_settings_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    Results(path, {"steps": 3}, "walk").add([row()])
+    Results(path, {"steps": 9}, "run").add([row("theirs")])
+    again = Results(path, {"steps": 3}, "walk")
+    assert len(again.rows) == 2
+    assert again.environment["settings"] == {"walk": {"steps": 3}, "run": {"steps": 9}}
+    with pytest.raises(RunError, match="other settings: steps"):
+        Results(path, {"steps": 4}, "walk")

@@ -74,7 +74,7 @@ def evaluate_seeds(
     """
     if not seeds or len(set(seeds)) < len(seeds):
         raise RecipeError(f"seeds must be different ones, at least one, not {list(seeds)}")
-    found = {}
+    found: dict[int, Evaluation] = {}
     for seed in seeds:
         own = dataclasses.replace(config, seed=seed, film_every=config.film_every if not found else 0)
         found[seed] = evaluate(policy, own, say)

@@ -52,14 +52,16 @@ class Results:
         path: the file; the first `add` makes it.
         settings: what the rows depend on beside their own fields; a file with others is refused, so that no
             table mixes two experiments.
+        scope: what the settings are of, where several experiments share the file, each with its own.
 
     Raises:
         RunError: the file is damaged, or was measured with other settings.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, path: Path, settings: Mapping[str, Any] | None = None, scope: str = "") -> None:
         self.path = path
-        self._settings: dict[str, Any] = json.loads(json.dumps(settings or {}))
+        plain: dict[str, Any] = json.loads(json.dumps(settings or {}))
+        self._settings, self._scope = plain, scope
         self._rows: dict[tuple[str, str, str, str, int], Row] = {}
         self.environment: dict[str, Any] = {}
         if path.is_file():
@@ -76,6 +78,8 @@ class Results:
         if len(self._rows) != len(rows):
             raise RunError(f"{self.path} holds a row twice", "move it away to begin again")
         before = self.environment.get("settings", {})
+        if self._scope:
+            before = before.get(self._scope, self._settings)
         if self._settings and rows and before != self._settings:
             keys = sorted(k for k in {*before, *self._settings} if before.get(k) != self._settings.get(k))
             raise RunError(
@@ -112,7 +116,10 @@ class Results:
             if self.path.is_file():
                 self._read()
             self._rows |= {row.key: row for row in rows}
-            self.environment = environment() | ({"settings": self._settings} if self._settings else {})
+            settings = self._settings
+            if self._scope:
+                settings = {**self.environment.get("settings", {}), self._scope: settings}
+            self.environment = environment() | ({"settings": settings} if settings else {})
             content = {
                 "environment": self.environment,
                 "rows": [dataclasses.asdict(row) for row in self._rows.values()],

@@ -35,7 +35,7 @@ def quoted(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def data_setting(paths: list[str], **kept: float | None) -> str:
+def data_setting(paths: list[str], **kept: float | int | None) -> str:
     """Paths as a setting of `data`, each with what is kept of it.
 
     Args:

@@ -1,0 +1,84 @@
+"""`python -m reproduce.psec SCENARIO …`: train, measure, and write the page, going on where it stopped."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import multiprocessing
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from expertise.errors import ExpertiseError
+from expertise.runs.results import Results
+from reproduce.psec.bench import Bench
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs/results/psec.json"
+SCENARIOS = ("policy_shift", "safe", "dynamics", "many_tasks", "ours")
+"""Modules beside this one, each with `SIZES` and `measure`."""
+SEEDS = {"policy_shift": (0, 1, 2, 3, 4)}
+"""Of a scenario; others: three."""
+
+
+def run(scenario: str, seed: int, results: Path, folder: Path) -> None:
+    """Measure every row of one seed that is missing."""
+    module = importlib.import_module(f"reproduce.psec.{scenario}")
+    kept = Results(results, settings(module), scenario)
+    work = folder / scenario / f"seed-{seed}"
+    module.measure(Bench(module.SIZES, kept, seed, work, lambda line: print(line, flush=True)))
+
+
+def settings(module: Any) -> dict[str, Any]:
+    """What the rows of a scenario depend on: all its sizes."""
+    found = {"sizes": module.SIZES.settings()}
+    if hasattr(module, "LARGE"):
+        found["large"] = dataclasses.asdict(module.LARGE)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m reproduce.psec", description=__doc__)
+    parser.add_argument("scenario", nargs="*", help=f"{', '.join(SCENARIOS)}; none: all")
+    parser.add_argument("--seeds", type=int, nargs="+", help="only these")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="seeds side by side")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs/psec", help="for trainings")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the rows; the page stands beside it")
+    parser.add_argument("--page", action="store_true", help="write the page from the rows and train nothing")
+    chosen = parser.parse_args(arguments)
+    unknown = sorted(set(chosen.scenario) - set(SCENARIOS))
+    if unknown:
+        parser.error(f"unknown scenario {unknown[0]!r}; known are: {', '.join(SCENARIOS)}")
+    jobs = [
+        (scenario, seed, chosen.results, chosen.folder)
+        for scenario in chosen.scenario or SCENARIOS
+        for seed in chosen.seeds or SEEDS.get(scenario, (0, 1, 2))
+    ]
+    try:
+        if not chosen.page:
+            _run_all(jobs, chosen.workers)
+    except ExpertiseError as error:
+        print("\n".join([f"error: {error.message}", *(f"  {hint}" for hint in error.hints)]), file=sys.stderr)
+        return 128 + getattr(error, "signal_number", 2 - 128)
+    return 0
+
+
+def _run_all(jobs: Sequence[tuple[str, int, Path, Path]], workers: int) -> None:
+    if workers < 2:
+        for job in jobs:
+            run(*job)
+        return
+    # Every job in a process of its own: a scenario's simulators keep memory.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn, max_tasks_per_child=1) as pool:
+        for done in [pool.submit(run, *job) for job in jobs]:
+            done.result()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,356 @@
+"""`expertise policy …`: from recorded behaviour to a composed policy that acts, and mistakes on the way."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from expertise.cli.policy import COMMANDS
+from expertise.cli.policy.options import data_setting, seeds_of
+from expertise.cli.policy.table import print_table
+from expertise.errors import DataError, RecipeError
+from expertise.policy import load
+from expertise.policy.data import read
+from expertise.policy.data.shipped import located
+from expertise.policy.evaluate import EvaluationConfig
+from expertise.policy.learn import RECIPES, recipe_of
+from expertise.policy.seeds import evaluate_seeds
+from expertise.runs import recipe as recipes
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+Write = Callable[..., Path]
+
+QUICK = """
+[train]
+steps = 4
+batch_size = 16
+threads = 1
+device = "cpu"
+"""
+BASE = f"""
+kind = "policy"
+policy.network = {{name = "mlp", hidden = 16, num_layers = 2, time_features = 4}}
+{QUICK}"""
+CRITICS = f"""
+kind = "critics"
+critics = {{reward = {{hidden = [8]}}, safety = {{hidden = [8]}}}}
+{QUICK}"""
+SKILL = f"""
+kind = "skill"
+base = "runs/base"
+critics = "runs/critics"
+name = "?"
+{QUICK}"""
+
+
+def fine(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def refused(done: subprocess.CompletedProcess[str], message: str, hint: str = "") -> None:
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2, done.stderr
+    assert any(line.startswith(f"error: {message}") for line in lines), done.stderr
+    assert hint in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def workshop(tmp_path: Path, write_demonstrations: Write, toy: type) -> Path:
+    """A folder with data of two tasks, and recipes."""
+    for task in ("left", "right"):
+        write_demonstrations(task)
+    for name, text in (("base", BASE), ("critics", CRITICS), ("skill", SKILL)):
+        (tmp_path / f"{name}.toml").write_text(text)
+    return tmp_path
+
+
+@pytest.fixture
+def skilled(workshop: Path, expertise: Command) -> Path:
+    """The same with critics, a base and two skills, learnt by commands."""
+    both = ("--data", "left.npz", "--data", "right.npz")
+    done = fine(expertise("policy", "learn", "critics.toml", *both))
+    assert done.stdout.startswith("runs/critics: critics, step 4\n")
+    fine(expertise("policy", "learn", "base.toml", *both, "--run", "runs/base"))
+    for task, weights in (("left", "uniform"), ("right", "safety")):
+        settings = ("--set", f"name={task}", "--set", f"weights.name={weights}", "--run", f"runs/{task}")
+        fine(expertise("policy", "learn", "skill.toml", "--data", f"{task}.npz", *settings))
+    return workshop
+
+
+COMPOSE = ("policy", "compose", "--base", "runs/base", "--steps", "4", "--batch-size", "16", "--threads", "1")
+BOTH = ("--skill", "left", "--skill", "right")
+ACT = ("--environment", "toy/right", "--episodes", "3")
+
+
+def test_from_data_to_a_composed_policy_that_acts(skilled: Path, expertise: Command) -> None:
+    few = ("--data", "right.npz", "--max-cost", "40", "--min-return", "-100", "--trajectories", "2")
+    done = fine(expertise(*COMPOSE, *BOTH, *few, "--run", "runs/psec", "--seed", "3", "--json"))
+    made = json.loads(done.stdout)
+    assert (made["level"], made["skills"], made["run"], made["step"]) == (
+        "parameters", ["left", "right"], "runs/psec", 4,
+    )  # fmt: skip
+    assert set(made["evaluation"]) == {"noise_error", "transitions"}
+    recipe = recipes.parse((skilled / "runs/psec/recipe.toml").read_text(), "recipe")
+    assert recipe["data"][0] == {
+        "path": "right.npz", "layout": "auto", "max_cost": 40.0, "min_return": -100.0, "trajectories": 2,
+        "seed": 0,
+    }  # fmt: skip
+    assert recipe["train"]["seed"] == 3
+
+    options = (*ACT, "--seeds", "0,7", "--cost-limit", "5", "--candidates", "2")
+    done = fine(expertise("policy", "evaluate", "runs/psec", *options, "--out", "found.json", "--json"))
+    short, whole = json.loads(done.stdout), json.loads((skilled / "found.json").read_text())
+    assert {key: value for key, value in short.items() if key != "seeds"} == {
+        key: value for key, value in whole.items() if key != "seeds"
+    }
+    assert short["seeds"]["7"] == {"summary": whole["seeds"]["7"]["summary"]}
+    assert (whole["environment"], whole["episodes"], whole["cost_limit"]) == ("toy/right", 3, 5.0)
+    assert (whole["candidates"], whole["pick"], whole["names"]) == (2, None, ["left", "right"])
+    means = [whole["seeds"][seed]["summary"]["return"] for seed in ("0", "7")]
+    assert whole["summary"]["return"] == pytest.approx(np.mean(means))
+    assert whole["summary"]["return_error"] == pytest.approx(abs(means[0] - means[1]) / 2)
+    assert {"cost", "normalized_cost", "success", "alpha_left", "alpha_right"} <= set(whole["summary"])
+    assert len(whole["seeds"]["0"]["episodes"]) == 3
+    assert len(whole["seeds"]["0"]["traces"][0]["alpha"]) == whole["seeds"]["0"]["episodes"][0]["steps"]
+
+    again = fine(expertise("policy", "evaluate", "runs/psec", *options, "--parallel", "1"))
+    title, *rows = again.stdout.splitlines()
+    assert [row.split("  ")[0] for row in rows] == ["seed 0", "seed 7", "all"]
+    for column in ("return", "cost / limit", "success", "alpha left"):
+        assert column in title
+    assert f"{whole['summary']['return']:.1f} ± {whole['summary']['return_error']:.1f}" in rows[2]
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "names"),
+    [
+        (["--weights", "0.3,0.7"], "composed", ("left", "right")),
+        (["--alpha", "top_p"], "composed", ("left", "right")),
+        (["--level", "noise"], "nsec", ("base", "left", "right")),
+        (["--level", "actions", "--alpha", "fixed", "--policy", "runs/base", "--set", "with_base=false"],
+         "asec", ("base", "left", "right")),
+    ],
+)  # fmt: skip
+def test_every_way_to_compose(
+    skilled: Path, expertise: Command, options: list[str], kind: str, names: tuple[str, ...]
+) -> None:
+    fine(expertise(*COMPOSE, *BOTH, "--data", "right.npz", "--run", "runs/made", *options))
+    policy = load("runs/made")
+    assert (policy.kind, policy.names) == (kind, names)
+    if "--weights" in options:
+        import torch
+
+        assert policy.weigh(torch.zeros(1, 3)).tolist() == [pytest.approx([0.3, 0.7])]  # type: ignore[union-attr]
+
+
+def test_a_composition_picks_as_it_is_told(skilled: Path, expertise: Command) -> None:
+    acting = ("--candidates", "3", "--pick", "min-qc", "--set", "critics=runs/critics")
+    fine(expertise(*COMPOSE, *BOTH, "--data", "right.npz", "--run", "runs/made", *acting))
+    policy = load("runs/made")
+    assert (policy.num_candidates, policy.pick) == (3, "min-qc")
+
+
+def test_a_run_goes_on_by_the_same_command(workshop: Path, expertise: Command) -> None:
+    learn = ("policy", "learn", "base.toml", "--data", "left.npz")
+    fine(expertise(*learn, "--set", "train.steps=2"))
+    result = json.loads(fine(expertise(*learn, "--json")).stdout)
+    assert (result["recipe"], result["kind"], result["step"]) == ("base", "policy", 4)
+    refused(expertise(*learn, "--set", "train.batch_size=8"), "runs/base was made with train.batch_size = 16")
+
+
+def test_a_film(skilled: Path, expertise: Command) -> None:
+    pytest.importorskip("imageio", reason="`make setup-policy` installs it")
+    done = fine(expertise("policy", "evaluate", "runs/base", *ACT, "--seeds", "0,1", "--video", "film.gif"))
+    assert "film: film.gif" in done.stderr
+    assert (skilled / "film.gif").read_bytes()[:3] == b"GIF"
+
+
+def test_no_film_where_no_picture_can_be_taken(
+    skilled: Path, expertise: Command, toy: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("imageio", reason="`make setup-policy` installs it")
+    from expertise.errors import DeviceError
+
+    def no_picture(self: object, width: int, height: int) -> None:
+        raise DeviceError("nothing can be drawn here")
+
+    monkeypatch.setattr(toy, "frame", no_picture)
+    done = fine(expertise("policy", "evaluate", "runs/base", *ACT, "--video", "film.mp4"))
+    assert "no film: nothing can be drawn here" in done.stderr
+    assert not (skilled / "film.mp4").exists()
+
+
+def test_what_is_wrong_with_learning_is_said_in_a_line(workshop: Path, expertise: Command) -> None:
+    learn = ("policy", "learn")
+    refused(expertise(*learn, "policy-bse"), "no recipe 'policy-bse'", "did you mean 'policy-base'?")
+    refused(expertise(*learn, "demo"), "the recipe lacks kind", "known are: policy, direct, critics")
+    data = ("--data", "left.npz")
+    refused(expertise(*learn, "base.toml"), "the recipe lacks data")
+    refused(expertise(*learn, "base.toml", "--data", "lost.npz"), "no file at lost.npz")
+    refused(
+        expertise(*learn, "base.toml", "--data", "shipped:BalRun"), "no shipped data 'BalRun'", "'BallRun'"
+    )
+    key = "policy.netwerk.name=mlp"
+    refused(expertise(*learn, "base.toml", *data, "--set", key), "unknown key policy.netwerk", "'network'")
+    kind = expertise(*learn, "base.toml", *data, "--set", "kind=skil")
+    refused(kind, "kind: unknown 'skil'", "did you mean 'skill'?")
+    refused(expertise(*learn, "skill.toml", *data), "no policy at runs/base")
+    assert not (workshop / "runs").exists(), "nothing is written"
+    refused(
+        expertise("train", "policy-base"), "policy-base is a recipe of policies", "policy learn policy-base"
+    )
+
+
+def test_what_is_wrong_with_composing_is_said_in_a_line(skilled: Path, expertise: Command) -> None:
+    compose = (*COMPOSE, "--data", "right.npz", "--run", "runs/made")
+    refused(expertise(*compose), 'level "parameters" composes skills')
+    refused(expertise(*compose, "--skill", "lefd"), "no skill 'lefd' in skills", "did you mean 'left'?")
+    both = expertise(*compose, *BOTH, "--alpha", "top_p", "--weights", "1,1")
+    refused(both, "--weights are constant, --alpha top_p is not")
+    refused(expertise(*compose, *BOTH, "--weights", "1,x"), "--weights '1,x' is not numbers")
+    refused(expertise(*compose, *BOTH, "--weights", "1"), "alpha.values has 1 weights for 2 parts")
+    refused(expertise(*compose, *BOTH, "--alpha", "topp"), "alpha.name: unknown 'topp'", "'top_p'")
+    refused(expertise(*compose, *BOTH, "--level", "noyse"), "level: ")
+    refused(expertise(*compose, *BOTH, "--pick", "min-cq"), "unknown pick 'min-cq'", "'min-qc'")
+    refused(expertise(*compose, *BOTH, "--min-return", "1e9"), "right.npz has no trajectory within")
+    assert not (skilled / "runs/made").exists()
+
+
+def test_what_is_wrong_with_acting_is_said_in_a_line(skilled: Path, expertise: Command) -> None:
+    act = ("policy", "evaluate", "runs/base", "--environment")
+    refused(expertise("policy", "evaluate", "runs/lost", *ACT), "no policy at runs/lost")
+    refused(expertise("policy", "evaluate", "runs/critics", *ACT), "runs/critics holds no policy")
+    refused(expertise(*act, "toy"), "'toy' is no name of an environment")
+    refused(expertise(*act, "toi/left"), "unknown", "'toy'")
+    refused(expertise(*act, "toy/right", "--seeds", "0,x"), "--seeds '0,x' are not whole numbers", "as 0,1,2")
+    refused(expertise(*act, "toy/right", "--seeds", "1,1"), "seeds must be different ones")
+    refused(expertise(*act, "toy/right", "--pick", "max-q"), "pick 'max-q' needs a critic of reward")
+    refused(
+        expertise(*act, "toy/right", "--video", "film.avi"), "--video film.avi: a film ends in .mp4 or .gif"
+    )
+
+
+def test_a_recipe_of_data_that_is_wrong(workshop: Path, expertise: Command) -> None:
+    (workshop / "data.toml").write_text(
+        '[[datasets]]\nname = "d"\n[[datasets.rollout]]\nteacher = "random"\n'
+    )
+    collect = ("policy", "collect", "data.toml", "--out", "made")
+    refused(expertise(*collect), "unknown key datasets.0.rollout", "did you mean 'rollouts'?")
+    refused(expertise("policy", "collect", "lost.toml", "--out", "made"), "no recipe at lost.toml")
+    assert not (workshop / "made").exists()
+
+
+def test_collecting(workshop: Path, expertise: Command) -> None:
+    pytest.importorskip("h5py", reason="`make setup-policy` installs it")
+    (workshop / "data.toml").write_text(
+        '[[datasets]]\nname = "chance"\n[[datasets.rollouts]]\n'
+        'teacher = "random"\nenvironment = "toy/left"\nepisodes = 3\n'
+    )
+    collect = ("policy", "collect", "data.toml", "--out", "made")
+    found = json.loads(fine(expertise(*collect, "--json")).stdout)
+    assert found == {"recipe": "data", "folder": "made", "data": {"chance": "made/chance.hdf5"}}
+    assert len(read(workshop / "made" / "chance.hdf5").trajectories()) == 3
+    assert fine(expertise(*collect)).stdout == "made/chance.hdf5\n"
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
+    workshop: Path, expertise: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("h5py", "gymnasium", "pybullet", "bullet_safety_gym"):
+        monkeypatch.setitem(sys.modules, name, None)
+    demo = expertise("policy", "demo")
+    refused(
+        demo, "an environment of Bullet-Safety-Gym needs packages that are not installed", "make setup-safety"
+    )
+    assert not (workshop / "runs").exists(), "before anything is trained"
+    shipped = expertise("policy", "learn", "base.toml", "--data", "shipped:BallRun")
+    refused(shipped, "", "make setup-policy")
+
+
+def test_shipped_recipes_follow_each_other() -> None:
+    names = ("policy-critics", "policy-base", "policy-reward-skill", "policy-safety-skill", "policy-compose")
+    made, skills = set(), set()
+    for name in names:
+        recipe = recipe_of(recipes.parse(recipes.shipped()[name], name))
+        for needed in (getattr(recipe, "critics", ""), getattr(recipe, "base", "")):
+            assert not isinstance(needed, str) or not needed or needed in made
+        assert set(getattr(recipe, "skills", [])) <= skills
+        made.add(f"runs/{name}")
+        skills.add(getattr(recipe, "name", ""))
+    assert {name for name in recipes.shipped() if name.startswith("policy-")} == set(names)
+    assert len(RECIPES) == 5
+
+
+def test_help_says_what_to_type(expertise: Command) -> None:
+    listed = fine(expertise("policy", "--help")).stdout
+    for name in COMMANDS:
+        assert name in listed
+        assert f"Example: expertise policy {name}" in fine(expertise("policy", name, "--help")).stdout
+    # None of the commands loads anything heavy before it is used.
+    code = "import expertise.cli.policy as p, sys; list(p.COMMANDS.values()); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not set(loaded.split()) & {"torch", "numpy", "pydantic", "matplotlib", "gymnasium", "h5py"}
+
+
+def test_pieces(capsys: pytest.CaptureFixture[str]) -> None:
+    assert seeds_of("0, 12") == [0, 12]
+    for wrong in ("", "1,", "-1", "1.5"):
+        with pytest.raises(RecipeError, match=r"^--seeds "):
+            seeds_of(wrong)
+    path = 'odd "name" ü\\.npz'
+    setting = data_setting([path, "b"], max_cost=5.0, min_return=None)
+    expected = {"data": [{"path": path, "max_cost": 5.0}, {"path": "b", "max_cost": 5.0}]}
+    assert recipes.override({}, [setting]) == expected
+    print_table({"a": {"return": 12.345, "return_error": 1.0}, "longer": {"return": 1.0, "alpha_x": 0.5}})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines] == [["return", "alpha", "x"], ["a", "12.3", "±", "1.0"],
+                                                ["longer", "1.0", "0.50"]]  # fmt: skip
+    assert len({len(line.rstrip()) for line in (lines[0], lines[2])}) == 1, "columns end together"
+
+
+def test_shipped_data_are_found_by_name() -> None:
+    assert Path(located("shipped:BallRun")).stat().st_size < 1e6
+    assert located("~/x.npz") == str(Path("~/x.npz").expanduser())
+    with pytest.raises(DataError, match="no shipped data 'x'"):
+        located("shipped:x")
+
+
+def test_seeds_must_be_there(skilled: Path) -> None:
+    with pytest.raises(RecipeError, match="at least one"):
+        evaluate_seeds(load("runs/base"), EvaluationConfig(environment="toy/left"), [])
+
+
+def test_the_demo(tmp_path: Path, expertise: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, target in (("h5py", "policy"), ("bullet_safety_gym", "safety")):
+        pytest.importorskip(module, reason=f"`make setup-{target}` installs it")
+    from expertise.policy import demo
+    from expertise.policy.network import PlainNetwork
+
+    tiny = demo.DemoConfig(
+        critic_steps=3,
+        base_steps=3,
+        skill_steps=3,
+        alpha_steps=3,
+        batch_size=16,
+        episodes=2,
+        network=PlainNetwork.Config(hidden=16, num_layers=2),
+        film_every=50,
+    )
+    monkeypatch.setattr(demo, "DemoConfig", lambda: tiny)
+    result = json.loads(fine(expertise("policy", "demo", "--folder", "shown", "--json")).stdout)
+    assert list(result["policies"]) == ["base", "reward skill", "safety skill", "PSEC"]
+    assert {"return", "cost", "normalized_cost", "alpha_safety", "run"} <= set(result["policies"]["PSEC"])
+    assert json.loads((tmp_path / "shown" / "results.json").read_text()) == result
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "shown").rglob("*.safetensors")}
+    again = fine(expertise("policy", "demo", "--folder", "shown"))
+    assert "cost / limit" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "nothing is trained twice"
+    assert json.loads((tmp_path / "shown" / "results.json").read_text()) == result
