@@ -37,7 +37,7 @@ def interval_bar(
     def at(value: float) -> str:
         return f"{_WIDTH * (value - span[0]) / (span[1] - span[0]):.1f}"
 
-    shapes = [f'<path class="bar" d="M{at(0)} 3H{at(mean)}V17H{at(0)}z"/>']
+    shapes = [f'<path class="bar" d="M{at(0.0)} 3H{at(mean)}V17H{at(0.0)}z"/>']
     if limit is not None:
         shapes.append(f'<path class="limit" d="M{at(limit)} 0V20"/>')
     if error > 0:
