@@ -1,4 +1,4 @@
-"""Acts as a policy that `expertise policy export RUN --to safetensors --out FOLDER` wrote, with NumPy alone."""
+"""Acts with what `expertise policy export RUN --to safetensors --out FOLDER` wrote; NumPy is enough."""
 
 import hashlib
 import json

@@ -46,7 +46,7 @@ class Trace:
     positions: Float[np.ndarray, "steps 2"] | None
     """Where the agent was before each step; None: that says nothing there."""
     risk: Float[np.ndarray, " steps"] | None = None
-    """V of the policy's safety critic before each step: above 0 it sees a violation ahead; None: no critic."""
+    """V of the policy's safety critic before each step; above 0 it sees a cost ahead. None: no critic."""
     frames: Sequence[Any] = ()
     """Pictures, uint8 [height, width, 3]."""
     frame_steps: Sequence[int] = ()

@@ -1,4 +1,4 @@
-"""Policies without PyTorch: the NumPy example and ONNX act like the policy; what cannot be written is refused."""
+"""Policies without PyTorch: the NumPy example and ONNX act like the policy, or the policy is refused."""
 
 from __future__ import annotations
 
@@ -201,9 +201,7 @@ def make_wide_critics() -> Callable[[], Critics]:
 
     def make() -> Critics:
         torch.manual_seed(1)
-        config = CriticsConfig(
-            reward=RewardCriticConfig(hidden=[16]), safety=SafetyCriticConfig(hidden=[16])
-        )
+        config = CriticsConfig(reward=RewardCriticConfig(hidden=[16]), safety=SafetyCriticConfig(hidden=[16]))
         critics = Critics(config, WIDTH, ACTION)
         critics.scale.fit(seen(100))
         for module in critics.modules():
@@ -313,9 +311,7 @@ def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_graph_that_acts_otherwise_is_not_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_graph_that_acts_otherwise_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnx", reason="the extra onnx is not installed")
     from expertise.policy.export import onnx as form
 

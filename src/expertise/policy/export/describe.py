@@ -43,16 +43,16 @@ def describe(policy: Policy, pick: str | None = None) -> Described:
     (what alpha weighs up), and:
 
     - `actor`: noise `[sheets, states, candidates, actions]` → candidates. `kind` "sampler" runs `schedule`
-      from the first entry to the last: x becomes `(x - noise * eps) / kept`, plus `added` times the next sheet,
-      cut to ±`clip` (0: not cut). eps is what `predictor` says: a "network", with weights of skills if `alpha`
-      is there, or "noises", the sum of its `members` weighed by `alpha`. "actions" is the sum of what `members`
-      make of the same noise, cut to ±1. "direct" is a mean, for candidates after the first plus `std` times the
-      noise, cut to ±1.
+      from the first entry to the last: x becomes `(x - noise * eps) / kept`, plus `added` times the next
+      sheet, cut to ±`clip` (0: not cut). eps is what `predictor` says: a "network", with weights of skills
+      if `alpha` is there, or "noises", the sum of its `members` weighed by `alpha`. "actions" is the sum of
+      what `members` make of the same noise, cut to ±1. "direct" is a mean, for candidates after the first
+      plus `std` times the noise, cut to ±1.
     - `critic`: null, or how one candidate is chosen: the `best` ("greatest" or "least") value, which is the
       `joined` ("least" or "greatest") one of the `networks` on [scaled observation, action].
 
-    Steps are those of `export.steps`. An observation enters a network as `(s - mean) / std`, from `<scale>.mean`
-    and `<scale>.std`.
+    Steps are those of `export.steps`. An observation enters a network as `(s - mean) / std`, from
+    `<scale>.mean` and `<scale>.std`.
 
     Args:
         policy: any kind but one whose skill still learns.
@@ -165,7 +165,8 @@ def _critic(policy: Policy, pick: str, arrays: Arrays) -> dict[str, Any] | None:
     found = {} if policy.critics is None else policy.critics.each()
     if policy.critics is None or wanted not in found:
         raise RecipeError(
-            f"pick {pick!r} needs a critic of {wanted}, and the policy has none", 'or export with pick "first"'
+            f"pick {pick!r} needs a critic of {wanted}, and the policy has none",
+            'or export with pick "first"',
         )
     critic = found[wanted]
     reward = isinstance(critic, RewardCritic)

@@ -143,7 +143,9 @@ class Graph:
         greatest, ids = self.nodes("TopK", chances, count, outputs=2, axis=1)
         before = self.node("CumSum", greatest, self.constant(np.array(1)), exclusive=1)
         kept = self.node("LessOrEqual", before, self.constant(float(step["p"])))
-        gates = self.node("Where", kept, self.arithmetic("Mul", greatest, step["strength"]), self.constant(0.0))
+        gates = self.node(
+            "Where", kept, self.arithmetic("Mul", greatest, step["strength"]), self.constant(0.0)
+        )
         gates = self.node("ScatterElements", self.arithmetic("Mul", chances, 0.0), ids, gates, axis=1)
         columns = (self.constant([value]) for value in (0, step["parts"], 1))
         return self.node("Slice", gates, *columns)

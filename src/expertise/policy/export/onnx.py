@@ -2,9 +2,9 @@
 
 Written node by node from what is described, so nothing is traced and PyTorch's exporter is not needed.
 
-policy.onnx           `observations [states, O]`, `noise [sheets, states, candidates, A]` → `actions [states, A]`,
-                      and `alpha [states, K]` where something is weighed up; all float32
-export.json           names, widths, the sheets of noise, SHA-256 of the graph
+policy.onnx     `observations [states, O]`, `noise [sheets, states, candidates, A]` → `actions [states, A]`
+                and `alpha [states, K]`, where something is weighed up; all float32
+export.json     names, widths, the sheets of noise, SHA-256 of the graph
 """
 
 from __future__ import annotations
