@@ -121,8 +121,11 @@ def test_from_data_to_a_composed_policy_that_acts(skilled: Path, expertise: Comm
     assert len(whole["seeds"]["0"]["episodes"]) == 3
     assert len(whole["seeds"]["0"]["traces"][0]["alpha"]) == whole["seeds"]["0"]["episodes"][0]["steps"]
 
-    again = fine(expertise("policy", "evaluate", "runs/psec", *options, "--parallel", "1"))
-    title, *rows = again.stdout.splitlines()
+    drawn = ("--parallel", "1", "--page", "shown")
+    again = fine(expertise("policy", "evaluate", "runs/psec", *options, *drawn))
+    title, *rows, page = again.stdout.splitlines()
+    assert page == "shown/policy.html"
+    assert "runs/psec" in (skilled / page).read_text()
     assert [row.split("  ")[0] for row in rows] == ["seed 0", "seed 7", "all"]
     for column in ("return", "cost / limit", "success", "alpha left"):
         assert column in title
@@ -348,6 +351,8 @@ def test_the_demo(tmp_path: Path, expertise: Command, monkeypatch: pytest.Monkey
     result = json.loads(fine(expertise("policy", "demo", "--folder", "shown", "--json")).stdout)
     assert list(result["policies"]) == ["base", "reward skill", "safety skill", "PSEC"]
     assert {"return", "cost", "normalized_cost", "alpha_safety", "run"} <= set(result["policies"]["PSEC"])
+    assert result.pop("report") == "shown/policy.html"
+    assert "Safe control" in (tmp_path / "shown" / "policy.html").read_text()
     assert json.loads((tmp_path / "shown" / "results.json").read_text()) == result
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "shown").rglob("*.safetensors")}
     again = fine(expertise("policy", "demo", "--folder", "shown"))

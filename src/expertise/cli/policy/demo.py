@@ -25,12 +25,16 @@ def demo(
     Example: expertise policy demo
     """
     from expertise.policy import demo as steps
+    from expertise.report.policy_record import write_policy_page
     from expertise.runs.progress import say
 
     found = steps.demo(folder, say)
-    summaries = {row: evaluation.summary() for row, evaluation in found.items()}
+    page = write_policy_page(
+        folder, found, title="Safe control", skills=steps.skills(folder), notes=[steps.NOTE]
+    )
     if as_json:
-        print_json(steps.result(folder, summaries))
+        print_json({**steps.result(folder, found), "report": str(page)})
         return
-    print_table(summaries)
-    print(f"an episode is safe when cost / limit is below 1; more is in {folder / steps.RESULTS}")
+    print_table({row: evaluation.summary() for row, evaluation in found.items()})
+    print("cost / limit below 1 is safe")
+    print(f"when the policy leans on which skill: {page}")

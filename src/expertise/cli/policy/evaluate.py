@@ -42,6 +42,9 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Every episode, and the first one step by step.")
     ] = None,
+    page: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Draw a page of the first seed's episodes there.")
+    ] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -53,6 +56,7 @@ def evaluate(
     from expertise.policy.extras import needed
     from expertise.policy.load import load
     from expertise.policy.seeds import evaluate_seeds
+    from expertise.report.policy_record import write_policy_page
     from expertise.runs.files import write_atomic
     from expertise.runs.progress import say
 
@@ -77,11 +81,15 @@ def evaluate(
     about = {"policy": run, "candidates": candidates, "pick": pick}
     if out is not None:
         write_atomic(out, json.dumps({**about, **found.to_json()}, indent=1) + "\n")
+    report = None if page is None else write_policy_page(page, {run: next(iter(found.by_seed.values()))})
     if as_json:
-        print_json({**about, **found.to_json(whole=False)})
+        pages = {} if report is None else {"report": str(report)}
+        print_json({**about, **found.to_json(whole=False), **pages})
         return
     rows: dict[str, Any] = {f"seed {seed}": e.summary() for seed, e in found.by_seed.items()}
     print_table({**rows, "all": found.summary()} if len(rows) > 1 else rows)
+    if report is not None:
+        print(report)
 
 
 def _write_film(found: Evaluations, path: Path, say: Callable[[str], None]) -> None:
