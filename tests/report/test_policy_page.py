@@ -65,6 +65,10 @@ def test_a_critic_that_never_fears_is_asked_where_it_fears_most() -> None:
         risk=risk
     )
     assert "it leans on safety less there" in _sentence(risk=risk)
+    risk, weights = np.arange(STEPS) - STEPS / 2, np.where(np.arange(STEPS) > STEPS / 2, -0.1, -0.3)
+    assert "is −0.10, elsewhere −0.30: it leans on safety nowhere, there least against it." in _sentence(
+        risk=risk, alpha=np.stack([weights, weights], 1)
+    )
     even = np.full((STEPS, 2), 0.5)
     assert "it hardly tells the two apart" in _sentence(alpha=even)
 

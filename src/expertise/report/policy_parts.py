@@ -24,6 +24,9 @@ TITLES = {
 LIMITS = {"normalized_cost": 1.0}
 """Metric → what should not be passed."""
 
+_ALIKE = 0.05
+"""Means of weights that differ by no more count as the same."""
+
 _BEFORE = 10
 """Steps before a cost that count as leading to it."""
 
@@ -177,18 +180,20 @@ def leaning(trace: Any) -> str:
     elsewhere = [w for w, is_there in zip(weights, marked, strict=True) if not is_there]
     if not there or not elsewhere:
         return f"The mean weight of {safety} is {signed(mean(weights))}."
-    more = mean(there) - mean(elsewhere)
-    verdict = (
-        "it leans on safety there"
-        if more > 0.05
-        else "it leans on safety less there"
-        if more < -0.05
-        else "it hardly tells the two apart"
-    )
+    near, far = mean(there), mean(elsewhere)
     return (
-        f"{where} ({len(there)} of {len(weights)} steps) the mean weight of {safety} is "
-        f"{signed(mean(there))}, elsewhere {signed(mean(elsewhere))}: {verdict}."
+        f"{where} ({len(there)} of {len(weights)} steps) the mean weight of {safety} is {signed(near)}, "
+        f"elsewhere {signed(far)}: {_verdict(near, far)}."
     )
+
+
+def _verdict(there: float, elsewhere: float) -> str:
+    if abs(there - elsewhere) <= _ALIKE:
+        return "it hardly tells the two apart"
+    if there < elsewhere:
+        return "it leans on safety less there"
+    # A negative weight takes the skill away, only less so than elsewhere.
+    return "it leans on safety there" if there > 0 else "it leans on safety nowhere, there least against it"
 
 
 def _dangerous(trace: Any, steps: int) -> tuple[list[bool], str]:
