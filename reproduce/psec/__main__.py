@@ -16,6 +16,7 @@ from typing import Any
 from expertise.errors import ExpertiseError
 from expertise.runs.results import Results
 from reproduce.psec.bench import Bench
+from reproduce.psec.page import write_psec_page
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs/results/psec.json"
@@ -62,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not chosen.page:
             _run_all(jobs, chosen.workers)
+        for path in write_psec_page(Results(chosen.results)):
+            print(path)
     except ExpertiseError as error:
         print("\n".join([f"error: {error.message}", *(f"  {hint}" for hint in error.hints)]), file=sys.stderr)
         return 128 + getattr(error, "signal_number", 2 - 128)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +19,7 @@ from reproduce.psec.verdicts import DYNAMICS, MAIN, META, MULTI, SHIFT, metric_o
 
 TEN = "multi_objective_limit_10"
 ABLATION = "ablation"
+CONTINUAL, LIBRARY, TRAINING = "meta_world_continual", "one_library", "training"
 ORDER = (
     "PSEC",
     "PSEC (MLP)",
@@ -41,7 +44,10 @@ TITLES = {
     TEN: "Safe control, cost limit 10",
     DYNAMICS: "Dynamics shift",
     META: "Many tasks (Meta-World)",
+    CONTINUAL: "One task after the other: success on each",
+    LIBRARY: "One library for all scenarios of a robot",
     ABLATION: "Ablations",
+    TRAINING: "Training efficiency",
 }
 """Table → what it is called, in the page's order."""
 WANTED = {
@@ -50,7 +56,10 @@ WANTED = {
     TEN: SAFE_METRICS,
     DYNAMICS: ("normalized_reward", "return"),
     META: ("success",),
+    CONTINUAL: ("success",),
+    LIBRARY: ("return",),
     ABLATION: ("return", "normalized_reward", "success"),
+    TRAINING: ("return",),
 }
 """Table → its metrics; of dynamics and ablations the first that there is."""
 INTRO = Path(__file__).with_name("intro.md")
@@ -169,7 +178,7 @@ def _lines(results: Results, table: str, setting: str, metric: str, rows: Column
 
 def _main(settings: Sequence[str]) -> list[str]:
     """Settings of a picture: of those with several numbers of trajectories the main one."""
-    ten = [setting for setting in settings if setting.endswith("/10")]
+    ten = [setting for setting in settings if "/" in setting and _number(setting)[0] == 10]
     return ten or list(settings)
 
 
@@ -192,6 +201,8 @@ def _tables(results: Results, table: str, metric: str) -> list[str]:
 def _targets(results: Results, table: str) -> dict[str, list[str]]:
     """Settings by what stands before the slash, where they are many."""
     settings = settings_of(results, table)
+    if table == TRAINING:
+        return {"": sorted(settings, key=_number)}
     if table not in (SHIFT, META):
         return {"": settings}
     found: dict[str, list[str]] = {}
@@ -203,8 +214,8 @@ def _targets(results: Results, table: str) -> dict[str, list[str]]:
 
 
 def _number(setting: str) -> tuple[float, str]:
-    tail = setting.rpartition("/")[2]
-    return (float(tail) if tail.isdecimal() else 0.0, setting)
+    found = re.search(r"\d+", setting.rpartition("/")[2])
+    return (float(found[0]) if found else 0.0, setting)
 
 
 def _beside(table: str, setting: str, metric: str, names: Sequence[str]) -> dict[str, Column]:
@@ -222,18 +233,24 @@ def _paper(table: str, setting: str, name: str, metric: str) -> float | None:
 
 
 def _curves(results: Results) -> list[dict[str, Any]]:
-    """Return over numbers of trajectories, one chart for each target that has several."""
+    """Return over numbers of trajectories, for each target that has several, and over steps of training."""
+    steps = sorted(settings_of(results, TRAINING), key=_number)
+    # A setting with a note behind its number is of another network: no point of the same curve.
+    wanted = [
+        (SHIFT, target, "trajectories", [s for s in own if s.rpartition("/")[2].isdecimal()])
+        for target, own in _targets(results, SHIFT).items()
+    ]
     charts = []
-    for target, settings in _targets(results, SHIFT).items():
+    for table, title, x_label, settings in [*wanted, (TRAINING, TITLES[TRAINING], "steps", steps)]:
         lines: dict[str, list[list[float]]] = {}
         for setting in settings:
-            found = figures(results.select(SHIFT, "return", setting))
-            for name in order_of(results, SHIFT):
+            found = figures(results.select(table, "return", setting))
+            for name in order_of(results, table):
                 if name in found:
                     lines.setdefault(name, []).append([_number(setting)[0], found[name].mean])
-        several = {name: points for name, points in lines.items() if len(points) > 1}
+        several = {name: points for name, points in lines.items() if len({x for x, _ in points}) > 1}
         if several:
-            charts.append({"title": target, "x_label": "trajectories", "log": True, "lines": several})
+            charts.append({"title": title, "x_label": x_label, "log": table == SHIFT, "lines": several})
     return charts
 
 
@@ -242,7 +259,7 @@ def _how(results: Results) -> str:
     seeds = sorted({row.seed for row in results.rows})
     settings = found.get("settings", {})
     lines = [f"- Seeds {', '.join(map(str, seeds))}."] if seeds else ["- Nothing was measured yet."]
-    lines += [f"- {key}: {value}" for key, value in settings.items()]
+    lines += [f"- {key}: `{json.dumps(value, ensure_ascii=False)}`" for key, value in settings.items()]
     lines.append(
         f"- {found.get('system')}, Python {found.get('python')}, torch {found.get('torch')}, "
         f"{found.get('cores')} cores, {found.get('date')}, commit {str(found.get('commit'))[:10]}."

@@ -132,9 +132,13 @@ def test_the_record_has_means_over_tasks_and_curves(tmp_path: Path) -> None:
         *rows("meta_world", "a/3", "success", {"PSEC": [0.7, 0.5]}),
         *rows("meta_world", "b/3", "success", {"PSEC": [0.5, 0.5]}),
     )
+    found.add(rows("training", "step 200", "return", {"PSEC": [4.0]}))
+    found.add(rows("training", "step 50", "return", {"PSEC": [2.0]}))
+    found.add(shift([680.0] * 5, "S→W/10, 1.65 M"))
     made = record(found)
-    moved, tasks = made["groups"]
-    assert [metric["setting"] for metric in moved["metrics"]] == ["S→W/10", "S→W/1"]
+    assert made["curves"][1]["lines"] == {"PSEC": [[50.0, 2.0], [200.0, 4.0]]}
+    moved, tasks, _ = made["groups"]
+    assert [metric["setting"] for metric in moved["metrics"]] == ["S→W/10", "S→W/1", "S→W/10, 1.65 M"]
     assert moved["metrics"][0]["rows"][0] == pytest.approx(
         {"name": "PSEC", "mean": 688.0, "error": 11.5758, "paper": 688.0}, abs=1e-3
     )
