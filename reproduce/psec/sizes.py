@@ -59,6 +59,7 @@ class Sizes:
             threads=1,
             log_every=max(1, steps // 20),
             keep=1,
+            save_every=keep_every,
             keep_every=keep_every,
         )
 
