@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from expertise.report.policy import render
 from expertise.report.policy_paper import paper_value
 from expertise.report.policy_parts import metric_title
-from expertise.report.results import Column, dot_chart, figures, markdown_table
+from expertise.report.results import Column, Figure, dot_chart, figures, markdown_table
 from expertise.runs.files import write_atomic
 from expertise.runs.results import Results, Row
 from reproduce.psec.verdicts import DYNAMICS, MAIN, META, MULTI, SHIFT, metric_of, settings_of, verdicts
@@ -68,19 +69,14 @@ def write_psec_page(results: Results, path: Path | None = None) -> list[Path]:
     """
     page = path or results.path.with_suffix(".md")
     written = [page]
-    pictures: dict[str, str] = {}
-    for table in (SHIFT, MULTI):
-        columns = {
-            f"{setting}, {metric_title(metric)}" if len(metrics) > 1 else setting: rows
-            for metrics in [metrics_of(results, table)]
-            for setting in _main(settings_of(results, table))
-            for metric in metrics
-            if (rows := results.select(table, metric, setting))
-        }
+    pictures: dict[tuple[str, str], str] = {}
+    for table, metric in ((t, m) for t in (SHIFT, MULTI) for m in metrics_of(results, t)):
+        settings = _main(settings_of(results, table))
+        columns = {s: rows for s in settings if (rows := results.select(table, metric, s))}
         if columns:
-            picture = page.with_name(f"{page.stem}_{table}.svg")
-            write_atomic(picture, dot_chart(order_of(results, table), columns, ""))
-            pictures[table] = picture.name
+            picture = page.with_name(f"{page.stem}_{table}_{metric}.svg")
+            write_atomic(picture, dot_chart(order_of(results, table), columns, metric_title(metric)))
+            pictures[table, metric] = picture.name
             written.append(picture)
     browser = page.with_suffix(".html")
     write_atomic(browser, render(record(results)))
@@ -88,21 +84,23 @@ def write_psec_page(results: Results, path: Path | None = None) -> list[Path]:
     return [*written, browser]
 
 
-def page_text(results: Results, pictures: dict[str, str]) -> str:
+def page_text(results: Results, pictures: dict[tuple[str, str], str]) -> str:
     """The page as Markdown.
 
     Args:
         results: the rows.
-        pictures: table → file of its picture.
+        pictures: table and metric → file of their picture.
     """
     parts = [INTRO.read_text("utf-8").rstrip() + "\n", "## What holds\n", verdicts(results)]
     for table, title in TITLES.items():
         if not settings_of(results, table):
             continue
         parts.append(f"## {title}\n")
-        if table in pictures:
-            parts.append(f"![{title}: a dot per seed, a bar at the mean]({pictures[table]})\n")
-        parts += _tables(results, table)
+        for metric in metrics_of(results, table):
+            if (table, metric) in pictures:
+                about = f"{title}, {metric_title(metric)}: a dot per seed, a bar at the mean"
+                parts.append(f"![{about}]({pictures[table, metric]})\n")
+            parts += _tables(results, table, metric)
     return "\n".join([*parts, "## How it was measured\n", _how(results)])
 
 
@@ -122,23 +120,14 @@ def record(results: Results) -> dict[str, Any]:
     """The record of the page for a browser."""
     groups = []
     for table, title in TITLES.items():
-        settings = settings_of(results, table)
-        for setting in sorted(settings, key=lambda name: name != MAIN):
-            metrics = []
-            for metric in metrics_of(results, table):
-                found = figures(results.select(table, metric, setting))
-                lines = [
-                    {
-                        "name": name,
-                        "mean": found[name].mean,
-                        "error": found[name].error or 0.0,
-                        "paper": _paper(table, setting, name, metric),
-                    }
-                    for name in order_of(results, table)
-                    if name in found
-                ]
-                metrics.append({"name": metric, "rows": lines})
-            groups.append({"title": f"{title}: {setting}", "metrics": metrics})
+        metrics = [
+            {"name": metric, "setting": setting, "rows": _lines(results, table, setting, metric, rows)}
+            for setting, settings in _blocks(results, table).items()
+            for metric in metrics_of(results, table)
+            if (rows := [row for s in settings for row in results.select(table, metric, s)])
+        ]
+        if metrics:
+            groups.append({"title": title, "metrics": metrics})
     return {
         "title": "PSEC",
         "environment": "every scenario, means over seeds",
@@ -149,30 +138,54 @@ def record(results: Results) -> dict[str, Any]:
     }
 
 
+def _blocks(results: Results, table: str) -> dict[str, list[str]]:
+    """What is drawn as one block → its settings: tasks of Meta-World are many, their mean is drawn."""
+    if table == META:
+        return _targets(results, META)
+    settings = sorted(settings_of(results, table), key=lambda setting: setting != MAIN)
+    return {setting: [setting] for setting in settings}
+
+
+def _lines(results: Results, table: str, setting: str, metric: str, rows: Column) -> list[dict[str, Any]]:
+    """Rows of a block: for each its mean over seeds, of each seed's mean over settings."""
+    by_seed: dict[str, dict[int, list[float]]] = {}
+    for row in rows:
+        by_seed.setdefault(row.row, {}).setdefault(row.seed, []).append(row.value)
+    found = {
+        name: Figure(values={seed: statistics.fmean(values) for seed, values in seeds.items()})
+        for name, seeds in by_seed.items()
+    }
+    return [
+        {
+            "name": name,
+            "mean": found[name].mean,
+            "error": found[name].error or 0.0,
+            "paper": _paper(table, setting, name, metric),
+        }
+        for name in order_of(results, table)
+        if name in found
+    ]
+
+
 def _main(settings: Sequence[str]) -> list[str]:
     """Settings of a picture: of those with several numbers of trajectories the main one."""
     ten = [setting for setting in settings if setting.endswith("/10")]
     return ten or list(settings)
 
 
-def _tables(results: Results, table: str) -> list[str]:
-    parts = []
-    for metric in metrics_of(results, table):
-        for target, settings in _targets(results, table).items():
-            columns: dict[str, Column] = {}
-            for setting in settings:
-                rows = results.select(table, metric, setting)
-                if rows:
-                    columns[setting] = rows
-                    columns |= _beside(table, setting, metric, order_of(results, table))
-            if columns:
-                parts.append(f"{metric_title(metric).capitalize()}{f', {target}' if target else ''}:\n")
-                digits = 1 if metric == "return" else 2
-                least = metric == "normalized_cost"
-                names = order_of(results, table)
-                parts.append(
-                    markdown_table("row", names, columns, digits=digits, least=least, spread="error")
-                )
+def _tables(results: Results, table: str, metric: str) -> list[str]:
+    parts, names = [], order_of(results, table)
+    for target, settings in _targets(results, table).items():
+        columns: dict[str, Column] = {}
+        for setting in settings:
+            rows = results.select(table, metric, setting)
+            if rows:
+                columns[setting] = rows
+                columns |= _beside(table, setting, metric, names)
+        if columns:
+            parts.append(f"{metric_title(metric).capitalize()}{f', {target}' if target else ''}:\n")
+            digits, least = 1 if metric == "return" else 2, metric == "normalized_cost"
+            parts.append(markdown_table("row", names, columns, digits=digits, least=least, spread="error"))
     return parts
 
 

@@ -99,6 +99,20 @@ def test_success_counts_at_any_step_and_may_end_an_episode() -> None:
     assert whole.summary()["success"] == pytest.approx(np.mean(successes))
 
 
+def test_traces_hold_what_the_safety_critic_fears(
+    make_policy: MakePolicy, make_critics: Callable[..., Critics]
+) -> None:
+    policy = make_policy()
+    assert evaluate(policy, config("right")).traces[0].risk is None
+    policy.attach(make_critics("safety"))
+    (trace,) = evaluate(policy, config("right")).traces
+    assert trace.positions is not None
+    seen = torch.tensor(np.column_stack([trace.positions, np.ones(len(trace.rewards))]), dtype=torch.float32)
+    assert policy.critics is not None
+    np.testing.assert_allclose(trace.risk, policy.critics.v("safety", seen), atol=1e-5)
+    assert np.ptp(trace.risk) > 0.01
+
+
 def test_traces_hold_what_was_weighed_up_where_and_what_it_cost(
     tmp_path: Path, make_policy: MakePolicy, make_skill: Callable[..., Skill]
 ) -> None:

@@ -3,8 +3,8 @@
 A record holds plain values, every one of which may be missing:
 
 - `title`, `environment`, `notes`, `versions`
-- `groups`: `title`, `note`, and `metrics` with `name` and `rows`, of which each has `name`, `mean`, `error`
-  (standard error) and `paper` (what the paper has)
+- `groups`: `title`, `note`, and `metrics` with `name`, `setting` (where a group has several) and `rows`, of
+  which each has `name`, `mean`, `error` (standard error) and `paper` (what the paper has)
 - `curves`: `title`, `x_label`, `log`, and `lines`, row → [x, mean] pairs
 - `trace`, an episode step by step: `method`, `names`, `alpha` (one number per name), `costs`, `risk`,
   `positions`, `frames` (pictures as data URLs) and `frame_steps`
@@ -56,7 +56,9 @@ def render(record: Mapping[str, Any]) -> str:
 def _headline(record: Mapping[str, Any]) -> str:
     """What the composed policy came to in the first group, and the best of the others."""
     for group in rows(record, "groups"):
-        found = {str(look(m, "name")): _means(m) for m in rows(group, "metrics")}
+        every = rows(group, "metrics")
+        setting = next((look(m, "setting") for m in every), None)
+        found = {str(look(m, "name")): _means(m) for m in every if look(m, "setting") == setting}
         gains = {name: means for name, means in found.items() if name != _COST and _OURS in means}
         if not gains:
             continue
@@ -73,8 +75,7 @@ def _headline(record: Mapping[str, Any]) -> str:
         if rivals:
             best = max(rivals, key=lambda name: rivals[name])
             words += f"; {which}, {best}, {signed(rivals[best], digits)}"
-        title = str(look(group, "title", default=""))
-        return f"{title}: {words}." if len(rows(record, "groups")) > 1 and title else f"{words}."
+        return f"{setting}: {words}." if setting else f"{words}."
     names = sum(len(rows(m, "rows")) for g in rows(record, "groups") for m in rows(g, "metrics")[:1])
     return f"{names} policies, side by side." if names else "No policy has acted yet."
 

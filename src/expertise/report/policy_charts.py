@@ -65,8 +65,8 @@ def timeline(
     """
     steps = len(series[0])
 
-    def x(step: float) -> str:
-        return f"{_WIDTH * step / steps:.1f}"
+    def x(place: float | int) -> str:
+        return f"{_WIDTH * place / steps:.1f}"
 
     def y(value: float) -> str:
         return f"{_HEIGHT * (span[1] - value) / (span[1] - span[0]):.1f}"
@@ -76,7 +76,7 @@ def timeline(
         shapes += [
             f'<path class="{kind}" d="M{x(a)} 0H{x(b)}V{_HEIGHT}H{x(a)}z"/>' for a, b in _stretches(marked)
         ]
-    shapes.append(f'<path class="zero" d="M0 {y(0)}H{_WIDTH}"/>')
+    shapes.append(f'<path class="zero" d="M0 {y(0.0)}H{_WIDTH}"/>')
     for number, values in enumerate(series):
         points = "L".join(f"{x(step + 0.5)} {y(value)}" for step, value in enumerate(values))
         colour = f"var(--k{number % MAX_DOMAINS})"

@@ -40,7 +40,15 @@ def bars(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         metrics = [_bars(metric) for metric in rows(group, "metrics") if rows(metric, "rows")]
         if metrics:
             title, note = (str(look(group, key, default="")) for key in ("title", "note"))
-            found.append({"title": title, "note": note, "metrics": metrics})
+            found.append(
+                {
+                    "title": title,
+                    "note": note,
+                    "metrics": metrics,
+                    "has_limit": any(metric["limit"] for metric in metrics),
+                    "has_paper": any(metric["has_paper"] for metric in metrics),
+                }
+            )
     return found
 
 
@@ -52,11 +60,13 @@ def _bars(metric: Mapping[str, Any]) -> dict[str, Any]:
             str(look(row, "name", default="")),
             float(look(row, "mean", default=0.0)),
             float(look(row, "error", default=0.0)),
-            look(row, "paper"),
+            None if look(row, "paper") is None else float(look(row, "paper")),
         )
         for row in rows(metric, "rows")
     ]
-    reach = [value for _, m, e, paper in lines for value in (m - e, m + e, *([paper] if paper else []))]
+    reach = [
+        value for _, m, e, paper in lines for value in (m - e, m + e, *([] if paper is None else [paper]))
+    ]
     high = max([*reach, limit or 0.0, 0.0])
     low = min(0.0, *reach)
     span = (low, high + 0.03 * ((high - low) or 1.0))
@@ -74,7 +84,13 @@ def _bars(metric: Mapping[str, Any]) -> dict[str, Any]:
                 "paper": beside,
             }
         )
-    return {"title": metric_title(name), "rows": body, "limit": limit, "has_paper": any(r[3] for r in lines)}
+    setting = str(look(metric, "setting", default=""))
+    return {
+        "title": f"{setting}: {metric_title(name)}" if setting else metric_title(name),
+        "rows": body,
+        "limit": limit,
+        "has_paper": any(paper is not None for *_, paper in lines),
+    }
 
 
 def curves(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -137,7 +153,8 @@ def episode(record: Mapping[str, Any]) -> dict[str, Any] | None:
     frames = list(zip(rows(trace, "frames"), rows(trace, "frame_steps"), strict=False))
     return {
         "method": str(look(trace, "method", default="")),
-        "frames": [(str(image), int(step)) for image, step in frames],
+        # Nothing is loaded: a picture is in the page, or it is not shown.
+        "frames": [(str(image), int(step)) for image, step in frames if str(image).startswith("data:image/")],
         "svg": timeline(series, span, f"Alpha over {len(alpha)} steps; means: {means}.", costly, risky),
         "low": signed(span[0]),
         "high": signed(span[1]),

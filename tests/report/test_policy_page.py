@@ -1,0 +1,167 @@
+"""The page of policies as text: what it says of safety, what it leaves out, that it is one sound file."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from page_reader import PageReader, require_sound
+from policy_records import NAMES, ODD, STEPS, composed, evaluation, evaluations, record
+
+from expertise.errors import DataError
+from expertise.report.policy import render
+from expertise.report.policy_charts import dot_map, interval_bar, timeline
+from expertise.report.policy_paper import paper_value
+from expertise.report.policy_parts import leaning
+from expertise.report.policy_record import PAGE, RECORD, policy_record, write_policy_page
+from expertise.skills.skill import Factors, Skill
+
+
+@pytest.mark.parametrize("case", ["demo", *ODD])
+def test_every_record_gives_one_sound_file(case: str) -> None:
+    made = record() if case == "demo" else ODD[case]()
+    before = copy.deepcopy(made)
+    page = render(made)
+    require_sound(re.sub(r'<img src="data:image/jpeg;base64,[^"]*"', "<img", page))
+    assert ("<img" in page) is (case not in ("nothing", "empty", "hostile"))
+    assert made == before
+    assert render(json.loads(json.dumps(made))) == page
+
+
+def test_the_page_says_what_was_earned_and_when_it_leans_on_safety() -> None:
+    text = PageReader(render(record())).text
+    reward = (420.0 - 26.339754104614258) / (1327.445556640625 - 26.339754104614258)
+    found = re.search(r"PSEC reaches normalised reward (\S+) at (\S+) of the cost limit", text)
+    assert found is not None
+    assert float(found[1]) == pytest.approx(reward, abs=0.02)
+    assert float(found[2]) == pytest.approx(0.4, abs=0.2)
+    assert "the best other safe policy, safety skill" in text
+    assert (
+        f"Where the safety critic sees a cost ahead ({STEPS // 4} of {STEPS} steps) the mean weight of "
+        "safety is 1.25, elsewhere 0.25: it leans on safety there." in text
+    )
+
+
+def _sentence(**changes: Any) -> str:
+    return leaning(policy_record({"PSEC": composed(**changes)})["trace"])
+
+
+def test_without_a_critic_costs_tell_where_it_was_dangerous() -> None:
+    # Twelve steps lead to the costs or are at them; all of them lie in the quarter of much safety.
+    wanted = "Up to 10 steps before a cost (12 of 80 steps) the mean weight of safety is 1.25, elsewhere 0.37"
+    assert wanted in _sentence(risk=None)
+    assert _sentence(risk=None, costs=np.zeros(STEPS)) == "The mean weight of safety is 0.50."
+
+
+def test_a_critic_that_never_fears_is_asked_where_it_fears_most() -> None:
+    risk = np.linspace(-3, -1, STEPS)
+    assert "fears most (20 of 80 steps) the mean weight of safety is 0.25, elsewhere 0.58" in _sentence(
+        risk=risk
+    )
+    assert "it leans on safety less there" in _sentence(risk=risk)
+    even = np.full((STEPS, 2), 0.5)
+    assert "it hardly tells the two apart" in _sentence(alpha=even)
+
+
+def test_nothing_is_said_of_safety_where_no_skill_is_for_it() -> None:
+    assert _sentence(names=("walk", "run")) == ""
+    page = render(policy_record({"PSEC": composed(names=("walk", "run"))}))
+    assert page.count('class="dots"') == 3
+
+
+def test_metrics_have_their_intervals_and_the_papers_figures() -> None:
+    metrics = policy_record(evaluations())["groups"][0]["metrics"]
+    assert [metric["name"] for metric in metrics] == ["normalized_reward", "normalized_cost"]
+    by_name = {row["name"]: row for row in metrics[1]["rows"]}
+    assert by_name["PSEC"]["paper"] == 0.95
+    assert by_name["safety skill"]["paper"] is None
+    summary = evaluations()["PSEC"].summary()
+    assert by_name["PSEC"]["mean"] == summary["normalized_cost"]
+    assert by_name["PSEC"]["error"] == summary["normalized_cost_error"] > 0
+    walker = {
+        row: evaluation(gain, 0, environment="dmc/walker-walk", has_cost=False, has_success=True)
+        for row, gain in (("PSEC", 600.0), ("NSEC", 300.0))
+    }
+    found = policy_record(walker)
+    assert [metric["name"] for metric in found["groups"][0]["metrics"]] == ["success", "return"]
+    assert found["trace"] == {}
+
+
+def test_pictures_are_spread_over_the_episode_and_stand_in_the_page() -> None:
+    trace = policy_record(evaluations())["trace"]
+    assert trace["frame_steps"] == [0, 8, 20, 28, 40, 48, 60, 68]
+    assert all(frame.startswith("data:image/jpeg;base64,") for frame in trace["frames"])
+    assert policy_record(evaluations(frames=(), frame_steps=()))["trace"]["frames"] == []
+
+
+def test_a_page_is_written_with_its_record(tmp_path: Path) -> None:
+    dice = torch.Generator().manual_seed(0)
+    skills = [
+        Skill(
+            name=name,
+            factors={
+                "layer": Factors(
+                    A=torch.randn(2, 4, generator=dice), B=torch.randn(5, 2, generator=dice), scaling=1.0
+                )
+            },
+        )
+        for name in NAMES
+    ]
+    page = write_policy_page(tmp_path, evaluations(), title="safe", skills=skills)
+    assert page == tmp_path / PAGE
+    made = json.loads((tmp_path / RECORD).read_text("utf-8"))
+    assert page.read_text("utf-8") == render(made)
+    assert set(made["similarity"]) == {
+        "Cosine of what they change",
+        "Overlap of the outputs that they reach",
+    }
+    assert made["notes"] == ["5 episodes of each policy, every one from the same starts; cost limit 5."]
+
+
+def test_evaluations_of_several_environments_do_not_go_on_one_page() -> None:
+    with pytest.raises(DataError, match=r"not of a/b, bullet/BallRun"):
+        policy_record({"one": evaluation(1, 0), "two": evaluation(1, 0, environment="a/b")})
+    with pytest.raises(DataError, match="there are none"):
+        policy_record({})
+
+
+@pytest.mark.parametrize(
+    ("setting", "row", "metric", "value"),
+    [
+        ("bullet/BallRun", "PSEC", "normalized_reward", 0.15),
+        ("CarCircle", "NSEC", "normalized_cost", 2.62),
+        ("S→W/10", "PSEC", "return", 688.0),
+        ("S+W→R/10", "Scratch", "return", 25.5),
+        ("S→W/3", "PSEC", "return", None),
+        ("bullet/BallRun", "PSEC", "cost", None),
+        ("bullet/BallRun", "Joint", "normalized_cost", None),
+    ],
+)
+def test_figures_of_the_paper(setting: str, row: str, metric: str, value: float | None) -> None:
+    assert paper_value(setting, row, metric) == value
+
+
+def test_charts_put_values_where_they_belong() -> None:
+    bar = interval_bar(1.0, 0.5, (0.0, 4.0), "alt", paper=2.0, limit=3.0)
+    assert 'class="bar" d="M0.0 3H250.0V17H0.0z"' in bar
+    assert 'class="whisker" d="M125.0 10H375.0' in bar
+    assert 'class="paper" d="M500.0 1V19"' in bar
+    assert 'class="limit" d="M750.0 0V20"' in bar
+    line = timeline([[0.0, 1.0]], (0.0, 1.0), "alt", costly=[False, True], risky=[True, True])
+    assert 'd="M250.0 200.0L750.0 0.0"' in line
+    assert 'class="costly" d="M500.0 0H1000.0V200H500.0z"' in line
+    assert 'class="risky" d="M0.0 0H1000.0V200H0.0z"' in line
+    from expertise.report.colours import signed_scale
+
+    dots = dot_map([(0.0, 0.0), (2.0, 1.0)], [1.0, -1.0], signed_scale([1.0, -1.0]), "<alt>")
+    assert 'aria-label="&lt;alt&gt;"' in dots
+    assert re.findall(r'class="(d\d)" cx="(\d+)" cy="(\d+)"', dots) == [
+        ("d0", "1000", "0"),
+        ("d8", "0", "500"),
+    ]

@@ -1,0 +1,146 @@
+"""The page of PSEC's results: tables, the paper beside them, and which claims hold, from rows alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from expertise.runs.results import Results, Row
+from reproduce.psec.page import record, write_psec_page
+from reproduce.psec.verdicts import verdicts
+
+
+def results(path: Path, *rows: Row) -> Results:
+    made = Results(path / "psec.json")
+    made.add(rows)
+    return made
+
+
+def rows(table: str, setting: str, metric: str, values: Mapping[str, Sequence[float]]) -> list[Row]:
+    return [
+        Row(table=table, setting=setting, row=name, metric=metric, unit="", seed=seed, value=value)
+        for name, seeds in values.items()
+        for seed, value in enumerate(seeds)
+    ]
+
+
+def shift(psec: Sequence[float], setting: str = "S→W/10") -> list[Row]:
+    rivals = {"NSEC": [300, 320, 310, 330, 340], "ASEC": [60, 70, 80, 90, 100], "Scratch": [50] * 5}
+    values = {"PSEC": psec, **rivals}
+    return rows("policy_shift", setting, "return", {k: [float(x) for x in v] for k, v in values.items()})
+
+
+def verdict(found: Results, start: str) -> str:
+    (line,) = [line for line in verdicts(found).splitlines() if line.startswith(f"- {start}")]
+    return line
+
+
+@pytest.mark.parametrize(
+    ("psec", "words"),
+    [
+        ([680, 700, 690, 720, 650], "holds (NSEC +368 ± 15, 5 seeds;"),
+        # Above on average, yet by less than two standard errors.
+        ([300, 320, 310, 330, 400], "**does not hold**"),
+        # Clearly above, but in too few seeds.
+        ([680, 700, 690], "**does not hold**"),
+    ],
+)
+def test_the_cell_that_was_fixed_beforehand(psec: list[float], words: str, tmp_path: Path) -> None:
+    assert words in verdict(results(tmp_path, *shift(psec)), "Policy shift, S→W/10")
+
+
+def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
+    found = results(tmp_path)
+    assert [line.endswith("not measured.") for line in verdicts(found).splitlines()] == [True] * 4
+    partly = results(tmp_path, *shift([1.0])[:1])
+    assert verdict(partly, "Policy shift").endswith("not measured.")
+
+
+@pytest.mark.parametrize(
+    ("reward", "cost", "holds"),
+    [
+        ([0.4, 0.41, 0.42], [0.2, 0.4, 0.3], True),
+        ([0.4, 0.41, 0.42], [0.9, 1.3, 1.2], False),
+        ([0.2, 0.1, 0.3], [0.2, 0.4, 0.3], False),
+        ([0.4, 0.41], [0.2, 0.4], False),
+    ],
+)
+def test_safe_control_needs_a_low_cost_and_more_reward(
+    reward: list[float], cost: list[float], holds: bool, tmp_path: Path
+) -> None:
+    found = results(
+        tmp_path,
+        *rows("multi_objective", "CarRun", "normalized_reward", {"PSEC": reward, "safety skill": [0.2] * 3}),
+        *rows("multi_objective", "CarRun", "normalized_cost", {"PSEC": cost, "safety skill": [0.0] * 3}),
+    )
+    line = verdict(found, "Safe control, CarRun")
+    assert ("**does not hold**" not in line) is holds
+    assert "holds" in line or not holds
+
+
+def test_dynamics_and_many_tasks(tmp_path: Path) -> None:
+    better = {"PSEC": [0.5, 0.6], "Scratch": [0.3, 0.2], "Joint": [0.4, 0.7]}
+    found = results(
+        tmp_path,
+        *rows("dynamics_shift", "hopper/gravity-1.5", "normalized_reward", better),
+        *(
+            row
+            for task in "abcde"
+            for row in rows("meta_world", f"{task}/3", "success", {"PSEC": [0.7], "Scratch": [0.2]})
+        ),
+    )
+    assert "holds (Scratch +0.300 ± 0.100, 2 seeds; Joint +0.000" in verdict(
+        found, "Dynamics shift, hopper/gravity-1.5"
+    ).replace("**does not hold**", "holds")
+    assert "holds (+0.500 over 5 tasks)" in verdict(found, "Meta-World")
+
+
+def test_tables_show_errors_and_the_papers_figures(tmp_path: Path) -> None:
+    found = results(
+        tmp_path,
+        *shift([680, 700, 690, 720, 650]),
+        *shift([300, 300, 300, 300, 300], "S→W/1"),
+        *rows("multi_objective_limit_10", "BallRun", "normalized_cost", {"PSEC": [0.5, 0.7]}),
+        *rows("multi_objective_limit_10", "BallRun", "normalized_reward", {"PSEC": [0.2, 0.3]}),
+        *rows("multi_objective", "BallRun", "normalized_cost", {"PSEC": [0.5, 0.7]}),
+    )
+    written = write_psec_page(found)
+    assert [path.name for path in written] == [
+        "psec.md",
+        "psec_policy_shift_return.svg",
+        "psec_multi_objective_normalized_cost.svg",
+        "psec.html",
+    ]
+    text = written[0].read_text("utf-8")
+    # 688 in seeds whose deviation is 26 has an error of 11.6 over five seeds.
+    assert "| row | S→W/1 | S→W/10 | S→W/10, paper |" in text
+    assert "| PSEC | 300.0 ± 0.0 | **688.0 ± 11.6** | **688.0** |" in text
+    assert "| row | BallRun | BallRun, paper |" in text
+    assert "| PSEC | **0.60 ± 0.10** | **0.95** |" in text
+    assert "| row | BallRun |\n" in text
+    assert "](psec_policy_shift_return.svg)" in text
+    assert all(path.stat().st_size > 1000 for path in written)
+
+
+def test_the_record_has_means_over_tasks_and_curves(tmp_path: Path) -> None:
+    found = results(
+        tmp_path,
+        *shift([1, 2, 3, 4, 5], "S→W/1"),
+        *shift([680, 700, 690, 720, 650]),
+        *rows("meta_world", "a/3", "success", {"PSEC": [0.7, 0.5]}),
+        *rows("meta_world", "b/3", "success", {"PSEC": [0.5, 0.5]}),
+    )
+    made = record(found)
+    moved, tasks = made["groups"]
+    assert [metric["setting"] for metric in moved["metrics"]] == ["S→W/10", "S→W/1"]
+    assert moved["metrics"][0]["rows"][0] == pytest.approx(
+        {"name": "PSEC", "mean": 688.0, "error": 11.5758, "paper": 688.0}, abs=1e-3
+    )
+    (metric,) = tasks["metrics"]
+    assert metric["setting"] == "3 demonstrations"
+    assert metric["rows"] == [
+        {"name": "PSEC", "mean": pytest.approx(0.55), "error": pytest.approx(0.05), "paper": None}
+    ]
+    assert made["curves"][0]["lines"]["PSEC"] == [[1.0, 3.0], [10.0, 688.0]]
