@@ -8,8 +8,7 @@ from typing import Any
 
 from expertise.policy import Policy, load
 from expertise.policy.alpha import AlphaConfig, ContextAlpha
-from expertise.policy.data import DataConfig, shipped
-from expertise.policy.data.shipped import PREFIX
+from expertise.policy.data import DataConfig
 from expertise.policy.data.shipped import PREFIX
 from expertise.policy.evaluate import EvaluationConfig, evaluate
 from expertise.policy.evaluation import Evaluation
