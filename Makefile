@@ -8,7 +8,7 @@ SAFETY := $(VENV)/.ready-safety
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-policy setup-safety demo test test-faults test-policy lint types format bench docs \
+.PHONY: help setup setup-policy setup-safety demo demo-policy test test-faults test-policy lint types format bench docs \
   reproduce-skills-lm clean
 
 help:  ## list the targets
@@ -41,6 +41,9 @@ $(SAFETY): $(POLICY)
 
 demo: $(STAMP)  ## train a mixture of experts on text from this machine and draw what each expert learnt
 	$(BIN)/expertise demo
+
+demo-policy: $(SAFETY)  ## safe control: skills for reward and safety, composed state by state; two to five minutes
+	$(BIN)/expertise policy demo
 
 test: $(STAMP)  ## all tests
 	$(BIN)/python -m pytest

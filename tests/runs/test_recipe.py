@@ -11,6 +11,7 @@ import pytest
 
 from expertise.errors import RecipeError
 from expertise.lm.recipe import Recipe
+from expertise.policy.learn import RECIPES
 from expertise.runs import recipe as recipes
 
 REFUSED: list[tuple[str, str, str]] = [

@@ -53,7 +53,7 @@ RESULTS = "results.json"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """How long each training is. The paper trains for 25 to 250 times as many steps, but for alpha."""
+    """How long each training is. The paper trains for 25 to 330 times as many steps, but for alpha."""
 
     seed: int = 0
     """Of weights and of the order of the data."""
@@ -70,7 +70,7 @@ class DemoConfig:
     max_cost: float = 5.0
     """Trajectories that alpha learns from cost no more, and an episode that costs less is safe."""
     min_return: float = 400.0
-    """They return at least so much: the best tenth of the cheap ones."""
+    """They return at least so much: the best sixth of the cheap ones."""
     episodes: int = 20
     """That each policy is judged by (paper: 20)."""
     network: PlainNetwork.Config = dataclasses.field(default_factory=PlainNetwork.Config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -78,6 +79,7 @@ def skilled(workshop: Path, expertise: Command) -> Path:
     both = ("--data", "left.npz", "--data", "right.npz")
     done = fine(expertise("policy", "learn", "critics.toml", *both))
     assert done.stdout.startswith("runs/critics: critics, step 4\n")
+    assert re.search(r"^  reward +v -?[\d.e-]+  v_least ", done.stdout, re.MULTILINE)
     fine(expertise("policy", "learn", "base.toml", *both, "--run", "runs/base"))
     for task, weights in (("left", "uniform"), ("right", "safety")):
         settings = ("--set", f"name={task}", "--set", f"weights.name={weights}", "--run", f"runs/{task}")

@@ -44,4 +44,5 @@ def learn(
         return
     print(f"{place}: {wanted.kind}, step {result['step']}")
     for key, value in result["evaluation"].items():
-        print(f"  {key:<16}{value}")
+        parts = value.items() if isinstance(value, dict) else [("", value)]
+        print(f"  {key:<14}" + "  ".join(f"{part} {number:.6g}".strip() for part, number in parts))
