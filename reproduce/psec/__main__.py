@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs/results/psec.json"
 SCENARIOS = ("policy_shift", "safe", "dynamics", "many_tasks", "ours")
 """Modules beside this one, each with `SIZES` and `measure`."""
-SEEDS = {"policy_shift": (0, 1, 2, 3, 4)}
+SEEDS = {"policy_shift": (0, 1, 2, 3, 4), "safe": (0, 1, 2, 3, 4)}
 """Of a scenario; others: three."""
 
 

@@ -57,7 +57,7 @@ class Ours:
     @functools.cached_property
     def base(self) -> str:
         """A walker that stands."""
-        return self.bench.policy("base", self.bench.data("walker-stand"), self.bench.sizes.base_steps)
+        return self.bench.policy("base", self.bench.data("walker-stand-apart"), self.bench.sizes.base_steps)
 
     def _data(self, name: str, count: int) -> list[DataConfig]:
         return self.bench.few(SOURCES[name][0], count)

@@ -33,7 +33,7 @@ def rows(bench: Bench, table: str) -> set[tuple[str, str]]:
 def test_policy_shift(
     make_bench: Callable[..., Bench], data: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data("walker-stand", "walker-walk", "walker-run", trajectories=4)
+    data("walker-stand-apart", "walker-walk", "walker-run", trajectories=4)
     monkeypatch.setattr(policy_shift, "CELL", ("S→W", 3))
     monkeypatch.setattr(policy_shift, "RANKS", (4,))
     bench = make_bench(Sizes(**FEW))
