@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-policy setup-safety demo demo-policy test test-faults test-policy lint types format bench docs \
-  reproduce-skills-lm clean
+  reproduce-skills-lm reproduce-psec clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,6 +70,7 @@ bench: $(STAMP)  ## measure speed beside peers and the physical limit, about ten
 	$(BIN)/python benchmarks/mixture_layer.py
 	$(BIN)/python benchmarks/skills.py
 	$(BIN)/python benchmarks/policy_training.py
+	$(BIN)/python benchmarks/policy_acting.py
 
 docs: $(STAMP)  ## write docs/cli.md and docs/recipe-keys.md from the code
 	$(BIN)/python docs/make_cli.py
@@ -77,6 +78,9 @@ docs: $(STAMP)  ## write docs/cli.md and docs/recipe-keys.md from the code
 
 reproduce-skills-lm: $(STAMP)  ## skills on language models, three seeds, about an hour on one core; goes on where it stopped
 	OMP_NUM_THREADS=1 $(BIN)/python -m reproduce.skills_lm
+
+reproduce-psec: $(SAFETY)  ## policies: all scenarios, or SCENARIO=safe; hours on two cores; goes on where it stopped
+	OMP_NUM_THREADS=1 $(BIN)/python -m reproduce.psec $(SCENARIO)
 
 clean:  ## remove the environment and what tools left behind; runs stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks build dist
