@@ -15,8 +15,8 @@ from reproduce.psec.sizes import Sizes
 TABLE, ABLATION, TRAINING = "policy_shift", "ablation", "training"
 """Tables."""
 BASES = {"S": "walker-stand-apart", "S'": "walker-stand"}
-"""Initial policy → data. The teacher of S never learnt anything else; that of S' went on from that of W, still
-walks (which the task allows), and so the base that cloned it walks too. W and R share ancestry in any case."""
+"""Initial policy → data. The teacher of S never learnt anything else; that of S' went on from that of W and
+still walks (which the task allows), so that the base walks, too. The teacher of R went on from that of W."""
 SHIFTS = {"S→W": ("walk",), "S→R": ("run",), "S+W→R": ("walk", "run")}
 """Shift → skills in the order of learning; the last one is the target's."""
 COUNTS = (1, 3, 10, 30)

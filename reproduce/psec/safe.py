@@ -40,8 +40,8 @@ class SafeSizes(Sizes):
     critic_rate: float = 1e-3
     """Their learning rate (release: 3e-4)."""
     candidates: int = 1
-    """Actions drawn for each state (release: 1, 8 or 16), in all rows. With 16 and `pick` "min-qc" every row of
-    BallRun is safe, the base too: the critic acts, not the composition."""
+    """Actions drawn for each state (release: 1, 8 or 16), in all rows. With 16 and `pick` "min-qc" every row
+    of BallRun is safe, the base too: there the critic acts, not the composition."""
     pick: str = "first"
     """Which of them is taken (release: "min-qc"), in all rows."""
     reward_temperature: float = 3.0
