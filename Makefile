@@ -7,6 +7,9 @@ POLICY := $(VENV)/.ready-policy
 SAFETY := $(VENV)/.ready-safety
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+# A worker per core, each with one thread: tests are small.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-policy setup-safety demo demo-policy test test-faults test-policy lint types format bench docs \
   reproduce-skills-lm reproduce-psec clean
@@ -46,11 +49,10 @@ demo-policy: $(SAFETY)  ## safe control: skills for reward and safety, composed 
 	$(BIN)/expertise policy demo
 
 test: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-policy: $(SAFETY)  ## the tests of policies, with simulators
-	$(BIN)/python -m pytest tests/policy
-	$(BIN)/python -m pytest tests/guide -k 09-policies
+	$(PYTEST) tests/policy 'tests/guide/test_guide.py::test_a_page_runs[09-policies]'
 
 test-faults: $(STAMP)  ## the full lists of kills and damage, about three minutes
 	$(BIN)/python -m pytest -m faults -v

@@ -103,3 +103,22 @@ def small_tmpfs(tmp_path: Path) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+_CHROMIUM = shutil.which("chromium")
+_QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+_QUIET += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A headless Chromium; tests that ask for it are skipped where there is none."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: the page is not opened"
+    )
+    if _CHROMIUM is None:
+        pytest.skip("Debian's chromium is not installed: the page is not opened")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=_CHROMIUM, args=_QUIET)
+        yield opened
+        opened.close()

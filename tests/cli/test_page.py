@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed")
-
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-QUIET += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_of_a_run_opens_without_a_complaint(run_folder: Path, expertise, width: int) -> None:
+def test_the_page_of_a_run_opens_without_a_complaint(
+    run_folder: Path, expertise, browser: Any, width: int
+) -> None:
     assert expertise("inspect", "run").returncode == 0
     complaints, requests = [], []
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        page = browser.new_page(viewport={"width": width, "height": 900})
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto((run_folder / "report.html").as_uri())
-        boxes = page.eval_on_selector_all("figure", "all => all.map(f => f.getBoundingClientRect().height)")
-        wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
-        browser.close()
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto((run_folder / "report.html").as_uri())
+    boxes = page.eval_on_selector_all("figure", "all => all.map(f => f.getBoundingClientRect().height)")
+    wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+    page.close()
     assert complaints == []
     assert requests == [(run_folder / "report.html").as_uri()]
     assert len(boxes) >= 6

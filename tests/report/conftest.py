@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,25 +27,6 @@ def _page(case: str) -> str:
 def page_of() -> Callable[[str], str]:
     """The page of a case: `demo`, or a name in `report_records.ODD`."""
     return _page
-
-
-_CHROMIUM = shutil.which("chromium")
-_QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-_QUIET += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """A headless Chromium; tests that ask for it are skipped where there is none."""
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed: the page is not opened"
-    )
-    if _CHROMIUM is None:
-        pytest.skip("Debian's chromium is not installed: the page is not opened")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=_CHROMIUM, args=_QUIET)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture
