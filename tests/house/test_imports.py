@@ -114,7 +114,7 @@ def loaded_by(code: str) -> set[str]:
 
 
 def seconds(*arguments: str) -> float:
-    """The least CPU time of several starts: the machine may be busy, the code cannot be quicker than it is."""
+    """The least CPU time of several starts, so that a busy machine does not count."""
     times = []
     for _ in range(4):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
