@@ -19,6 +19,7 @@ from expertise.errors import DataError, RecipeError
 from expertise.policy import load
 from expertise.policy.data import read
 from expertise.policy.data.shipped import located
+from expertise.policy.envs import bullet
 from expertise.policy.evaluate import EvaluationConfig
 from expertise.policy.learn import RECIPES, recipe_of
 from expertise.policy.seeds import evaluate_seeds
@@ -271,6 +272,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
 ) -> None:
     for name in ("h5py", "gymnasium", "pybullet", "bullet_safety_gym"):
         monkeypatch.setitem(sys.modules, name, None)
+    bullet._gymnasium.cache_clear()  # another test may have found the packages before
     demo = expertise("policy", "demo")
     refused(
         demo, "an environment of Bullet-Safety-Gym needs packages that are not installed", "make setup-safety"
