@@ -28,6 +28,8 @@ UNITS = {
     "normalized_cost": "1",
     "success": "1",
 }
+LEVELS = {"NSEC": "noise", "ASEC": "actions"}
+"""Baseline → where it composes."""
 Values = Mapping[str, float]
 """Metric → value."""
 

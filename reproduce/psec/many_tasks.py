@@ -13,7 +13,7 @@ from expertise.policy.alpha import FixedAlpha
 from expertise.policy.data import DataConfig
 from expertise.policy.data.collect import CollectConfig, DataSetConfig, collect
 from expertise.policy.data.rollouts import SCRIPT, RolloutConfig
-from reproduce.psec.bench import Bench, Values
+from reproduce.psec.bench import LEVELS, Bench, Values
 from reproduce.psec.sizes import Sizes
 
 TABLE, CONTINUAL = "meta_world", "meta_world_continual"
@@ -35,7 +35,6 @@ COUNTS = (1, 3, 10)
 """Demonstrations."""
 MAIN = 3
 """Where every baseline is measured."""
-LEVELS = {"NSEC": "noise", "ASEC": "actions"}
 ORDER = (
     "PSEC",
     "PSEC (MLP)",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from expertise.policy.alpha import FixedAlpha
-from reproduce.psec.bench import Bench, Values
+from reproduce.psec.bench import LEVELS, Bench, Values
 from reproduce.psec.sizes import Sizes
 
 TABLE, ABLATION, TRAINING = "policy_shift", "ablation", "training"
@@ -28,8 +28,6 @@ RANKS = (4, 8, 16, 32, 64)
 CURVE = 8
 """Points of the curves over training."""
 PSEC, FULL, FIXED, SCRATCH = "PSEC", "PSEC (MLP)", "fixed weights", "Scratch"
-LEVELS = {"NSEC": "noise", "ASEC": "actions"}
-"""Baseline → where it composes."""
 ORDER = (PSEC, FULL, "NSEC", "ASEC", SCRATCH, "NSEC (LoRA)", "ASEC (LoRA)", FIXED, "Base")
 
 SIZES = Sizes()

@@ -15,7 +15,7 @@ from expertise.policy.data import DataConfig
 from expertise.policy.data.scores import normalized_cost
 from expertise.policy.learn import CriticsRecipe, PlainOptimizer
 from expertise.policy.objective import Advantage, Safety
-from reproduce.psec.bench import Bench, Values
+from reproduce.psec.bench import LEVELS, Bench, Values
 from reproduce.psec.sizes import Sizes
 
 TASKS = ("BallRun", "CarRun", "BallCircle", "DroneRun")
@@ -78,8 +78,7 @@ class Safe:
         self._once("fixed weights", self._constant)
         self._once(BASE, lambda: self._outcome(self.base))
         # As the release does: the base with the one skill, and with the other.
-        levels = {"NSEC": "noise", "ASEC": "actions"}
-        for row, level in levels.items():
+        for row, level in LEVELS.items():
             self._once(row, functools.partial(self._composed, row, level=level, with_base=False, skills=both))
         self._once("PSEC, top-p", lambda: self._composed("top-p", alpha=TopPAlpha.Config()))
 
