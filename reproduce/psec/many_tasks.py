@@ -57,9 +57,11 @@ class TaskSizes(Sizes):
     skill_steps: int = 1500
     scratch_steps: int = 1500
     alpha_steps: int = 300
-    action_steps: int = 300
+    action_steps: int = 150
     multiplier: float = 2.0
     episodes: int = 20
+    few_batch_size: int = 128
+    """Transitions of a step on an unseen task; three demonstrations have about 250."""
     demonstrations: int = 25
     """Of each task that the base learns."""
     noise: float = 0.1
@@ -79,13 +81,15 @@ class ManyTasks:
 
     def __init__(self, bench: Bench, sizes: TaskSizes) -> None:
         self.bench, self.sizes = bench, sizes
+        few = dataclasses.replace(sizes, batch_size=sizes.few_batch_size)
+        self.few = Bench(few, bench.results, bench.seed, bench.folder, bench.say)
 
     def shown(self, task: str, count: int) -> None:
         """A task after so many demonstrations."""
         rows: dict[str, Callable[[], Values]] = {
             "PSEC": functools.partial(self._psec, task, count),
             "Scratch": lambda: self._outcome(self._scratch(task, count), task),
-            "Base": lambda: self._outcome(self.base, task),
+            "Base": functools.partial(self._known, task),
         }
         for row, level in LEVELS.items():
             rows[row] = functools.partial(self._baseline, task, count, level)
@@ -102,15 +106,15 @@ class ManyTasks:
         rows: dict[str, Callable[[], Values]] = {"PSEC": lambda: self._others(task, "parameters")}
         for row, level in LEVELS.items():
             rows[f"{row} (LoRA)"] = functools.partial(self._others, task, level)
-        rows["Base"] = lambda: self._outcome(self.base, task)
+        rows["Base"] = functools.partial(self._known, task)
         for row, measured in rows.items():
             self.bench.once(TABLE, f"{_short(task)}/0", row, measured, "success")
 
     def one_after_the_other(self) -> None:
-        """After each new task: success on that one, on all before it, and on what the base knew."""
-        for number, _ in enumerate(UNSEEN):
-            setting = f"after {number + 1} new"
-            for task in (*KNOWN, *UNSEEN[: number + 1]):
+        """Before, and after each new task: success on that one, on all before it, on what the base knew."""
+        for number in range(len(UNSEEN) + 1):
+            setting = f"after {number} new"
+            for task in (*KNOWN, *UNSEEN[:number]):
                 again = functools.partial(self._again, task, number)
                 self.bench.once(CONTINUAL, setting, _short(task), again, "success")
 
@@ -119,6 +123,11 @@ class ManyTasks:
         """One policy for all tasks that it is shown first; it is told nothing of which one it is in."""
         data = [part for task in KNOWN for part in self._data(task, self.sizes.demonstrations)]
         return self.bench.policy("base", data, self.sizes.base_steps)
+
+    @functools.lru_cache(maxsize=None)  # noqa: B019 - lives as long as its seed
+    def _known(self, task: str) -> Values:
+        """The base as it is."""
+        return self._outcome(self.base, task)
 
     def _data(self, task: str, count: int) -> list[DataConfig]:
         """Demonstrations of a scripted expert; fewer are the first of more."""
@@ -141,19 +150,19 @@ class ManyTasks:
     def _skills(self, tasks: Sequence[str], count: int, *, full: bool = False) -> str:
         library = f"library-{count}{'-full' if full else ''}"
         for task in tasks:
-            self.bench.skill(self.base, _short(task), self._data(task, count), library, full=full)
+            self.few.skill(self.base, _short(task), self._data(task, count), library, full=full)
         return library
 
     def _scratch(self, task: str, count: int) -> str:
         name = f"{_short(task)}-{count}/scratch"
-        return self.bench.policy(name, self._data(task, count), self.sizes.scratch_steps)
+        return self.few.policy(name, self._data(task, count), self.sizes.scratch_steps)
 
     def _psec(self, task: str, count: int, *, full: bool = False, fixed: bool = False) -> Values:
         return self._outcome(self._composed(task, count, full=full, fixed=fixed), task)
 
     def _composed(self, task: str, count: int, *, full: bool = False, fixed: bool = False) -> Any:
         kind = f"{'full' if full else 'psec'}{'-fixed' if fixed else ''}"
-        return self.bench.composed(
+        return self.few.composed(
             f"{_short(task)}-{count}/{kind}",
             self.base,
             self._data(task, count),
@@ -163,7 +172,7 @@ class ManyTasks:
         )
 
     def _baseline(self, task: str, count: int, level: str) -> Values:
-        policy = self.bench.composed(
+        policy = self.few.composed(
             f"{_short(task)}-{count}/{level}",
             self.base,
             self._data(task, count),
@@ -173,7 +182,7 @@ class ManyTasks:
         return self._outcome(policy, task)
 
     def _over_skills(self, task: str, count: int, level: str) -> Values:
-        policy = self.bench.composed(
+        policy = self.few.composed(
             f"{_short(task)}-{count}/{level}-lora",
             self.base,
             self._data(task, count),
@@ -185,7 +194,7 @@ class ManyTasks:
 
     def _others(self, task: str, level: str) -> Values:
         others = [other for other in UNSEEN if other != task]
-        policy = self.bench.composed(
+        policy = self.few.composed(
             f"{_short(task)}-0/{level}",
             self.base,
             [part for other in others for part in self._data(other, MAIN)],
@@ -197,15 +206,15 @@ class ManyTasks:
 
     def _again(self, task: str, number: int) -> Values:
         """A task's own policy, opened anew once the library has so many skills more."""
-        self._skills(UNSEEN[: number + 1], MAIN)
+        self._skills(UNSEEN[:number], MAIN)
         if task in KNOWN:
             return self._outcome(self.base, task)
         self._composed(task, MAIN)
-        return self._outcome(str(Path(self.bench.folder) / f"{_short(task)}-{MAIN}/psec"), task)
+        return self._outcome(str(Path(self.few.folder) / f"{_short(task)}-{MAIN}/psec"), task)
 
     def _outcome(self, policy: Any, task: str) -> Values:
         acts = load(policy) if isinstance(policy, str) else policy
-        return self.bench.outcome(acts, f"metaworld/{task}", stop_at_success=True)
+        return self.few.outcome(acts, f"metaworld/{task}", stop_at_success=True)
 
 
 def _short(task: str) -> str:
@@ -216,9 +225,11 @@ def measure(bench: Bench) -> None:
     """Every task, where every baseline is measured first."""
     assert isinstance(bench.sizes, TaskSizes)
     tasks = ManyTasks(bench, bench.sizes)
-    for count in (MAIN, *(count for count in COUNTS if count != MAIN)):
-        for task in UNSEEN:
-            tasks.shown(task, count)
+    for task in UNSEEN:
+        tasks.shown(task, MAIN)
     tasks.one_after_the_other()
     for task in UNSEEN:
         tasks.unshown(task)
+    for count in COUNTS:
+        for task in UNSEEN:
+            tasks.shown(task, count)

@@ -10,6 +10,7 @@ from expertise.runs.results import Results
 
 OURS, SAFE = "PSEC", "safety skill"
 SHIFT, MULTI, DYNAMICS, META = "policy_shift", "multi_objective", "dynamics_shift", "meta_world"
+CONTINUAL = "meta_world_continual"
 """Tables."""
 MAIN = "S→W/10"
 """The cell of the policy shift that was fixed before the runs."""
@@ -20,7 +21,7 @@ _ERRORS = 2
 
 def verdicts(results: Results) -> str:
     """One line per claim, as a Markdown list."""
-    lines = [*_shift(results), *_safe(results), *_dynamics(results), *_meta(results)]
+    lines = [*_shift(results), *_safe(results), *_dynamics(results), *_meta(results), _kept(results)]
     return "\n".join(f"- {line}" for line in lines) + "\n"
 
 
@@ -94,6 +95,20 @@ def _meta(results: Results) -> Iterable[str]:
     more = statistics.fmean(differences)
     verdict = "holds" if more > 0 and len(differences) >= 5 else "**does not hold**"
     yield f"{claim}: {verdict} ({more:+.3f} over {len(differences)} tasks)."
+
+
+def _kept(results: Results) -> str:
+    claim = "Meta-World, one task after the other: success on every earlier task is exactly what it was"
+    found: dict[tuple[str, int], set[float]] = {}
+    for row in results.select(CONTINUAL, "success"):
+        found.setdefault((row.row, row.seed), set()).add(row.value)
+    if not found:
+        return f"{claim}: not measured."
+    changed = sorted(f"{task}, seed {seed}" for (task, seed), values in found.items() if len(values) > 1)
+    tasks = len({task for task, _ in found})
+    if changed:
+        return f"{claim}: **does not hold** ({'; '.join(changed)})."
+    return f"{claim}: holds ({tasks} tasks)."
 
 
 def _line(

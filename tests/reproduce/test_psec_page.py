@@ -53,7 +53,7 @@ def test_the_cell_that_was_fixed_beforehand(psec: list[float], words: str, tmp_p
 
 def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
     found = results(tmp_path)
-    assert [line.endswith("not measured.") for line in verdicts(found).splitlines()] == [True] * 4
+    assert [line.endswith("not measured.") for line in verdicts(found).splitlines()] == [True] * 5
     partly = results(tmp_path, *shift([1.0])[:1])
     assert verdict(partly, "Policy shift").endswith("not measured.")
 
@@ -95,6 +95,16 @@ def test_dynamics_and_many_tasks(tmp_path: Path) -> None:
         found, "Dynamics shift, hopper/gravity-1.5"
     ).replace("**does not hold**", "holds")
     assert "holds (+0.500 over 5 tasks)" in verdict(found, "Meta-World")
+
+
+@pytest.mark.parametrize(("later", "words"), [(0.8, "holds (2 tasks)"), (0.75, "**does not hold** (reach, seed 0)")])
+def test_forgetting_is_seen(later: float, words: str, tmp_path: Path) -> None:
+    found = results(
+        tmp_path,
+        *rows("meta_world_continual", "after 0 new", "success", {"reach": [0.8, 0.9]}),
+        *rows("meta_world_continual", "after 1 new", "success", {"reach": [later, 0.9], "push-wall": [0.5, 0.4]}),
+    )
+    assert words in verdict(found, "Meta-World, one task after the other")
 
 
 def test_tables_show_errors_and_the_papers_figures(tmp_path: Path) -> None:
