@@ -124,7 +124,7 @@ class ManyTasks:
         data = [part for task in KNOWN for part in self._data(task, self.sizes.demonstrations)]
         return self.bench.policy("base", data, self.sizes.base_steps)
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019 - lives as long as its seed
+    @functools.cache  # noqa: B019 - lives as long as its seed
     def _known(self, task: str) -> Values:
         """The base as it is."""
         return self._outcome(self.base, task)

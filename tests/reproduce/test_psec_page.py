@@ -94,15 +94,17 @@ def test_dynamics_and_many_tasks(tmp_path: Path) -> None:
     assert "holds (Scratch +0.300 ± 0.100, 2 seeds; Joint +0.000" in verdict(
         found, "Dynamics shift, hopper/gravity-1.5"
     ).replace("**does not hold**", "holds")
-    assert "holds (+0.500 over 5 tasks)" in verdict(found, "Meta-World")
+    assert "holds (+0.500 over 5 tasks)" in verdict(found, "Meta-World, 3")
 
 
-@pytest.mark.parametrize(("later", "words"), [(0.8, "holds (2 tasks)"), (0.75, "**does not hold** (reach, seed 0)")])
+@pytest.mark.parametrize(
+    ("later", "words"), [(0.8, "holds (2 tasks)"), (0.75, "**does not hold** (reach, seed 0)")]
+)
 def test_forgetting_is_seen(later: float, words: str, tmp_path: Path) -> None:
     found = results(
         tmp_path,
         *rows("meta_world_continual", "after 0 new", "success", {"reach": [0.8, 0.9]}),
-        *rows("meta_world_continual", "after 1 new", "success", {"reach": [later, 0.9], "push-wall": [0.5, 0.4]}),
+        *rows("meta_world_continual", "after 1 new", "success", {"reach": [later, 0.9], "push": [0.5, 0.4]}),
     )
     assert words in verdict(found, "Meta-World, one task after the other")
 
