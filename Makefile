@@ -28,7 +28,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) --editable '.[dev,hf,skills]'
 	@touch $(STAMP)
 
-setup-policy: $(POLICY)  ## add what policies need: simulators, readers of recorded data, teachers
+# Bullet has no wheel for every Python: without it all but the safe tasks works, and those say what is missing.
+setup-policy: $(POLICY)  ## add what policies need: simulators (Bullet's, too), readers of recorded data, teachers
+	@$(MAKE) --no-print-directory $(SAFETY) || \
+	  echo "Bullet's safe tasks could not be installed; all else can be used (make setup-safety tries again)"
 
 $(POLICY): $(STAMP)
 	$(PIP) --editable '.[policy]'
@@ -74,7 +77,7 @@ bench: $(STAMP)  ## measure speed beside peers and the physical limit, about ten
 	$(BIN)/python benchmarks/policy_training.py
 	$(BIN)/python benchmarks/policy_acting.py
 
-docs: $(STAMP)  ## write docs/cli.md and docs/recipe-keys.md from the code
+docs: $(STAMP)  ## write docs/cli.md and the lists of recipes' keys from the code
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/python docs/make_recipe_keys.py
 

@@ -1,4 +1,4 @@
-"""Writes docs/recipe-keys.md from the sentences under the fields of recipes; a test keeps it current."""
+"""Writes docs/recipe-keys.md and docs/policy-recipe-keys.md from the sentences under the fields of recipes."""
 
 from __future__ import annotations
 
@@ -13,23 +13,51 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).with_name("recipe-keys.md")
-HEAD = """# Keys of a recipe
+HEAD = """# Keys of {what}
 
-Written by `make docs` from the sentence under each field; do not edit. How recipes work:
-[guide/02-recipes.md](guide/02-recipes.md). A key without a default must be given.
+Written by `make docs` from the sentence under each field; do not edit. {where}
+A key without a default must be given.
 """
+TAIL = "*: a run may go on with another value of this key.\n"
+
+
+def pages() -> dict[str, str]:
+    """File → text."""
+    return {"recipe-keys.md": page(), "policy-recipe-keys.md": policy_page()}
 
 
 def page() -> str:
-    """The page's text."""
+    """Recipes of language models."""
     from expertise.lm.recipe import Recipe, may_change
 
-    parts = [HEAD]
-    for title, cls, about in sections(Recipe, ""):
-        parts.append(f"## {title}\n\n{about}\n\n{table(title, cls, may_change)}")
-    parts.append("*: a run may go on with another value of this key.\n")
-    return "\n".join(parts)
+    head = HEAD.format(what="a recipe", where="How recipes work:\n[guide/02-recipes.md](guide/02-recipes.md).")
+    return "\n".join([head, *tables(Recipe, may_change), TAIL])
+
+
+def policy_page() -> str:
+    """Recipes of `policy learn`, one for each kind, and of `policy collect`."""
+    from expertise.policy.data.collect import CollectConfig
+    from expertise.policy.learn import RECIPES
+    from expertise.runs.config import may_change
+
+    parts = [
+        HEAD.format(
+            what="policies' recipes",
+            where="How policies are learnt:\n[guide/09-policies.md](guide/09-policies.md).",
+        ),
+        *(f"- [kind = \"{kind}\"](#kind--{kind})" for kind in RECIPES),
+        "- [policy collect](#policy-collect)\n",
+    ]
+    for kind, cls in RECIPES.items():
+        parts += [f"# kind = \"{kind}\"\n\n{first_paragraph(cls)}\n", *tables(cls, may_change)]
+    parts += [f"# policy collect\n\n{first_paragraph(CollectConfig)}\n", *tables(CollectConfig, lambda key: False)]
+    return "\n".join([*parts, TAIL])
+
+
+def tables(cls: Any, may_change: Any) -> Iterator[str]:
+    """A section for each table of a recipe."""
+    for title, part, about in sections(cls, ""):
+        yield f"## {title}\n\n{about}\n\n{table(title, part, may_change)}"
 
 
 def sections(cls: Any, path: str) -> Iterator[tuple[str, Any, str]]:
@@ -160,8 +188,9 @@ def first_paragraph(cls: Any) -> str:
 
 
 def main() -> None:
-    """Write the page."""
-    PAGE.write_text(page(), "utf-8")
+    """Write the pages."""
+    for name, text in pages().items():
+        Path(__file__).with_name(name).write_text(text, "utf-8")
 
 
 if __name__ == "__main__":

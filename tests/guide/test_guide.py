@@ -143,18 +143,20 @@ def test_a_block_that_fails_is_named_with_its_line(tmp_path: Path) -> None:
     assert run_page(page, tmp_path, dict(os.environ))[0] == ""
 
 
-def test_the_page_of_keys_is_current() -> None:
+def test_the_pages_of_keys_are_current() -> None:
     path = DOCS / "make_recipe_keys.py"
     spec = importlib.util.spec_from_file_location("make_recipe_keys", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    page = module.page()
-    assert path.with_name("recipe-keys.md").read_text("utf-8") == page, "run `make docs`"
+    pages = module.pages()
+    for name, page in pages.items():
+        assert path.with_name(name).read_text("utf-8") == page, "run `make docs`"
     for row in (
         "| `steps`* | integer ≥ 1 |",
         "| `p` | number > 0, ≤ 1 |",
         '## model.router with name = "top_p"',
     ):
-        assert row in page
+        assert row in pages["recipe-keys.md"]
+    assert '# kind = "composition"' in pages["policy-recipe-keys.md"]

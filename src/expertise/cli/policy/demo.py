@@ -20,7 +20,7 @@ def demo(
     """Grow skills for reward and for safety on one policy and learn state by state which of them counts.
 
     A ball that should run fast, yet not too fast. Under five minutes on one core, from data that come with
-    the package; started again it goes on where it stopped. Needs `make setup-safety`.
+    the package; started again it goes on where it stopped. Needs `make setup-policy`.
 
     Example: expertise policy demo
     """
