@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ from expertise.lm.model import LanguageModel
 from expertise.lm.recipe import Recipe
 from expertise.mixture.loss_free import LossFreeBalance
 from expertise.mixture.routers.hash import Hash
-from expertise.runs.device import resolve
+from expertise.runs.device import products, resolve
 from expertise.runs.loop import Losses
 
 
@@ -63,7 +62,7 @@ class LanguageModelTask:
             self._balance.begin()
         batch = self._batches.batch(step, micro)
         device = self.model.device
-        with self._autocast():
+        with products(self.model.device, self.recipe.train.bfloat16):
             return objective.losses(
                 self.model,
                 batch.tokens.to(device),
@@ -115,11 +114,6 @@ class LanguageModelTask:
         for mixture in self.model.mixtures().values():
             assert isinstance(mixture.router, Hash)
             mixture.router.balance(torch.from_numpy(frequencies))
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if not self.recipe.train.bfloat16:
-            return contextlib.nullcontext()
-        return torch.autocast(self.model.device.type, torch.bfloat16)
 
 
 def with_vocabulary(config: ModelConfig, size: int) -> ModelConfig:

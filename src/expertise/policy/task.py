@@ -16,7 +16,7 @@ from expertise.policy.critics import Critics
 from expertise.policy.load import texts_of
 from expertise.policy.objective import NoiseError, Objective
 from expertise.runs.config import TrainConfig
-from expertise.runs.device import resolve
+from expertise.runs.device import products, resolve
 from expertise.runs.loop import Losses
 from expertise.runs.optim import OptimizerConfig
 from expertise.shapes import Float
@@ -94,7 +94,8 @@ class PolicyTask:
         rows, *drawn = self._drawn[micro]
         observations = self._observations.index_select(0, rows)
         actions = self._actions.index_select(0, rows)
-        errors = self._objective.errors(self.model, observations, actions, tuple(drawn), acting=False)
+        with products(self._device, self._config.bfloat16):
+            errors = self._objective.errors(self.model, observations, actions, tuple(drawn), acting=False)
         if self._weights is not None:
             errors = errors * self._weights.index_select(0, rows)
         loss = errors.mean()
@@ -175,7 +176,8 @@ class CriticTask:
                 len(self._data), (self._config.batch_size,), generator=_generator(self._config.seed, step)
             )
             self._rows = rows.to(self._device).chunk(self._config.accumulation)
-        losses = self.model.losses(self._data.take(self._rows[micro]))
+        with products(self._device, self._config.bfloat16):
+            losses = self.model.losses(self._data.take(self._rows[micro]))
         total = torch.stack(list(losses.values())).sum()
         return Losses(total, {"loss": total, **losses}, {})
 

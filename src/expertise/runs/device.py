@@ -43,6 +43,11 @@ def limit_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
+def products(device: torch.device, bfloat16: bool) -> contextlib.AbstractContextManager[object]:
+    """Where this is entered, products of matrices are computed in bfloat16, or as their operands are."""
+    return torch.autocast(device.type, torch.bfloat16) if bfloat16 else contextlib.nullcontext()
+
+
 @contextlib.contextmanager
 def memory_errors(*keys: str) -> Iterator[None]:
     """Turn running out of device memory into one line that says which keys to lower."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ from expertise.lm.data import IGNORED, EvaluationWindows, Prepared, evaluation_w
 from expertise.mixture.measures import Usage
 from expertise.mixture.mixture import recording
 from expertise.mixture.routes import Routes
+from expertise.runs.device import products
 from expertise.shapes import Float, Int
 
 LARGEST_LOGITS = 2**28
@@ -163,7 +163,7 @@ def passes(model: CausalLM, text: DomainText, batch_size: int, bfloat16: bool = 
     windows, device, alpha = text.windows, model.device, Alpha(model)
     logits_of_one = max(1, windows.tokens.shape[1] * model.vocab_size)
     batch_size = max(1, min(batch_size, LARGEST_LOGITS // logits_of_one))
-    autocast = torch.autocast(device.type, torch.bfloat16) if bfloat16 else contextlib.nullcontext()
+    autocast = products(device, bfloat16)
     for start in range(0, len(windows.tokens), batch_size):
         tokens = windows.tokens[start : start + batch_size].to(device)
         targets = windows.targets[start : start + batch_size].to(device)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from expertise.lm.causal import CausalLM
@@ -16,6 +14,7 @@ from expertise.lm.micro import MicroBatches
 from expertise.lm.objective import next_token_loss
 from expertise.lm.reading import window_of
 from expertise.lm.skills.config import ComposeConfig, LearnConfig
+from expertise.runs.device import products
 from expertise.runs.loop import Losses
 
 
@@ -65,7 +64,7 @@ class CompositionTask:
         """The loss of one micro-batch."""
         batch, device = self._batches.batch(step, micro), self.composed.device
         bfloat16 = self.config.train.bfloat16
-        with torch.autocast(device.type, torch.bfloat16) if bfloat16 else contextlib.nullcontext():
+        with products(device, bfloat16):
             loss = next_token_loss(
                 self.composed,
                 batch.tokens.to(device),
