@@ -17,7 +17,7 @@ from expertise.runs.files import write_atomic
 from expertise.runs.results import Results, Row
 from reproduce.psec.verdicts import DYNAMICS, MAIN, META, MULTI, SHIFT, metric_of, settings_of, verdicts
 
-TEN = "multi_objective_limit_10"
+TEN, ALONE = "multi_objective_limit_10", "multi_objective_one_action"
 ABLATION = "ablation"
 CONTINUAL, LIBRARY, TRAINING = "meta_world_continual", "one_library", "training"
 ORDER = (
@@ -42,6 +42,7 @@ TITLES = {
     SHIFT: "Policy shift",
     MULTI: "Safe control, cost limit 5",
     TEN: "Safe control, cost limit 10",
+    ALONE: "Safe control, cost limit 5, one action and no critic",
     DYNAMICS: "Dynamics shift",
     META: "Many tasks (Meta-World)",
     CONTINUAL: "One task after the other: success on each",
@@ -54,6 +55,7 @@ WANTED = {
     SHIFT: ("return",),
     MULTI: SAFE_METRICS,
     TEN: SAFE_METRICS,
+    ALONE: SAFE_METRICS,
     DYNAMICS: ("normalized_reward", "return"),
     META: ("success",),
     CONTINUAL: ("success",),
@@ -116,7 +118,7 @@ def page_text(results: Results, pictures: dict[tuple[str, str], str]) -> str:
 def metrics_of(results: Results, table: str) -> list[str]:
     """The metrics of a table that are shown."""
     wanted = WANTED[table]
-    return list(wanted) if table in (MULTI, TEN) else [metric_of(results, table, wanted)]
+    return list(wanted) if table in (MULTI, TEN, ALONE) else [metric_of(results, table, wanted)]
 
 
 def order_of(results: Results, table: str) -> list[str]:

@@ -9,19 +9,38 @@ from typing import Any
 
 import numpy as np
 
-from expertise.policy import CriticsConfig, RewardCriticConfig, SafetyCriticConfig, load
+from expertise.policy import CriticsConfig, Policy, RewardCriticConfig, SafetyCriticConfig, load
 from expertise.policy.alpha import ContextAlpha, FixedAlpha, TopPAlpha
 from expertise.policy.data import DataConfig
 from expertise.policy.data.scores import normalized_cost
 from expertise.policy.learn import CriticsRecipe, PlainOptimizer
 from expertise.policy.objective import Advantage, Safety
-from reproduce.psec.bench import LEVELS, Bench, Values
+from reproduce.psec.bench import LEVELS, Bench
 from reproduce.psec.sizes import Sizes
 
 TASKS = ("BallRun", "CarRun", "BallCircle", "DroneRun")
 """Named before the runs."""
-TABLES = {"multi_objective": 5.0, "multi_objective_limit_10": 10.0}
-"""Table → cost of an episode that counts as 1: the issue's main setting, and the release's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How the same policies act and are judged."""
+
+    limit: float
+    """Cost of an episode that counts as 1 (release: 10)."""
+    candidates: int
+    """Actions drawn for each state (release: 1, 8 or 16)."""
+    pick: str
+    """Which of them is taken (release: "min-qc")."""
+
+
+TABLES = {
+    "multi_objective": Reading(5.0, 16, "min-qc"),
+    "multi_objective_limit_10": Reading(10.0, 16, "min-qc"),
+    "multi_objective_one_action": Reading(5.0, 1, "first"),
+}
+"""Table → reading, the same in all rows: the main one acts as the release does under a harder limit; with one
+action it is alpha alone that keeps a policy safe, and no critic."""
 REWARD, SAFETY = "reward", "safety"
 """Skills."""
 PSEC, BASE = "PSEC", "BC"
@@ -39,11 +58,6 @@ class SafeSizes(Sizes):
     """Of all critics at once."""
     critic_rate: float = 1e-3
     """Their learning rate (release: 3e-4)."""
-    candidates: int = 1
-    """Actions drawn for each state (release: 1, 8 or 16), in all rows. With 16 and `pick` "min-qc" every row
-    of BallRun is safe, the base too: there the critic acts, not the composition."""
-    pick: str = "first"
-    """Which of them is taken (release: "min-qc"), in all rows."""
     reward_temperature: float = 3.0
     """Of the reward skill's weights (release: 1 in its launcher, 3 in its class)."""
     safety_temperature: float = 1.0
@@ -71,15 +85,15 @@ class Safe:
 
     def measure(self) -> None:
         """Every row that is not there yet."""
-        both = [REWARD, SAFETY]
-        self._once(PSEC, self._psec)
+        self._once(PSEC, lambda: self._composed("psec"))
         self._once("reward skill", lambda: self._fixed("alone-reward", [1.0, 0.0]))
         self._once("safety skill", lambda: self._fixed("alone-safety", [0.0, 1.0]))
-        self._once("fixed weights", self._constant)
-        self._once(BASE, lambda: self._outcome(self.base))
+        # The constant weights that suit the target's data best.
+        self._once("fixed weights", lambda: self._composed("constant", alpha=FixedAlpha.Config(learn=True)))
+        self._once(BASE, lambda: load(self.base))
         # As the release does: the base with the one skill, and with the other.
         for row, level in LEVELS.items():
-            self._once(row, functools.partial(self._composed, row, level=level, with_base=False, skills=both))
+            self._once(row, functools.partial(self._composed, row, level=level, with_base=False))
         self._once("PSEC, top-p", lambda: self._composed("top-p", alpha=TopPAlpha.Config()))
 
     @functools.cached_property
@@ -104,8 +118,6 @@ class Safe:
             self.bench.data(self.task),
             self.sizes.base_steps,
             critics=self.critics,
-            num_candidates=self.sizes.candidates,
-            pick=self.sizes.pick,
         )
 
     @functools.cached_property
@@ -126,41 +138,39 @@ class Safe:
         least = float(returns[min(len(returns), self.sizes.target_trajectories) - 1])
         return [dataclasses.replace(source, min_return=least)]
 
-    def _psec(self) -> Values:
-        return self._composed("psec")
-
-    def _composed(self, name: str, **changes: Any) -> Values:
-        values: dict[str, Any] = {"skills": [REWARD, SAFETY], "library": self.skills}
-        policy = self.bench.composed(
+    def _composed(self, name: str, **changes: Any) -> Policy:
+        values: dict[str, Any] = {"alpha": ContextAlpha.Config()} | changes
+        return self.bench.composed(
             f"{self.task}/composed/{name}",
             self.base,
             self.target,
             critics=self.critics,
-            **{"alpha": ContextAlpha.Config(), **values, **changes},
+            skills=[REWARD, SAFETY],
+            library=self.skills,
+            **values,
         )
-        return self._outcome(policy)
 
-    def _fixed(self, name: str, values: list[float]) -> Values:
+    def _fixed(self, name: str, values: list[float]) -> Policy:
         return self._composed(name, alpha=FixedAlpha.Config(values=values))
 
-    def _constant(self) -> Values:
-        """The constant weights that suit the target's data best."""
-        return self._composed("constant", alpha=FixedAlpha.Config(learn=True))
-
-    def _outcome(self, policy: Any) -> Values:
-        acts = load(policy) if isinstance(policy, str) else policy
-        acts.num_candidates, acts.pick = self.sizes.candidates, self.sizes.pick
-        return self.bench.outcome(acts, f"bullet/{self.task}", cost_limit=TABLES["multi_objective"])
-
-    def _once(self, row: str, measure: Callable[[], Values]) -> None:
-        main, *others = TABLES
-        if self.bench.results.has(main, self.task, row, "normalized_cost", self.bench.seed):
+    def _once(self, row: str, make: Callable[[], Policy]) -> None:
+        missing = [
+            table
+            for table in TABLES
+            if not self.bench.results.has(table, self.task, row, "normalized_cost", self.bench.seed)
+        ]
+        if not missing:
             return
-        found = measure()
-        for table in others:
-            cost = normalized_cost(found["cost"], TABLES[table])
-            self.bench.keep(table, self.task, row, {**found, "normalized_cost": cost})
-        self.bench.keep(main, self.task, row, found)
+        policy, found = make(), {}
+        for table in missing:
+            reading = TABLES[table]
+            acting = reading.candidates, reading.pick
+            if acting not in found:
+                changes = {"num_candidates": reading.candidates, "pick": reading.pick}
+                found[acting] = self.bench.outcome(policy, f"bullet/{self.task}", **changes)
+            values = found[acting]
+            cost = normalized_cost(values["cost"], reading.limit)
+            self.bench.keep(table, self.task, row, {**values, "normalized_cost": cost})
 
 
 def measure(bench: Bench) -> None:

@@ -63,7 +63,7 @@ def test_safe_control_has_a_table_for_each_limit(
     make_bench: Callable[..., Bench], data: Callable[..., None]
 ) -> None:
     data("BallRun")
-    sizes = safe.SafeSizes(**FEW, critic_steps=4, candidates=2, target_cost=100.0, target_trajectories=2)
+    sizes = safe.SafeSizes(**FEW, critic_steps=4, target_cost=100.0, target_trajectories=2)
     bench = make_bench(sizes)
     safe.Safe(bench, sizes, "BallRun").measure()
     for table in safe.TABLES:
@@ -78,6 +78,8 @@ def test_safe_control_has_a_table_for_each_limit(
         mean = found["multi_objective", "cost"]
         assert found["multi_objective", "normalized_cost"] == pytest.approx(normalized_cost(mean, 5.0))
         assert found["multi_objective_limit_10", "normalized_cost"] == pytest.approx(mean / 10)
+        alone = found["multi_objective_one_action", "cost"]
+        assert found["multi_objective_one_action", "normalized_cost"] == pytest.approx(alone / 5)
 
 
 @pytest.mark.usefixtures("toys")
