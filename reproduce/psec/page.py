@@ -15,7 +15,17 @@ from expertise.report.policy_parts import metric_title
 from expertise.report.results import Column, Figure, dot_chart, figures, markdown_table
 from expertise.runs.files import write_atomic
 from expertise.runs.results import Results, Row
-from reproduce.psec.verdicts import DYNAMICS, MAIN, META, MULTI, SHIFT, metric_of, settings_of, verdicts
+from reproduce.psec.verdicts import (
+    DYNAMICS,
+    MAIN,
+    META,
+    MULTI,
+    SHIFT,
+    SMALL,
+    metric_of,
+    settings_of,
+    verdicts,
+)
 
 TEN, ALONE = "multi_objective_limit_10", "multi_objective_one_action"
 ABLATION = "ablation"
@@ -237,9 +247,9 @@ def _paper(table: str, setting: str, name: str, metric: str) -> float | None:
 def _curves(results: Results) -> list[dict[str, Any]]:
     """Return over numbers of trajectories, for each target that has several, and over steps of training."""
     steps = sorted(settings_of(results, TRAINING), key=_number)
-    # A setting with a note behind its number is of another network: no point of the same curve.
+    # Points of one curve are of one network: where a cell was measured with two, the small one's.
     wanted = [
-        (SHIFT, target, "trajectories", [s for s in own if s.rpartition("/")[2].isdecimal()])
+        (SHIFT, target, "trajectories", [s for s in own if s + SMALL not in own])
         for target, own in _targets(results, SHIFT).items()
     ]
     charts = []

@@ -11,6 +11,7 @@ from typing import Any
 from expertise.policy.alpha import FixedAlpha
 from reproduce.psec.bench import LEVELS, Bench, Values
 from reproduce.psec.sizes import Sizes
+from reproduce.psec.verdicts import SMALL
 
 TABLE, ABLATION, TRAINING = "policy_shift", "ablation", "training"
 """Tables."""
@@ -23,6 +24,8 @@ COUNTS = (1, 3, 10, 30)
 """Trajectories of each target."""
 CELL = ("S→W", 10)
 """Fixed before the runs: where PSEC is to be above NSEC, ASEC and Scratch."""
+OTHERS = (0, 1, 2)
+"""Seeds that see all other cells; that one is measured with every seed."""
 RANKS = (4, 8, 16, 32, 64)
 """Of the ablation."""
 CURVE = 8
@@ -30,20 +33,21 @@ CURVE = 8
 PSEC, FULL, FIXED, SCRATCH = "PSEC", "PSEC (MLP)", "fixed weights", "Scratch"
 ORDER = (PSEC, FULL, "NSEC", "ASEC", SCRATCH, "NSEC (LoRA)", "ASEC (LoRA)", FIXED, "Base")
 
-SIZES = Sizes()
-"""Of every cell."""
+SIZES = Sizes(base_steps=12000, skill_steps=6000, skill_rate=2e-4, episodes=20)
+"""Of every cell; the one that was fixed has the paper's network, too."""
 LARGE = dataclasses.replace(
     SIZES,
     network="residual",
     base_steps=6000,
-    skill_steps=1500,
-    scratch_steps=3000,
+    skill_steps=4000,
+    scratch_steps=4000,
     alpha_steps=500,
     action_steps=500,
     base_rate=3e-4,
     skill_rate=3e-4,
+    episodes=50,
 )
-"""Of the cell that is measured with the paper's network as well."""
+"""Of the cell that was fixed: the paper's network."""
 
 
 class PolicyShift:
@@ -52,7 +56,7 @@ class PolicyShift:
     Args:
         bench: of the seed.
         origin: a key of `BASES`.
-        note: what follows the setting's name.
+        note: what follows the name of the cell that was fixed; where there is one, curves are drawn there.
     """
 
     def __init__(self, bench: Bench, origin: str = "S", note: str = "") -> None:
@@ -61,7 +65,8 @@ class PolicyShift:
     def cell(self, shift: str, count: int, rows: Sequence[str] = ORDER) -> None:
         """Every row of one cell that is not there yet."""
         names = SHIFTS[shift]
-        setting = f"{shift.replace('S', self.origin)}/{count}{self.note}"
+        note = self.note if (shift, count) == CELL else ""
+        setting = f"{shift.replace('S', self.origin)}/{count}{note}"
         target = names[-1]
         measures: dict[str, Callable[[], Values]] = {
             PSEC: functools.partial(self._psec, names, count),
@@ -119,7 +124,7 @@ class PolicyShift:
 
     def _every(self, steps: int, target: str, count: int) -> int:
         """Checkpoints stay where a curve is drawn through them."""
-        return steps // CURVE if target == SHIFTS[CELL[0]][-1] and count == CELL[1] and not self.note else 0
+        return steps // CURVE if target == SHIFTS[CELL[0]][-1] and count == CELL[1] and self.note else 0
 
     def _data(self, name: str, count: int) -> list[Any]:
         return self.bench.few(f"walker-{name}", count)
@@ -205,10 +210,12 @@ class PolicyShift:
 
 def measure(bench: Bench) -> None:
     """Everything, the cell that was fixed first."""
-    own = PolicyShift(bench)
-    own.cell(*CELL)
     large = Bench(LARGE, bench.results, bench.seed, bench.folder / "large", bench.say)
-    PolicyShift(large, note=", 1.65 M").cell(*CELL, rows=(PSEC, "NSEC", "ASEC", SCRATCH))
+    PolicyShift(large).cell(*CELL, rows=(PSEC, "NSEC", "ASEC", SCRATCH, "Base", FULL))
+    if bench.seed not in OTHERS:
+        return
+    own = PolicyShift(bench, note=SMALL)
+    own.cell(*CELL)
     own.ablate()
     for shift in SHIFTS:
         for count in COUNTS:

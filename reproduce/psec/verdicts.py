@@ -13,7 +13,9 @@ SHIFT, MULTI, DYNAMICS, META = "policy_shift", "multi_objective", "dynamics_shif
 CONTINUAL = "meta_world_continual"
 """Tables."""
 MAIN = "S→W/10"
-"""The cell of the policy shift that was fixed before the runs."""
+"""The cell of the policy shift that was fixed before the runs; it has the paper's network."""
+SMALL = ", 0.15 M"
+"""Behind the name of that cell where it has the small network, as all other cells do."""
 RIVALS = ("NSEC", "ASEC", "Scratch")
 _ERRORS = 2
 """So many standard errors above 0 counts as above."""

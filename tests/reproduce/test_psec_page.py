@@ -146,11 +146,11 @@ def test_the_record_has_means_over_tasks_and_curves(tmp_path: Path) -> None:
     )
     found.add(rows("training", "step 200", "return", {"PSEC": [4.0]}))
     found.add(rows("training", "step 50", "return", {"PSEC": [2.0]}))
-    found.add(shift([680.0] * 5, "S→W/10, 1.65 M"))
+    found.add(shift([680.0] * 5, "S→W/10, 0.15 M"))
     made = record(found)
     assert made["curves"][1]["lines"] == {"PSEC": [[50.0, 2.0], [200.0, 4.0]]}
     moved, tasks, _ = made["groups"]
-    assert [metric["setting"] for metric in moved["metrics"]] == ["S→W/10", "S→W/1", "S→W/10, 1.65 M"]
+    assert [metric["setting"] for metric in moved["metrics"]] == ["S→W/10", "S→W/1", "S→W/10, 0.15 M"]
     assert moved["metrics"][0]["rows"][0] == pytest.approx(
         {"name": "PSEC", "mean": 688.0, "error": 11.5758, "paper": 688.0}, abs=1e-3
     )
@@ -159,4 +159,4 @@ def test_the_record_has_means_over_tasks_and_curves(tmp_path: Path) -> None:
     assert metric["rows"] == [
         {"name": "PSEC", "mean": pytest.approx(0.55), "error": pytest.approx(0.05), "paper": None}
     ]
-    assert made["curves"][0]["lines"]["PSEC"] == [[1.0, 3.0], [10.0, 688.0]]
+    assert made["curves"][0]["lines"]["PSEC"] == [[1.0, 3.0], [10.0, 680.0]]
