@@ -76,6 +76,7 @@ bench: $(STAMP)  ## measure speed beside peers and the physical limit, about ten
 	$(BIN)/python benchmarks/skills.py
 	$(BIN)/python benchmarks/policy_training.py
 	$(BIN)/python benchmarks/policy_acting.py
+	$(BIN)/python benchmarks/policy_peer.py
 
 docs: $(STAMP)  ## write docs/cli.md and the lists of recipes' keys from the code
 	$(BIN)/python docs/make_cli.py

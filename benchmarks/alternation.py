@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import datetime
+import json
+import os
+import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
+import torch
+
+from expertise import __version__
 from expertise.runs.results import Row
 
 
@@ -40,3 +48,19 @@ def show(rows: Iterable[Row]) -> None:
             setting = row.setting
             print(f"{row.table}: {setting}")
         print(f"  {row.row:<42}{row.metric:<10}{row.value:>10.4f} {row.unit}")
+
+
+def keep(path: Path, table: str, rows: list[dict[str, object]]) -> None:
+    """Write a table's rows into a results file, beside those of other tables."""
+    environment = {
+        "expertise": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "date": datetime.date.today().isoformat(),
+    }
+    before = json.loads(path.read_text("utf-8"))["rows"] if path.is_file() else []
+    rows = [row for row in before if row["table"] != table] + rows
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"environment": environment, "rows": rows}, indent=1) + "\n", "utf-8")

@@ -11,19 +11,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import importlib.util
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from alternation import keep
 
-from expertise import __version__
 from expertise.policy import NETWORKS, DiffusionPolicy, PolicyConfig
 from expertise.policy.acting import Policy
 from expertise.policy.alpha import ContextAlpha
@@ -34,7 +30,8 @@ from expertise.policy.evaluate import EvaluationConfig, evaluate
 from expertise.policy.growing import GrowthConfig
 from expertise.skills.skill import Skill
 
-RESULTS = Path(__file__).parents[1] / "docs/results/policy_acting.json"
+RESULTS = Path(__file__).parents[1] / "docs/results/policy_speed.json"
+TABLE = "acting"
 OBSERVATION, ACTION = 24, 6
 ENVIRONMENT = "dmc/walker-walk"
 BASE = "base alone"
@@ -114,7 +111,7 @@ def evaluating(network: str, repeats: int) -> list[dict[str, object]]:
 def record(setting: str, row: str, metric: str, unit: str, value: float) -> dict[str, object]:
     """A tidy row."""
     return {
-        "table": "policy_acting",
+        "table": TABLE,
         "setting": setting,
         "row": row,
         "metric": metric,
@@ -140,16 +137,7 @@ def main() -> None:
             rows += evaluating(network, 3)
     for row in rows:
         print(f"{row['setting']:<55}{row['row']:<14}{row['metric']:<14}{row['value']:>9.3f} {row['unit']}")
-    environment = {
-        "expertise": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "date": datetime.date.today().isoformat(),
-    }
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps({"environment": environment, "rows": rows}, indent=1) + "\n", "utf-8")
+    keep(RESULTS, TABLE, rows)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import io
-import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -24,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from alternation import keep
 from torch import Tensor, nn
 
-from expertise import __version__
 from expertise.policy import NETWORKS, POLICY_OPTIMIZER, PolicyConfig, PolicyTask
 from expertise.runs import loop
 from expertise.runs.config import TrainConfig
@@ -42,7 +38,7 @@ class Clocked:
 
     unit = "transitions"
 
-    def __init__(self, task: PolicyTask) -> None:
+    def __init__(self, task: loop.Task) -> None:
         self._task = task
         self.units_per_step = task.units_per_step
         self.seconds = 0.0
@@ -152,18 +148,7 @@ def main() -> None:
     rows = measure(parser.parse_args())
     for row in rows:
         print(f"{row['setting']:<50}{row['row']:<14}{row['metric']:<14}{row['value']:>9.3f} {row['unit']}")
-    environment = {
-        "expertise": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "date": datetime.date.today().isoformat(),
-    }
-    before = json.loads(RESULTS.read_text("utf-8"))["rows"] if RESULTS.is_file() else []
-    rows = [row for row in before if row["table"] != TABLE] + rows
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps({"environment": environment, "rows": rows}, indent=1) + "\n", "utf-8")
+    keep(RESULTS, TABLE, rows)
 
 
 if __name__ == "__main__":
