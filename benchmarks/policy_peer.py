@@ -2,7 +2,7 @@
 
 One update is a step of Q (two of them), of V and of the policy, with networks of 256 × 2; at ours a step of
 the critics and one of `DirectPolicy`, each in the library's own training loop. d3rlpy's is taken with and
-without drawing its batch from its buffer; ours always draws. Both take turns within one process on one thread.
+without drawing its batch from its buffer; ours always draws. Both take turns within a process on one thread.
 
 d3rlpy asks for an older Gymnasium; `pip install --no-deps d3rlpy` beside what it lacks is enough here. Where
 it is missing, this says so and measures nothing.
