@@ -55,11 +55,11 @@ class TaskSizes(Sizes):
     network: Any = "residual"
     base_steps: int = 6000
     skill_steps: int = 1500
+    skill_rate: float = 1e-3
     scratch_steps: int = 1500
     alpha_steps: int = 300
     action_steps: int = 150
     multiplier: float = 2.0
-    episodes: int = 20
     few_batch_size: int = 128
     """Transitions of a step on an unseen task; three demonstrations have about 250."""
     demonstrations: int = 25

@@ -33,7 +33,7 @@ CURVE = 8
 PSEC, FULL, FIXED, SCRATCH = "PSEC", "PSEC (MLP)", "fixed weights", "Scratch"
 ORDER = (PSEC, FULL, "NSEC", "ASEC", SCRATCH, "NSEC (LoRA)", "ASEC (LoRA)", FIXED, "Base")
 
-SIZES = Sizes(base_steps=12000, skill_steps=6000, skill_rate=2e-4, episodes=20)
+SIZES = Sizes()
 """Of every cell; the one that was fixed has the paper's network, too."""
 LARGE = dataclasses.replace(
     SIZES,

@@ -53,7 +53,7 @@ class SafeSizes(Sizes):
 
     base_steps: int = 3000
     skill_steps: int = 1500
-    episodes: int = 20
+    skill_rate: float = 1e-3
     critic_steps: int = 2000
     """Of all critics at once."""
     critic_rate: float = 1e-3

@@ -18,9 +18,9 @@ class Sizes:
     """"mlp": 256 × 3, 0.15 M parameters; "residual": the paper's, 1.65 M."""
     batch_size: int = 256
     """Transitions of a step (release: 2048 and 512)."""
-    base_steps: int = 4000
+    base_steps: int = 12000
     """Of a base."""
-    skill_steps: int = 2000
+    skill_steps: int = 6000
     """Of a skill, whatever it is made of."""
     scratch_steps: int = 4000
     """Of a policy from new weights on the target's data."""
@@ -30,7 +30,7 @@ class Sizes:
     """Of alpha where it learns through the sampler (release, NSEC and ASEC: 1,000)."""
     base_rate: float = 1e-3
     """Learning rate of policies from new weights (release: 3e-4)."""
-    skill_rate: float = 1e-3
+    skill_rate: float = 2e-4
     """Of skills (release: 3e-4)."""
     alpha_rate: float = 3e-4
     """Of alpha (release: 3e-4)."""
@@ -38,7 +38,7 @@ class Sizes:
     """Of a skill (paper: 8)."""
     multiplier: float = 16.0
     """On B A x (release's class: 16)."""
-    episodes: int = 10
+    episodes: int = 20
     """That a row is the mean of (paper: 10, and 20 for DSRL)."""
 
     def settings(self) -> dict[str, Any]:
