@@ -22,7 +22,7 @@ TASKS = ("BallRun", "CarRun", "BallCircle", "DroneRun")
 """Named before the runs."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Reading:
     """How the same policies act and are judged."""
 
@@ -35,12 +35,12 @@ class Reading:
 
 
 TABLES = {
-    "multi_objective": Reading(5.0, 16, "min-qc"),
-    "multi_objective_limit_10": Reading(10.0, 16, "min-qc"),
-    "multi_objective_one_action": Reading(5.0, 1, "first"),
+    "multi_objective": Reading(limit=5.0, candidates=2, pick="min-qc"),
+    "multi_objective_limit_10": Reading(limit=10.0, candidates=2, pick="min-qc"),
+    "multi_objective_one_action": Reading(limit=5.0, candidates=1, pick="first"),
 }
-"""Table → reading, the same in all rows: the main one acts as the release does under a harder limit; with one
-action it is alpha alone that keeps a policy safe, and no critic."""
+"""Table → reading, the same in all rows. The main number was chosen among 1, 2, 4 and 8 on seeds that no table
+has; with one action it is alpha alone that keeps a policy safe, and no critic."""
 REWARD, SAFETY = "reward", "safety"
 """Skills."""
 PSEC, BASE = "PSEC", "BC"
