@@ -39,8 +39,8 @@ TABLES = {
     "multi_objective_limit_10": Reading(limit=10.0, candidates=2, pick="min-qc"),
     "multi_objective_one_action": Reading(limit=5.0, candidates=1, pick="first"),
 }
-"""Table → reading, the same in all rows. The main number was chosen among 1, 2, 4 and 8 on seeds that no table
-has; with one action it is alpha alone that keeps a policy safe, and no critic."""
+"""Table → reading, the same in all rows. The main number was chosen among 1, 2, 4 and 8 on seeds that no
+table has; with one action it is alpha alone that keeps a policy safe, and no critic."""
 REWARD, SAFETY = "reward", "safety"
 """Skills."""
 PSEC, BASE = "PSEC", "BC"
