@@ -54,6 +54,8 @@ class SafeSizes(Sizes):
     base_steps: int = 3000
     skill_steps: int = 1500
     skill_rate: float = 1e-3
+    alpha_steps: int = 1000
+    action_steps: int = 1000
     critic_steps: int = 2000
     """Of all critics at once."""
     critic_rate: float = 1e-3

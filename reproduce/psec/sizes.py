@@ -20,13 +20,13 @@ class Sizes:
     """Transitions of a step (release: 2048 and 512)."""
     base_steps: int = 12000
     """Of a base."""
-    skill_steps: int = 6000
+    skill_steps: int = 4000
     """Of a skill, whatever it is made of."""
     scratch_steps: int = 4000
     """Of a policy from new weights on the target's data."""
-    alpha_steps: int = 1000
+    alpha_steps: int = 500
     """Of alpha (release: 1,000)."""
-    action_steps: int = 1000
+    action_steps: int = 300
     """Of alpha where it learns through the sampler (release, NSEC and ASEC: 1,000)."""
     base_rate: float = 1e-3
     """Learning rate of policies from new weights (release: 3e-4)."""
