@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from expertise.policy import load
 from expertise.policy.data.scores import normalized_cost
-from reproduce.psec import dynamics, many_tasks, policy_shift, safe
+from reproduce.psec import dynamics, many_tasks, ours, policy_shift, safe
 from reproduce.psec.bench import Bench
 from reproduce.psec.sizes import Sizes
 
@@ -117,7 +118,7 @@ def test_many_tasks_and_nothing_is_forgotten(
     bench = make_bench(sizes)
     many_tasks.measure(bench)
     settings = {(f"{task}/3", row) for task in "bc" for row in many_tasks.ORDER}
-    settings |= {(f"{task}/1", row) for task in "bc" for row in ("PSEC", "Scratch", "Base", "NSEC", "ASEC")}
+    settings |= {(f"{task}/1", row) for task in "bc" for row in many_tasks.ORDER}
     settings |= {(f"{t}/0", row) for t in "bc" for row in ("PSEC", "NSEC (LoRA)", "ASEC (LoRA)", "Base")}
     assert rows(bench, "meta_world") == settings
     success = {(r.setting, r.row): r.value for r in bench.results.rows if r.table == "meta_world_continual"}
@@ -126,8 +127,34 @@ def test_many_tasks_and_nothing_is_forgotten(
         *(("after 1 new", task) for task in "ab"),
         *(("after 2 new", task) for task in "abc"),
     }
+    assert success["after 0 new", "a"] == success["after 1 new", "a"]
     for task in "ab":
         assert success["after 1 new", task] == success["after 2 new", task]
+
+
+@pytest.mark.usefixtures("toys")
+def test_one_library(
+    make_bench: Callable[..., Bench], data: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data("walker-stand-apart", "walker-walk", "walker-run", "walker-heavy", trajectories=4)
+    monkeypatch.setattr(ours, "SHOWN", 3)
+    monkeypatch.setattr(
+        ours,
+        "SOURCES",
+        {
+            "walk": ("walker-walk", "dmc/walker-walk"),
+            "run": ("walker-run", "dmc/walker-run"),
+            "gravity": ("walker-heavy", "dmc/walker-walk"),
+        },
+    )
+    bench = make_bench(Sizes(**FEW))
+    ours.measure(bench)
+    assert rows(bench, "one_library") == {
+        (f"{target}/3", row) for target in ours.TARGETS for row in ours.ORDER
+    }
+    # A target's composition never sees the target's skill of many trajectories.
+    others = load(str(bench.folder / "gravity/others"))
+    assert list(others.names) == ["walk", "run"]
 
 
 def test_sizes_of_every_scenario_stand_in_the_results() -> None:
