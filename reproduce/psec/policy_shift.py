@@ -38,7 +38,7 @@ SIZES = Sizes()
 LARGE = dataclasses.replace(
     SIZES,
     network="residual",
-    base_steps=6000,
+    base_steps=15000,
     skill_steps=4000,
     scratch_steps=4000,
     alpha_steps=500,
