@@ -228,7 +228,7 @@ def test_the_numpy_example_says_what_it_does_not_act_with(
     case: str, example: ModuleType, tmp_path: Path
 ) -> None:
     if case == "onnx":
-        pytest.importorskip("onnx", reason="the extra onnx is not installed")
+        pytest.importorskip("onnx", reason="`make setup-policy` installs it")
         export_policy(base_of(), tmp_path / "out", "onnx")
     else:
         export_policy(FURTHER[case](), tmp_path / "out", "safetensors")
@@ -239,7 +239,7 @@ def test_the_numpy_example_says_what_it_does_not_act_with(
 
 
 def session(path: Path) -> Any:
-    runtime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    runtime = pytest.importorskip("onnxruntime", reason="`make setup-policy` installs it")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -247,7 +247,7 @@ def session(path: Path) -> Any:
 
 @pytest.mark.parametrize("case", [*CASES, *FURTHER])
 def test_onnx_acts_like_the_policy_for_any_number_of_states(case: str, tmp_path: Path) -> None:
-    pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    pytest.importorskip("onnx", reason="`make setup-policy` installs it")
     policy = {**CASES, **FURTHER}[case]()
     facts = export_policy(policy, tmp_path / "out", "onnx")
     opened = session(tmp_path / "out" / "policy.onnx")
@@ -271,7 +271,7 @@ def test_onnx_acts_like_the_policy_for_any_number_of_states(case: str, tmp_path:
 def test_onnx_takes_the_candidate_that_the_critic_wants(
     case: str, pick: str, make_wide_critics: Callable[[], Critics], tmp_path: Path
 ) -> None:
-    pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    pytest.importorskip("onnx", reason="`make setup-policy` installs it")
     policy = {**CASES, **FURTHER}[case]()
     policy.attach(make_wide_critics())
     policy.num_candidates = 5
@@ -302,7 +302,7 @@ def test_equal_probabilities_go_by_the_lower_number(example: ModuleType, tmp_pat
         opened.run(described.document["actor"]["predictor"]["alpha"], seen(2).numpy()), wanted
     )
     export_policy(policy, tmp_path / "safetensors", "safetensors")
-    pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    pytest.importorskip("onnx", reason="`make setup-policy` installs it")
     export_policy(policy, tmp_path / "onnx", "onnx")
     noise = policy.draw(2, 1).numpy()
     alpha = session(tmp_path / "onnx" / "policy.onnx").run(
@@ -387,7 +387,7 @@ def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_graph_that_acts_otherwise_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    pytest.importorskip("onnx", reason="`make setup-policy` installs it")
     from expertise.policy.export import onnx as form
 
     policy, built = base_of(), form.model_of
@@ -453,7 +453,7 @@ def test_the_command_says_which_noise_is_wanted_and_what_the_example_does_not_ac
 def test_a_graph_further_away_than_rounding_is_written_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    pytest.importorskip("onnx", reason="`make setup-policy` installs it")
     from expertise.cli.main import run
     from expertise.policy import save
     from expertise.policy.export import onnx as form
