@@ -29,12 +29,12 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 # Bullet has no wheel for every Python: without it all but the safe tasks works, and those say what is missing.
-setup-policy: $(POLICY)  ## add what policies need: simulators (Bullet's, too), readers of recorded data, teachers
+setup-policy: $(POLICY)  ## add what policies need: simulators (Bullet's, too), readers of recorded data, teachers, ONNX
 	@$(MAKE) --no-print-directory $(SAFETY) || \
 	  echo "Bullet's safe tasks could not be installed; all else can be used (make setup-safety tries again)"
 
 $(POLICY): $(STAMP)
-	$(PIP) --editable '.[policy]'
+	$(PIP) --editable '.[policy,onnx]'
 	@touch $(POLICY)
 
 setup-safety: $(SAFETY)  ## add Bullet's safe tasks

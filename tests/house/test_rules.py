@@ -6,6 +6,7 @@ import ast
 import inspect
 import pkgutil
 import re
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
@@ -159,3 +160,16 @@ def test_no_text_names_a_path_of_this_machine() -> None:
     ]
     for path in texts:
         assert not here.search(path.read_text("utf-8")), path
+
+
+def test_what_the_tests_skip_without_is_installed_by_make_and_pinned() -> None:
+    """Tests of an extra that no target installs would be skipped everywhere, unseen."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    installed = {name for group in re.findall(r"'\.\[([\w,]+)\]'", makefile) for name in group.split(",")}
+    assert installed >= set(extras) - {"data", "tensorboard"}
+    pins = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    pinned = {line.split("==")[0] for line in pins if "==" in line}
+    for requirement in (each for group in extras.values() for each in group):
+        name = re.split(r"[\[<>=]", requirement)[0].lower().replace("_", "-")
+        assert name in {pin.lower().replace("_", "-") for pin in pinned}, name

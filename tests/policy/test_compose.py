@@ -12,11 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from expertise.errors import RecipeError, SkillError
-from expertise.policy import Critics, DiffusionPolicy, load, save
+from expertise.policy import Critics, DiffusionConfig, DiffusionPolicy, load, save
 from expertise.policy.alpha import ALPHAS, ContextAlpha, FixedAlpha
 from expertise.policy.compose import ComposedPolicy
+from expertise.policy.network import PlainNetwork, ResidualNetwork
 from expertise.skills.library import Library
-from expertise.skills.skill import Skill
+from expertise.skills.skill import Factors, Skill
+from expertise.skills.targets import all_targets
+
+SMALL = PlainNetwork.Config(hidden=16, num_layers=2, time_features=4)
 
 MakePolicy = Callable[..., DiffusionPolicy]
 MakeSkill = Callable[..., Skill]
@@ -99,15 +103,38 @@ def test_alpha_is_asked_once_for_each_state(
     assert asked == [(3, 2)]
 
 
-def test_with_alpha_0_the_base_acts_bit_for_bit(make_policy: MakePolicy, make_skill: MakeSkill) -> None:
-    base = make_policy()
-    seen = states()
-    for number in (1, 3):
-        noise = base.draw(5, number, torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("network", [SMALL, ResidualNetwork.Config()])
+def test_with_alpha_0_the_base_acts_bit_for_bit(
+    network: PlainNetwork.Config | ResidualNetwork.Config, make_policy: MakePolicy
+) -> None:
+    base = make_policy(network=network, diffusion=DiffusionConfig(clip=0.0))  # nothing hides a difference
+    skills = [drawn_skill(base, name, rank) for name, rank in (("walk", 2), ("run", 3))]
+    for rows, number in ((5, 1), (5, 3), (1, 1)):
+        seen, noise = states(rows), base.draw(rows, number, torch.Generator().manual_seed(0))
         expected = base.act(seen, noise=noise)
         for alpha in (FixedAlpha.Config(values=[0.0, 0.0]), ContextAlpha.Config(start=[0.0, 0.0])):
-            policy = ComposedPolicy(base, [make_skill("walk"), make_skill("run")], alpha)
+            policy = ComposedPolicy(base, skills, alpha)
             assert torch.equal(policy.act(seen, noise=noise), expected)
+            with torch.enable_grad():  # as it learns
+                assert torch.equal(policy.candidates(seen, noise)[:, 0], expected)
+        fully = ComposedPolicy(base, skills, FixedAlpha.Config(values=[1.0, 1.0]))
+        assert not torch.allclose(fully.act(seen, noise=noise), expected, atol=1e-3), (
+            "else this shows nothing"
+        )
+
+
+def drawn_skill(base: DiffusionPolicy, name: str, rank: int) -> Skill:
+    """A skill that changes every layer of a policy."""
+    dice = torch.Generator().manual_seed(rank)
+    factors = {
+        address: Factors(
+            A=torch.randn(rank, target.in_features, generator=dice) * target.in_features**-0.5,
+            B=torch.randn(target.out_features, rank, generator=dice) * 0.3,
+            scaling=1.0,
+        )
+        for address, target in all_targets(base.acting).items()
+    }
+    return Skill(name=name, factors=factors)
 
 
 def test_the_base_stays_as_it_was(make_policy: MakePolicy, make_skill: MakeSkill) -> None:

@@ -6,7 +6,9 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -136,6 +138,55 @@ def test_what_cannot_act_says_why(make_policy: MakePolicy, make_critics: MakeCri
     other = PolicyConfig(network=policy.config.network).build(4, 2)
     with pytest.raises(RecipeError, match=r"widths \(3, 2\), the policy's are \(4, 2\)"):
         other.attach(make_critics("reward"))
+
+
+def test_it_acts_on_what_a_simulator_gives_and_answers_in_kind(
+    tmp_path: Path, make_policy: MakePolicy
+) -> None:
+    save(make_policy(), tmp_path / "policy")
+    policy, seen = load(tmp_path / "policy"), torch.randn(4, 3)
+    noise = policy.draw(4)
+    expected = policy.act(seen, noise=noise)
+    read_only = seen.numpy().astype(np.float64)
+    read_only.flags.writeable = False
+    for given in (seen.numpy(), read_only, read_only.astype(">f8"), read_only[::-1][::-1], seen.tolist()):
+        found = policy.act(given, noise=noise)
+        assert isinstance(found, np.ndarray)
+        assert (found.dtype, found.shape) == (np.float32, (4, 2))
+        np.testing.assert_array_equal(found, expected.numpy())
+    one = noise[:, :1]
+    alone = policy.act(seen[:1], noise=one)[0]
+    tensor = policy.act(seen[0].double(), noise=one)
+    assert isinstance(tensor, Tensor)
+    assert torch.equal(tensor, alone)
+    for single in (seen[0].numpy(), seen[0].tolist(), tuple(seen[0].tolist())):
+        found = policy.act(single, noise=one)
+        assert isinstance(found, np.ndarray)
+        assert found.shape == (2,)
+        np.testing.assert_array_equal(found, alone.numpy())
+    assert policy.act([1, 0, 2]).shape == (2,)
+
+
+def test_what_is_no_observation_is_refused_in_a_line(make_policy: MakePolicy) -> None:
+    policy = make_policy()
+    cases: list[tuple[Any, str]] = [
+        (None, "not a NoneType of object"),
+        ("seen", "not a str of <U4"),
+        ({"seen": [1.0]}, "not a dict of object"),
+        ([[1.0, 2.0, 3.0], [1.0]], "not such a list"),
+        (np.array([True, False, True]), "not a ndarray of bool"),
+        (np.zeros((1, 3), complex), "not a ndarray of complex128"),
+        (torch.zeros(1, 3, dtype=torch.complex64), "not torch.complex64"),
+        (torch.zeros(3, dtype=torch.bool), "not torch.bool"),
+        (1.0, r"one state, not \[\]"),
+        (torch.zeros(2, 1, 3), r"are \[states, 3\], or \[3\] for one state, not \[2, 1, 3\]"),
+        (np.zeros((2, 4)), "takes observations of width 3, not 4"),
+        ([], "takes observations of width 3, not 0"),
+    ]
+    for given, message in cases:
+        with pytest.raises(DataError, match=message) as caught:
+            policy.act(given)
+        assert "\n" not in caught.value.message
 
 
 def test_the_slow_copy_acts_and_follows(make_policy: MakePolicy) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, overload
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from expertise.errors import DataError, RecipeError, nearest
 from expertise.policy.batch import Scale
 from expertise.policy.critics import Critics, CriticsConfig
 from expertise.policy.diffusion import Diffusion, DiffusionConfig
+from expertise.policy.states import like, states_of
 from expertise.registry import Registry
 from expertise.runs import recipe as recipes
 from expertise.shapes import Float
@@ -111,49 +113,71 @@ class Policy(nn.Module, abc.ABC):
             )
         self.critics = critics.requires_grad_(requires_grad=False).eval()
 
-    @torch.no_grad()
+    @overload
     def act(
         self,
-        observations: Float[Tensor, "states observations"],
+        observations: Float[Tensor, "*states observations"],
         *,
         num_candidates: int | None = None,
         pick: str | None = None,
         noise: Float[Tensor, "sheets rows candidates components"] | None = None,
         generator: torch.Generator | None = None,
-    ) -> Float[Tensor, "states actions"]:
+    ) -> Float[Tensor, "*states actions"]: ...
+
+    @overload
+    def act(
+        self,
+        observations: np.ndarray | Sequence[Any],
+        *,
+        num_candidates: int | None = None,
+        pick: str | None = None,
+        noise: Float[Tensor, "sheets rows candidates components"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> np.ndarray: ...
+
+    @torch.no_grad()
+    def act(
+        self,
+        observations: Any,
+        *,
+        num_candidates: int | None = None,
+        pick: str | None = None,
+        noise: Float[Tensor, "sheets rows candidates components"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Any:
         """What to do.
 
         Args:
-            observations: as they come.
+            observations: as they come, `[states, observations]` or one state `[observations]`: a tensor, a
+                NumPy array or lists of numbers.
             num_candidates: actions to draw for each state; None: the policy's own number.
             pick: which of them to take: "first", "max-q" or "min-qc"; None: the policy's own.
             noise: standard normal numbers, as `draw` gives them, instead of drawing; the rest is determined.
-                The number of candidates is then theirs.
+                The number of candidates is then theirs. One state has noise for one state.
             generator: what draws them; None: torch's own.
 
         Returns:
-            Actions within ±1 (`diffusion.clip`), float32, on the policy's device.
+            Actions within ±1 (`diffusion.clip`), float32, `[states, actions]`, or `[actions]` for one state:
+            for a tensor a tensor on the policy's device, else a NumPy array.
 
         Raises:
-            DataError: the observations are not of the policy's width, or the noise is not for them.
+            DataError: the observations are no such numbers or not of the policy's width, or the noise is not
+                for them.
             RecipeError: `pick` needs a critic that is not attached, or `num_candidates` is below 1.
         """
-        observations = observations.to(self.scale.mean)
-        if observations.shape[1] != self.observation_dim:
-            raise DataError(
-                f"the policy takes observations of width {self.observation_dim}, not {observations.shape[1]}"
-            )
+        rows = states_of(observations, self.observation_dim).to(self.scale.mean)
         if noise is None:
             number = self.num_candidates if num_candidates is None else num_candidates
-            noise = self.draw(observations.shape[0], number, generator)
+            noise = self.draw(rows.shape[0], number, generator)
         sheets, states, _, dim = noise.shape
-        if (sheets, states, dim) != (self.num_sheets, observations.shape[0], self.action_dim):
+        if (sheets, states, dim) != (self.num_sheets, rows.shape[0], self.action_dim):
             raise DataError(
-                f"noise of shape {list(noise.shape)} does not fit {observations.shape[0]} states",
+                f"noise of shape {list(noise.shape)} does not fit {rows.shape[0]} states",
                 "`draw` gives such noise",
             )
-        candidates = self.candidates(observations, noise)
-        return self.choose(observations, candidates, self.pick if pick is None else pick)
+        candidates = self.candidates(rows, noise)
+        actions = self.choose(rows, candidates, self.pick if pick is None else pick)
+        return like(observations, actions)
 
     def draw(
         self, num_states: int, num_candidates: int = 1, generator: torch.Generator | None = None

@@ -13,6 +13,7 @@ import torch
 
 from expertise.errors import DataError, RecipeError, RunError, SkillError
 from expertise.policy import DiffusionPolicy, load, load_critics
+from expertise.policy.alpha import ContextAlpha
 from expertise.policy.baselines.noise import NoiseComposition
 from expertise.policy.compose import ComposedPolicy
 from expertise.policy.learn import RECIPES, learn, recipe_of
@@ -179,6 +180,36 @@ def test_a_composition_goes_on_exactly(workshop: Workshop) -> None:
             workshop.make(name, "composition", skills=["go", "stay"], train=train)
         runs.append(content(workshop.folder / name))
     assert runs[0] == runs[1]
+
+
+def test_learning_a_composition_leaves_skills_and_base_on_disk_as_they_are(workshop: Workshop) -> None:
+    workshop.ingredients()
+    places = [workshop.library.path, workshop.folder / "base"]
+
+    def everything() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for place in places for path in place.rglob("*") if path.is_file()}
+
+    before = everything()
+    skills = [path for path in before if path.name == "adapter_model.safetensors"]
+    assert {path.parent.name for path in skills} == {"go", "stay"}
+    assert any(path.name == "model.safetensors" for path in before)
+    runs = {"context": workshop.make("PSEC", "composition", data="right", skills=["go", "stay"])}
+    fields = {"skills": ["go", "stay"], "level": "noise", "loss": "action"}
+    runs["NSEC"] = workshop.make("NSEC", "composition", data="right", **fields)
+    assert everything() == before
+    for run in runs.values():
+        alpha = load(run).weigh(torch.randn(4, 3))
+        assert alpha is not None
+        assert not torch.equal(alpha, torch.full_like(alpha, 1 / alpha.shape[1])), "it learnt"
+    # What is composed is what lies there: the skills' own numbers are in the run.
+    composed, base = load(runs["context"]), load(workshop.folder / "base")
+    assert isinstance(base, DiffusionPolicy)
+    assert isinstance(composed, ComposedPolicy)
+    again = ComposedPolicy(
+        base, workshop.library.load_all(["go", "stay"], base.acting), ContextAlpha.Config()
+    )
+    for name, tensor in again.network.state_dict().items():
+        assert torch.equal(composed.network.state_dict()[name], tensor), name
 
 
 def test_a_finished_skill_is_not_learnt_twice_and_never_replaced(workshop: Workshop) -> None:

@@ -30,6 +30,10 @@ GRAPH = "policy.onnx"
 TOLERANCE = 1e-3
 """A graph that acts further away than so is not written; rounding alone stays far below."""
 
+CLOSE = 1e-5
+"""Rounding of a policy that has learnt stays below. One with new weights may come to some 3e-5, in PyTorch,
+too: against float64."""
+
 _END = 2**31 - 1
 """Of a slice that goes on to the end."""
 

@@ -31,7 +31,8 @@ def export_policy(policy: Policy, path: Path | str, to: str, *, pick: str | None
         pick: which candidate is taken: "first", "max-q" or "min-qc"; None: the policy's own way.
 
     Returns:
-        `out`, `to`, `kind`, `names`, `pick`, `files` (name → SHA-256), and what the format adds.
+        `out`, `to`, `kind`, `names`, `pick`, `noise` (its shape `[sheets, states, candidates, actions]`, None
+        for the states), `files` (name → SHA-256), and what the format adds.
 
     Raises:
         RecipeError: the form is not known, or a part of the policy cannot be exported.
@@ -43,5 +44,8 @@ def export_policy(policy: Policy, path: Path | str, to: str, *, pick: str | None
     described = describe(policy, pick)
     with exporting(folder) as aside:
         facts: dict[str, Any] = write(described, policy, aside)
-    known = {key: described.document[key] for key in ("kind", "names", "pick")}
-    return {"out": str(folder), "to": to, **known, **facts}
+    document = described.document
+    known = {key: document[key] for key in ("kind", "names", "pick")}
+    candidates = 1 if document["critic"] is None else document["num_candidates"]
+    noise = [document["sheets"], None, candidates, document["action_dim"]]
+    return {"out": str(folder), "to": to, **known, "noise": noise, **facts}

@@ -1,0 +1,60 @@
+"""States as simulators and controllers give them, and actions of the same kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from expertise.errors import DataError
+from expertise.shapes import Float
+
+
+def states_of(observations: Any, width: int) -> Tensor:
+    """Observations as rows `[states, width]`; a tensor stays on its device, all else becomes float32.
+
+    Args:
+        observations: `[states, width]` or one state `[width]`: a tensor, a NumPy array or lists of numbers.
+        width: of one observation.
+
+    Raises:
+        DataError: they are no real numbers, or of another shape.
+    """
+    rows = observations if isinstance(observations, Tensor) else _tensor(observations)
+    if rows.is_complex() or rows.dtype == torch.bool:
+        raise _no_numbers(str(rows.dtype))
+    if rows.ndim not in (1, 2):
+        raise DataError(
+            f"observations are [states, {width}], or [{width}] for one state, not {list(rows.shape)}"
+        )
+    if rows.shape[-1] != width:
+        raise DataError(f"the policy takes observations of width {width}, not {rows.shape[-1]}")
+    return rows if rows.ndim == 2 else rows.unsqueeze(0)
+
+
+def like(observations: Any, actions: Float[Tensor, "states actions"]) -> Tensor | np.ndarray:
+    """Actions in the form that the observations had, which `states_of` has checked."""
+    if isinstance(observations, Tensor):
+        return actions[0] if observations.ndim == 1 else actions
+    found: np.ndarray = actions.cpu().numpy()
+    return found[0] if np.ndim(observations) == 1 else found
+
+
+def _tensor(observations: Any) -> Tensor:
+    try:
+        array = np.asarray(observations)
+    except (TypeError, ValueError):  # lists of unequal length, or what is on another device
+        raise _no_numbers(f"such a {type(observations).__name__}") from None
+    if array.dtype.kind not in "fiu":
+        raise _no_numbers(f"a {type(observations).__name__} of {array.dtype}")
+    # A copy in plain order: torch takes none that is read-only, reversed, or of foreign bytes.
+    return torch.from_numpy(array.astype(np.float32, order="C"))
+
+
+def _no_numbers(found: str) -> DataError:
+    return DataError(
+        f"observations are rows of real numbers, not {found}",
+        "give a tensor, a NumPy array or lists of numbers",
+    )
