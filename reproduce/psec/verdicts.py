@@ -103,7 +103,7 @@ def _meta(results: Results) -> Iterable[str]:
         return
     more = statistics.fmean(figure.mean for figure in there.values())
     seeds = min(len(figure.values) for figure in there.values())
-    words = [f"{more:+.3f} over {len(there)} tasks, {seeds} seeds"]
+    words = [f"{more:+.3f} over {len(there)} tasks, {_counted(seeds)}"]
     enough = len(there) >= _TASKS
     yield _line(claim, there.values(), lambda figure: enough and more > 0, words)
 
@@ -120,7 +120,7 @@ def _kept(results: Results) -> str:
     if changed:
         return f"{claim}: **does not hold** ({'; '.join(changed)})."
     seeds = len({seed for _, seed in found})
-    return f"{claim}: holds ({tasks} tasks, {seeds} seed{'s' if seeds > 1 else ''})."
+    return f"{claim}: holds ({tasks} tasks, {_counted(seeds)})."
 
 
 def _line(
@@ -148,4 +148,8 @@ def _is_above(difference: Figure) -> bool:
 
 def _text(difference: Figure, digits: int) -> str:
     around = "" if difference.error is None else f" ± {difference.error:.{digits}f}"
-    return f"{difference.mean:+.{digits}f}{around}, {len(difference.values)} seeds"
+    return f"{difference.mean:+.{digits}f}{around}, {_counted(len(difference.values))}"
+
+
+def _counted(seeds: int) -> str:
+    return f"{seeds} seed{'' if seeds == 1 else 's'}"
