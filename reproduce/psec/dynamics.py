@@ -29,6 +29,11 @@ class Case:
     environment: str
     """As it is now."""
 
+    @property
+    def before(self) -> str:
+        """As it was."""
+        return self.environment.partition("@")[0]
+
 
 CASES = {
     "walker/gravity 1.5": Case(
@@ -43,7 +48,9 @@ CASES = {
 }
 """Chosen by how far a teacher of the nominal dynamics falls, before any skill was learnt: cheetah 304 to 133
 (`data/cheetah.toml` says what else was looked at); the rows `Base` say how far the policies fall."""
-ORDER = ("PSEC", "Scratch", "Joint", "IQL", "Base")
+BEFORE = "Base, nominal dynamics"
+"""What the base reaches where it learnt; how far it falls is the difference to `Base`."""
+ORDER = ("PSEC", "Scratch", "Joint", "IQL", "Base", BEFORE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,6 +91,7 @@ class Dynamics:
             "Joint": lambda: self._outcome(self._policy("joint", self.union, self.union_critics)),
             "IQL": self._iql,
             "Base": lambda: self._outcome(self.base),
+            BEFORE: lambda: self.bench.outcome(self.base, self.case.before),
         }
         for row, measured in rows.items():
             self.bench.once(TABLE, self.setting, row, measured, "return")

@@ -38,7 +38,7 @@ SIZES = Sizes()
 LARGE = dataclasses.replace(
     SIZES,
     network="residual",
-    base_steps=6000,
+    base_steps=15000,
     skill_steps=4000,
     scratch_steps=4000,
     alpha_steps=500,
@@ -186,19 +186,12 @@ class PolicyShift:
             FULL: lambda: self._skill_run(target, count, full=True),
             SCRATCH: lambda: Path(self.scratch(target, count)),
         }
-        steps = self.bench.sizes.skill_steps // CURVE
         for row, run in runs.items():
+            steps = self.bench.sizes.scratch_steps if row == SCRATCH else self.bench.sizes.skill_steps
             for point in range(1, CURVE + 1):
-                step = point * steps
-                if row == SCRATCH and step % self._every(self.bench.sizes.scratch_steps, target, count):
-                    continue
-                self.bench.once(
-                    TRAINING,
-                    f"step {step}",
-                    row,
-                    functools.partial(self._at, run, step, target),
-                    "return",
-                )
+                step = point * (steps // CURVE)
+                measure = functools.partial(self._at, run, step, target)
+                self.bench.once(TRAINING, f"step {step}", row, measure, "return")
 
     def _skill_run(self, target: str, count: int, *, full: bool) -> Path:
         library = self.skills([target], count, full=full)

@@ -26,7 +26,7 @@ class Sizes:
     """Of a policy from new weights on the target's data."""
     alpha_steps: int = 500
     """Of alpha (release: 1,000)."""
-    action_steps: int = 300
+    action_steps: int = 500
     """Of alpha where it learns through the sampler (release, NSEC and ASEC: 1,000)."""
     base_rate: float = 1e-3
     """Learning rate of policies from new weights (release: 3e-4)."""

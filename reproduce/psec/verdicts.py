@@ -19,6 +19,10 @@ SMALL = ", 0.15 M"
 RIVALS = ("NSEC", "ASEC", "Scratch")
 _ERRORS = 2
 """So many standard errors above 0 counts as above."""
+_SEEDS, _MAIN_SEEDS = 3, 5
+"""Below so many nothing is said to hold or not; in the cell that was fixed beforehand."""
+_TASKS = 5
+"""Of Meta-World that the mean is over, at least."""
 
 
 def verdicts(results: Results) -> str:
@@ -45,8 +49,9 @@ def _shift(results: Results) -> Iterable[str]:
         f"Policy shift, {MAIN}: {OURS} above {', '.join(RIVALS)} by more than {_ERRORS} standard errors of "
         "the paired difference, in 5 seeds or more",
         found.values(),
-        lambda difference: len(difference.values) >= 5 and _is_above(difference),
+        _is_above,
         [f"{other} {_text(difference, 0)}" for other, difference in found.items() if difference],
+        seeds=_MAIN_SEEDS,
     )
 
 
@@ -59,7 +64,7 @@ def _safe(results: Results) -> Iterable[str]:
             f"Safe control, {task}: mean cost of {OURS} below its limit, reward above the safety skill's",
             (cost, more),
             lambda figure, cost=cost: (  # type: ignore[misc]
-                len(figure.values) >= 3 and (figure.mean < 1 if figure is cost else _is_above(figure))
+                figure.mean < 1 if figure is cost else _is_above(figure)
             ),
             [
                 *([f"cost / limit {cost.text(2, 'error')}"] if cost else []),
@@ -89,14 +94,18 @@ def _meta(results: Results) -> Iterable[str]:
     rows = results.select(META, "success")
     few = [setting for setting in settings_of(results, META) if setting.endswith("/3")]
     found = {s: paired([row for row in rows if row.setting == s], OURS, "Scratch") for s in few}
-    differences = [figure.mean for figure in found.values() if figure]
-    claim = f"Meta-World, 3 demonstrations: {OURS} above Scratch on average over five unseen tasks or more"
-    if not differences:
+    there = {setting: figure for setting, figure in found.items() if figure}
+    claim = (
+        f"Meta-World, 3 demonstrations: {OURS} above Scratch on average over {_TASKS} unseen tasks or more"
+    )
+    if not there:
         yield f"{claim}: not measured."
         return
-    more = statistics.fmean(differences)
-    verdict = "holds" if more > 0 and len(differences) >= 5 else "**does not hold**"
-    yield f"{claim}: {verdict} ({more:+.3f} over {len(differences)} tasks)."
+    more = statistics.fmean(figure.mean for figure in there.values())
+    seeds = min(len(figure.values) for figure in there.values())
+    words = [f"{more:+.3f} over {len(there)} tasks, {seeds} seeds"]
+    enough = len(there) >= _TASKS
+    yield _line(claim, there.values(), lambda figure: enough and more > 0, words)
 
 
 def _kept(results: Results) -> str:
@@ -110,7 +119,8 @@ def _kept(results: Results) -> str:
     tasks = len({task for task, _ in found})
     if changed:
         return f"{claim}: **does not hold** ({'; '.join(changed)})."
-    return f"{claim}: holds ({tasks} tasks)."
+    seeds = len({seed for _, seed in found})
+    return f"{claim}: holds ({tasks} tasks, {seeds} seed{'s' if seeds > 1 else ''})."
 
 
 def _line(
@@ -118,11 +128,16 @@ def _line(
     found: Iterable[Figure | None],
     holds: Callable[[Figure], bool],
     words: Sequence[str],
+    seeds: int = _SEEDS,
 ) -> str:
     each = list(found)
     if any(figure is None for figure in each):
         return f"{claim}: not measured{f' ({words[0]})' if words else ''}."
-    verdict = "holds" if all(holds(figure) for figure in each if figure) else "**does not hold**"
+    there = [figure for figure in each if figure]
+    if any(len(figure.values) < seeds for figure in there):
+        verdict = f"open, with fewer than {seeds} seeds"
+    else:
+        verdict = "holds" if all(holds(figure) for figure in there) else "**does not hold**"
     return f"{claim}: {verdict} ({'; '.join(words)})."
 
 

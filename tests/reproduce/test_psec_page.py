@@ -43,8 +43,8 @@ def verdict(found: Results, start: str) -> str:
         ([680, 700, 690, 720, 650], "holds (NSEC +368 ± 15, 5 seeds;"),
         # Above on average, yet by less than two standard errors.
         ([300, 320, 310, 330, 400], "**does not hold**"),
-        # Clearly above, but in too few seeds.
-        ([680, 700, 690], "**does not hold**"),
+        # Clearly above, but too few seeds to say so.
+        ([680, 700, 690], "open, with fewer than 5 seeds"),
     ],
 )
 def test_the_cell_that_was_fixed_beforehand(psec: list[float], words: str, tmp_path: Path) -> None:
@@ -64,7 +64,6 @@ def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
         ([0.4, 0.41, 0.42], [0.2, 0.4, 0.3], True),
         ([0.4, 0.41, 0.42], [0.9, 1.3, 1.2], False),
         ([0.2, 0.1, 0.3], [0.2, 0.4, 0.3], False),
-        ([0.4, 0.41], [0.2, 0.4], False),
     ],
 )
 def test_safe_control_needs_a_low_cost_and_more_reward(
@@ -81,24 +80,23 @@ def test_safe_control_needs_a_low_cost_and_more_reward(
 
 
 def test_dynamics_and_many_tasks(tmp_path: Path) -> None:
-    better = {"PSEC": [0.5, 0.6], "Scratch": [0.3, 0.2], "Joint": [0.4, 0.7]}
+    better = {"PSEC": [0.5, 0.6, 0.7], "Scratch": [0.3, 0.2, 0.4], "Joint": [0.4, 0.5, 0.6]}
     found = results(
         tmp_path,
         *rows("dynamics_shift", "hopper/gravity-1.5", "normalized_reward", better),
         *(
             row
             for task in "abcde"
-            for row in rows("meta_world", f"{task}/3", "success", {"PSEC": [0.7], "Scratch": [0.2]})
+            for row in rows("meta_world", f"{task}/3", "success", {"PSEC": [0.7] * 3, "Scratch": [0.2] * 3})
         ),
     )
-    assert "holds (Scratch +0.300 ± 0.100, 2 seeds; Joint +0.000" in verdict(
-        found, "Dynamics shift, hopper/gravity-1.5"
-    ).replace("**does not hold**", "holds")
-    assert "holds (+0.500 over 5 tasks)" in verdict(found, "Meta-World, 3")
+    line = verdict(found, "Dynamics shift, hopper/gravity-1.5")
+    assert "holds (Scratch +0.300 ± 0.058, 3 seeds; Joint +0.100 ± 0.000, 3 seeds)" in line
+    assert "holds (+0.500 over 5 tasks, 3 seeds)" in verdict(found, "Meta-World, 3")
 
 
 @pytest.mark.parametrize(
-    ("later", "words"), [(0.8, "holds (2 tasks)"), (0.75, "**does not hold** (reach, seed 0)")]
+    ("later", "words"), [(0.8, "holds (2 tasks, 2 seeds)"), (0.75, "**does not hold** (reach, seed 0)")]
 )
 def test_forgetting_is_seen(later: float, words: str, tmp_path: Path) -> None:
     found = results(

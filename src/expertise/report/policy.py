@@ -77,6 +77,8 @@ def _headline(record: Mapping[str, Any]) -> str:
             words += f"; {which}, {best}, {signed(rivals[best], digits)}"
         return f"{setting}: {words}." if setting else f"{words}."
     names = sum(len(rows(m, "rows")) for g in rows(record, "groups") for m in rows(g, "metrics")[:1])
+    if names == 1:
+        return "What one policy does, and what it earns."
     return f"{names} policies, side by side." if names else "No policy has acted yet."
 
 

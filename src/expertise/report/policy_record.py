@@ -17,7 +17,7 @@ from expertise.errors import DataError
 from expertise.policy.evaluation import Evaluation, Trace
 from expertise.report.alike import similarity_of
 from expertise.report.policy import render
-from expertise.report.policy_paper import paper_value
+from expertise.report.policy_paper import COST_LIMIT, paper_value
 from expertise.runs.files import write_atomic
 from expertise.skills.compare import compare_skills
 from expertise.skills.skill import Skill
@@ -102,12 +102,19 @@ def _group(environment: str, evaluations: Mapping[str, Evaluation]) -> dict[str,
                     "name": row,
                     "mean": summary[name],
                     "error": summary[f"{name}_error"],
-                    "paper": paper_value(environment, row, name),
+                    "paper": _paper(environment, row, name, evaluations[row]),
                 }
                 for row, summary in summaries.items()
             ]
             metrics.append({"name": name, "rows": lines})
     return {"title": "", "metrics": metrics}
+
+
+def _paper(environment: str, row: str, metric: str, evaluation: Evaluation) -> float | None:
+    """The paper's figure, but for costs that are measured by another limit than its own."""
+    if metric == "normalized_cost" and evaluation.cost_limit != COST_LIMIT:
+        return None
+    return paper_value(environment, row, metric)
 
 
 def _trace(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from expertise.policy import load
 from expertise.policy.data.scores import normalized_cost
-from reproduce.psec import dynamics, many_tasks, policy_shift, safe
+from reproduce.psec import dynamics, many_tasks, ours, policy_shift, safe
 from reproduce.psec.bench import Bench
 from reproduce.psec.sizes import Sizes
 
@@ -36,12 +37,13 @@ def test_policy_shift(
     data("walker-stand-apart", "walker-walk", "walker-run", trajectories=4)
     monkeypatch.setattr(policy_shift, "CELL", ("S→W", 3))
     monkeypatch.setattr(policy_shift, "RANKS", (4,))
-    bench = make_bench(Sizes(**FEW))
-    shift = policy_shift.PolicyShift(bench)
+    # Skills and policies from scratch need not be trained for equally long.
+    bench = make_bench(Sizes(**{**FEW, "scratch_steps": 16}))
+    shift = policy_shift.PolicyShift(bench, note=", small")
     shift.cell("S→W", 3)
     shift.cell("S+W→R", 1)
     assert rows(bench, "policy_shift") == {
-        (setting, row) for setting in ("S→W/3", "S+W→R/1") for row in policy_shift.ORDER
+        (setting, row) for setting in ("S→W/3, small", "S+W→R/1") for row in policy_shift.ORDER
     }
     shift.ablate()
     assert rows(bench, "ablation") == {
@@ -49,8 +51,8 @@ def test_policy_shift(
         ("fixed weights", "NSEC"),
         ("fixed weights", "ASEC"),
     }
-    steps = {f"step {step}" for step in range(1, 9)}
-    assert rows(bench, "training") == {(s, r) for s in steps for r in ("PSEC", "PSEC (MLP)", "Scratch")}
+    own = {(f"step {step}", row) for step in range(1, 9) for row in ("PSEC", "PSEC (MLP)")}
+    assert rows(bench, "training") == own | {(f"step {step}", "Scratch") for step in range(2, 17, 2)}
     before = bench.results.path.read_bytes()
     monkeypatch.setattr(bench, "learn", None)
     shift.cell("S→W", 3)
@@ -116,7 +118,7 @@ def test_many_tasks_and_nothing_is_forgotten(
     bench = make_bench(sizes)
     many_tasks.measure(bench)
     settings = {(f"{task}/3", row) for task in "bc" for row in many_tasks.ORDER}
-    settings |= {(f"{task}/1", row) for task in "bc" for row in ("PSEC", "Scratch", "Base", "NSEC", "ASEC")}
+    settings |= {(f"{task}/1", row) for task in "bc" for row in many_tasks.ORDER}
     settings |= {(f"{t}/0", row) for t in "bc" for row in ("PSEC", "NSEC (LoRA)", "ASEC (LoRA)", "Base")}
     assert rows(bench, "meta_world") == settings
     success = {(r.setting, r.row): r.value for r in bench.results.rows if r.table == "meta_world_continual"}
@@ -125,8 +127,34 @@ def test_many_tasks_and_nothing_is_forgotten(
         *(("after 1 new", task) for task in "ab"),
         *(("after 2 new", task) for task in "abc"),
     }
+    assert success["after 0 new", "a"] == success["after 1 new", "a"]
     for task in "ab":
         assert success["after 1 new", task] == success["after 2 new", task]
+
+
+@pytest.mark.usefixtures("toys")
+def test_one_library(
+    make_bench: Callable[..., Bench], data: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data("walker-stand-apart", "walker-walk", "walker-run", "walker-heavy", trajectories=4)
+    monkeypatch.setattr(ours, "SHOWN", 3)
+    monkeypatch.setattr(
+        ours,
+        "SOURCES",
+        {
+            "walk": ("walker-walk", "dmc/walker-walk"),
+            "run": ("walker-run", "dmc/walker-run"),
+            "gravity": ("walker-heavy", "dmc/walker-walk"),
+        },
+    )
+    bench = make_bench(Sizes(**FEW))
+    ours.measure(bench)
+    assert rows(bench, "one_library") == {
+        (f"{target}/3", row) for target in ours.TARGETS for row in ours.ORDER
+    }
+    # A target's composition never sees the target's skill of many trajectories.
+    others = load(str(bench.folder / "gravity/others"))
+    assert list(others.names) == ["walk", "run"]
 
 
 def test_sizes_of_every_scenario_stand_in_the_results() -> None:
