@@ -1,4 +1,4 @@
-"""Every page of the guide, run as a reader would: shell and Python blocks, in order, in a folder of its own."""
+"""Every page of the guide, run as a reader would: shell and Python blocks, in order, in its own folder."""
 
 from __future__ import annotations
 
