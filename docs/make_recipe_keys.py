@@ -1,4 +1,4 @@
-"""Writes docs/recipe-keys.md and docs/policy-recipe-keys.md from the sentences under the fields of recipes."""
+"""Writes docs/recipe-keys.md and docs/policy-recipe-keys.md from the sentences under fields of recipes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def page() -> str:
     """Recipes of language models."""
     from expertise.lm.recipe import Recipe, may_change
 
-    head = HEAD.format(what="a recipe", where="How recipes work:\n[guide/02-recipes.md](guide/02-recipes.md).")
+    head = HEAD.format(
+        what="a recipe", where="How recipes work:\n[guide/02-recipes.md](guide/02-recipes.md)."
+    )
     return "\n".join([head, *tables(Recipe, may_change), TAIL])
 
 
@@ -45,12 +47,15 @@ def policy_page() -> str:
             what="policies' recipes",
             where="How policies are learnt:\n[guide/09-policies.md](guide/09-policies.md).",
         ),
-        *(f"- [kind = \"{kind}\"](#kind--{kind})" for kind in RECIPES),
+        *(f'- [kind = "{kind}"](#kind--{kind})' for kind in RECIPES),
         "- [policy collect](#policy-collect)\n",
     ]
     for kind, cls in RECIPES.items():
-        parts += [f"# kind = \"{kind}\"\n\n{first_paragraph(cls)}\n", *tables(cls, may_change)]
-    parts += [f"# policy collect\n\n{first_paragraph(CollectConfig)}\n", *tables(CollectConfig, lambda key: False)]
+        parts += [f'# kind = "{kind}"\n\n{first_paragraph(cls)}\n', *tables(cls, may_change)]
+    parts += [
+        f"# policy collect\n\n{first_paragraph(CollectConfig)}\n",
+        *tables(CollectConfig, lambda key: False),
+    ]
     return "\n".join([*parts, TAIL])
 
 
