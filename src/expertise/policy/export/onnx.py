@@ -31,8 +31,8 @@ TOLERANCE = 1e-3
 """A graph that acts further away than so is not written; rounding alone stays far below."""
 
 CLOSE = 1e-5
-"""Rounding of a policy that has learnt stays below. One with new weights may come to some 3e-5, in PyTorch,
-too: against float64."""
+"""Rounding of a policy that has learnt stays below. With new weights it may come to some 5e-5: PyTorch itself
+is then up to 3e-5 off float64."""
 
 _END = 2**31 - 1
 """Of a slice that goes on to the end."""
