@@ -19,7 +19,7 @@ from expertise.policy.data.collect import CollectConfig, DataSetConfig, collect
 from expertise.policy.data.rollouts import RolloutConfig, roll_out
 from expertise.policy.data.sac import SacConfig, TeacherConfig, _Training, snapshot, train_teacher
 from expertise.policy.data.teachers import Actor, Chance, Script
-from expertise.policy.data.write import facts_of, write_dsrl
+from expertise.policy.data.write import facts_of, write_dsrl, write_minari
 from expertise.policy.envs import make
 from expertise.runs import checkpoint
 from expertise.runs import recipe as recipes
@@ -198,6 +198,18 @@ def test_a_folder_of_someone_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(RunError, match="is not a run and is not empty"):
         collect(CONFIG, tmp_path, silent)
+
+
+def test_a_minari_folder_may_be_named_from_where_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, collected: Path
+) -> None:
+    pytest.importorskip("minari", reason="`make setup-policy` installs it")
+    data = read(collected / "arm.hdf5")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    path = write_minari(Path("out"), "arm", data, {})
+    assert path == Path("out/arm-v0")
+    assert np.array_equal(read(path).actions, data.actions)
 
 
 def test_minari_reads_what_is_written_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,9 @@ def write_minari(folder: Path, name: str, data: Transitions, facts: Mapping[str,
     ]
     path = folder / f"{name}-v0"
     with quiet(), atomic_folder(path) as aside:
-        storage = storage_class.new(aside / "data", observation_space=boxes[0], action_space=boxes[1])
+        # Minari puts a relative path before itself once more.
+        place = aside.absolute() / "data"
+        storage = storage_class.new(place, observation_space=boxes[0], action_space=boxes[1])
         description = json.dumps({FACTS: facts})
         storage.update_metadata(
             {"dataset_id": f"{name}-v0", "minari_version": minari.__version__, "description": description}
