@@ -15,12 +15,13 @@ import pytest
 from expertise.cli.policy import COMMANDS
 from expertise.cli.policy.options import data_setting, seeds_of
 from expertise.cli.policy.table import print_table
-from expertise.errors import DataError, RecipeError
+from expertise.errors import DataError, DiskError, RecipeError
 from expertise.policy import load
 from expertise.policy.data import read
 from expertise.policy.data.shipped import located
 from expertise.policy.envs import bullet
 from expertise.policy.evaluate import EvaluationConfig
+from expertise.policy.evaluation import write_film
 from expertise.policy.learn import RECIPES, recipe_of
 from expertise.policy.seeds import evaluate_seeds
 from expertise.runs import recipe as recipes
@@ -227,6 +228,8 @@ def test_what_is_wrong_with_composing_is_said_in_a_line(skilled: Path, expertise
     refused(expertise(*compose, *BOTH, "--level", "noyse"), "level: ")
     refused(expertise(*compose, *BOTH, "--pick", "min-cq"), "unknown pick 'min-cq'", "'min-qc'")
     refused(expertise(*compose, *BOTH, "--min-return", "1e9"), "right.npz has no trajectory within")
+    for option in ("--max-cost", "--min-return"):
+        refused(expertise(*compose, *BOTH, option, "nan"), f"{option} must be a finite number, not nan")
     assert not (skilled / "runs/made").exists()
 
 
@@ -242,6 +245,41 @@ def test_what_is_wrong_with_acting_is_said_in_a_line(skilled: Path, expertise: C
     refused(
         expertise(*act, "toy/right", "--video", "film.avi"), "--video film.avi: a film ends in .mp4 or .gif"
     )
+
+
+def test_wrong_places_for_results_are_refused_before_any_episode(skilled: Path, expertise: Command) -> None:
+    pytest.importorskip("imageio", reason="`make setup-policy` installs it")
+    (skilled / "x.txt").write_text("mine")
+    (skilled / "folder.mp4").mkdir()
+    wrong = [
+        ("--out", "runs", "cannot write runs: Is a directory"),
+        ("--out", "x.txt/z", "cannot write x.txt/z: Not a directory"),
+        ("--video", "x.txt/y.mp4", "cannot write x.txt/y.mp4: Not a directory"),
+        ("--video", "folder.mp4", "cannot write folder.mp4: Is a directory"),
+        ("--page", "x.txt", "cannot write x.txt/policy.html: Not a directory"),
+    ]
+    for option, place, message in wrong:
+        done = expertise("policy", "evaluate", "runs/base", *ACT, option, place)
+        refused(done, message)
+        assert "steps/s" not in done.stderr
+    export = ("policy", "export", "runs/base", "--to", "safetensors", "--out")
+    refused(expertise(*export, "x.txt/z"), f"cannot write {skilled / 'x.txt/z'}")
+    if Path("/proc/self").exists():
+        refused(expertise(*export, "/proc/nope"), "cannot write /proc/nope: ")
+
+
+def test_a_film_that_ffmpeg_cannot_write_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    imageio = pytest.importorskip("imageio", reason="`make setup-policy` installs it")
+    frames = [np.zeros((32, 32, 3), np.uint8)] * 2
+
+    def fail(path: Path, *_: object, **__: object) -> None:
+        path.write_bytes(b"part")
+        raise OSError("broken pipe\n\nFFMPEG COMMAND:\n…")
+
+    monkeypatch.setattr(imageio, "mimwrite", fail)
+    with pytest.raises(DiskError, match=r"^cannot write .*film\.mp4: ffmpeg fails there$"):
+        write_film(frames, tmp_path / "film.mp4")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_recipe_of_data_that_is_wrong(workshop: Path, expertise: Command) -> None:

@@ -274,7 +274,7 @@ def test_mujoco_simulates_where_it_cannot_render(way: str, reason: str) -> None:
 def test_an_unknown_way_to_render_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUJOCO_GL", "elg")
     monkeypatch.delitem(sys.modules, "mujoco", raising=False)
-    with pytest.raises(DeviceError, match="^MUJOCO_GL=elg names no way to render$") as caught:
+    with pytest.raises(DeviceError, match=r"^MUJOCO_GL=elg names no way to render$") as caught:
         import_mujoco("a test")
     assert caught.value.hints[0] == "did you mean 'egl'?"
 
