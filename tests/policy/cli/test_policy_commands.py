@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -209,7 +210,10 @@ def test_what_is_wrong_with_learning_is_said_in_a_line(workshop: Path, expertise
     refused(expertise(*learn, "base.toml", *data, "--set", key), "unknown key policy.netwerk", "'network'")
     kind = expertise(*learn, "base.toml", *data, "--set", "kind=skil")
     refused(kind, "kind: unknown 'skil'", "did you mean 'skill'?")
-    refused(expertise(*learn, "skill.toml", *data), "no policy at runs/base")
+    for name in ("../x", "a/b", ""):
+        bad = expertise(*learn, "skill.toml", *data, "--set", f'name="{name}"')
+        refused(bad, f"{name!r} cannot be a skill's name")
+    refused(expertise(*learn, "skill.toml", *data, "--set", "name=x"), "no policy at runs/base")
     assert not (workshop / "runs").exists(), "nothing is written"
     refused(
         expertise("train", "policy-base"), "policy-base is a recipe of policies", "policy learn policy-base"
@@ -371,6 +375,25 @@ def test_shipped_data_are_found_by_name() -> None:
 def test_seeds_must_be_there(skilled: Path) -> None:
     with pytest.raises(RecipeError, match="at least one"):
         evaluate_seeds(load("runs/base"), EvaluationConfig(environment="toy/left"), [])
+
+
+def test_the_demo_leaves_a_folder_of_someone_else_alone(tmp_path: Path, expertise: Command) -> None:
+    for module, target in (("h5py", "policy"), ("bullet_safety_gym", "safety")):
+        pytest.importorskip(module, reason=f"`make setup-{target}` installs it")
+    for name in ("letter.txt", "psec/letter.txt", "library/letter.txt"):
+        path = tmp_path / Path(name).stem / name
+        path.parent.mkdir(parents=True)
+        path.write_text("dear")
+        folder = Path(name).stem
+        refused(expertise("policy", "demo", "--folder", folder), f"{folder} is not a demo's folder")
+        shutil.rmtree(tmp_path / folder)
+    (tmp_path / "file").write_text("dear")
+    refused(expertise("policy", "demo", "--folder", "file"), "file is a file, not a folder")
+    (tmp_path / "mine" / "critics").mkdir(parents=True)
+    (tmp_path / "mine" / "critics" / "letter.txt").write_text("dear")
+    done = expertise("policy", "demo", "--folder", "mine")
+    refused(done, "mine/critics is not a run and is not empty")
+    assert "1 of 5" not in done.stderr
 
 
 def test_the_demo(tmp_path: Path, expertise: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -417,6 +417,48 @@ def test_rollouts_name_what_there_is(fields: dict[str, Any], expected: str) -> N
     assert expected in message(build)
 
 
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ("dmc/walkr-walk", "dmc has no task 'walkr-walk' | did you mean 'walker-walk'?"),
+        ("dcm/walker-walk", "unknown family of environments 'dcm' | did you mean 'dmc'?"),
+    ],
+)
+def test_unknown_environments_are_refused_before_any_work(
+    environment: str, expected: str, tmp_path: Path
+) -> None:
+    rollouts = [
+        RolloutConfig(teacher="random", episodes=1, environment=name)
+        for name in ("gym/Reacher-v5", environment)
+    ]
+    config = CollectConfig(datasets=[DataSetConfig(name="x", rollouts=rollouts)])
+    said: list[str] = []
+    assert message(lambda: collect(config, tmp_path / "out", said.append)) == expected
+    assert not said
+    assert not (tmp_path / "out").exists()
+    config = CollectConfig(
+        teachers=[dataclasses.replace(TEACHER, environment=environment)], datasets=[config.datasets[0]]
+    )
+    assert message(lambda: collect(config, tmp_path / "out", said.append)) == expected
+    rollouts[1] = RolloutConfig(teacher="script", episodes=1, environment="gym/Reacher-v5")
+    config = CollectConfig(datasets=[DataSetConfig(name="x", rollouts=rollouts)])
+    assert "gym/Reacher-v5 has no scripted teacher" in message(
+        lambda: collect(config, tmp_path / "out", said.append)
+    )
+    assert not said
+
+
+def test_a_teacher_is_kept_at_steps_that_it_has() -> None:
+    for checkpoints in ([240], [100, 240]):
+        dataclasses.replace(TEACHER, checkpoints=checkpoints)
+    assert message(lambda: dataclasses.replace(TEACHER, checkpoints=[100, 241])) == (
+        "teacher 'arm' is to be kept at step 241 of 240"
+    )
+    assert "'walker' is no name of an environment" in message(
+        lambda: dataclasses.replace(TEACHER, environment="walker")
+    )
+
+
 def test_a_layout_must_be_known_and_rollouts_given() -> None:
     assert "did you mean 'dsrl'?" in message(lambda: dataclasses.replace(ARM, layout="dslr"))
     assert "has no rollouts" in message(lambda: dataclasses.replace(ARM, rollouts=[]))
