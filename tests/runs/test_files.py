@@ -55,6 +55,28 @@ def test_errors_that_are_not_the_disks_pass() -> None:
         Path("/nowhere/at/all").read_text()
 
 
+def test_a_path_where_no_file_can_be_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "file" / "x", tmp_path / "file" / "x" / "y", tmp_path / "folder"):
+        for write in (lambda p: files.write_atomic(p, "new"), files.require_writable):
+            with pytest.raises(DiskError, match=f"^cannot write {path}: "):
+                write(path)
+    with pytest.raises(DiskError), files.atomic_folder(tmp_path / "file" / "x"):
+        pass
+    assert names(tmp_path) == ["file", "folder"]
+    assert (tmp_path / "file").read_text() == "mine"
+    files.require_writable(tmp_path / "new" / "x")
+    assert names(tmp_path) == ["file", "folder"]
+
+
+def test_a_relative_path_where_no_file_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    with pytest.raises(DiskError, match=r"^cannot write folder: Is a directory$"):
+        files.write_atomic(Path("folder"), "new")
+
+
 def test_a_folder_appears_whole(tmp_path: Path) -> None:
     with files.atomic_folder(tmp_path / "new") as aside:
         (aside / "inner").mkdir()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from expertise.errors import RunError
 from expertise.policy.critic import RewardCriticConfig, SafetyCriticConfig
 from expertise.policy.critics import CriticsConfig
 from expertise.policy.data import DataConfig
@@ -29,8 +30,9 @@ from expertise.policy.load import load
 from expertise.policy.network import PlainNetwork
 from expertise.policy.objective import Advantage, Safety
 from expertise.policy.policy import DiffusionPolicy, PolicyConfig
-from expertise.runs.config import TrainConfig
+from expertise.runs.config import TrainConfig, may_change
 from expertise.runs.files import write_atomic
+from expertise.runs.folder import is_run, refuse_changes, require_free_or_run
 from expertise.skills.library import Library
 from expertise.skills.skill import Skill
 
@@ -96,9 +98,11 @@ def demo(folder: Path, say: Callable[[str], None], config: DemoConfig | None = N
         ExpertiseError: simulator or readers are not installed, or the folder holds something else.
     """
     config = config or DemoConfig()
+    wanted = recipes_of(config, folder)
+    _require_own(folder, wanted)
     with Environment(ENVIRONMENT):  # what is missing should be said before anything is trained
         pass
-    for number, (name, recipe) in enumerate(recipes_of(config, folder).items(), 1):
+    for number, (name, recipe) in enumerate(wanted.items(), 1):
         say(f"{number} of 5: {_ABOUT[name]}")
         learn(recipe, folder / name, say)
     found = {}
@@ -111,6 +115,23 @@ def demo(folder: Path, say: Callable[[str], None], config: DemoConfig | None = N
         found[row] = evaluate(load(folder / name), acting, say)
     write_atomic(folder / RESULTS, json.dumps(result(folder, found), indent=1) + "\n")
     return found
+
+
+def _require_own(folder: Path, wanted: Mapping[str, LearnRecipe]) -> None:
+    """Refuse a folder with anything but a demo of these recipes, before the first training.
+
+    Raises:
+        RunError: it is a file, or holds other things.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file, not a folder", "choose another --folder")
+    first = folder / next(iter(wanted))
+    if folder.is_dir() and not is_run(first) and any(path != first for path in folder.iterdir()):
+        raise RunError(f"{folder} is not a demo's folder and is not empty", "choose another --folder")
+    for name, recipe in wanted.items():
+        require_free_or_run(folder / name)
+        if is_run(folder / name):
+            refuse_changes(folder / name, recipe, may_change)
 
 
 def result(folder: Path, found: Mapping[str, Evaluation]) -> dict[str, Any]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from expertise.errors import DataError
+from expertise.errors import DataError, DiskError
 from expertise.policy.data.scores import normalized_cost, on_scale
 from expertise.policy.extras import needed
-from expertise.runs.files import disk_errors, make_folder
+from expertise.runs.files import disk_errors, make_folder, require_writable
 from expertise.shapes import Float
 
 
@@ -136,13 +138,26 @@ def write_film(frames: Sequence[Any], path: Path, frames_per_second: int = 20) -
     Raises:
         DataError: there are no pictures.
         MissingExtra: imageio is not installed.
-        DiskError: no room, or no right to write.
+        DiskError: no room, no right to write, or nothing can be at that path.
     """
     if not len(frames):
         raise DataError("there are no pictures to make a film of")
     imageio = needed("imageio", "a film")
     # A GIF is timed by its pictures, in milliseconds.
-    timing = {"duration": 1000 / frames_per_second} if path.suffix == ".gif" else {"fps": frames_per_second}
+    options: dict[str, Any] = {"duration": 1000 / frames_per_second}
+    if path.suffix != ".gif":
+        options = {"fps": frames_per_second, "ffmpeg_log_level": "quiet"}
+    require_writable(path)
+    beside = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.part{path.suffix}")
     with disk_errors(path):
         make_folder(path.parent)
-        imageio.mimwrite(path, list(frames), **timing)
+        try:
+            imageio.mimwrite(beside, list(frames), **options)
+            os.replace(beside, path)
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            # ffmpeg's own error: the command, and pages of output.
+            raise DiskError(f"cannot write {path}: ffmpeg fails there", "choose another folder") from None
+        finally:
+            beside.unlink(missing_ok=True)

@@ -26,11 +26,13 @@ _DISK_TROUBLE = {
     errno.EFBIG,
     errno.EIO,
 }
+_WRONG_PLACE = {errno.EEXIST, errno.EISDIR, errno.ENOENT}
+"""Of a path that is written to; of another one they are faults of ours."""
 
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full, read-only or forbidden disk into one clear line.
+    """Turn a full, read-only or forbidden disk, or a path where nothing can be, into one clear line.
 
     Raises:
         DiskError: names the path and the reason.
@@ -38,7 +40,9 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _DISK_TROUBLE:
+        if error.errno not in _DISK_TROUBLE and not (
+            error.errno in _WRONG_PLACE and _on_the_way(error.filename, path)
+        ):
             raise
         remedy = (
             "free some space there"
@@ -46,6 +50,27 @@ def disk_errors(path: Path) -> Iterator[None]:
             else "choose another folder"
         )
         raise DiskError(f"cannot write {path}: {error.strerror}", remedy) from error
+
+
+def _on_the_way(name: object, path: Path) -> bool:
+    """Whether a name is the path, stands beside it, or is or stands beside a folder above it."""
+    return isinstance(name, str | os.PathLike) and path.is_relative_to(Path(os.fspath(name)).parent)
+
+
+def require_writable(path: Path) -> None:
+    """Refuse a path where no file can be written, before long work; nothing is made.
+
+    Raises:
+        DiskError: it is a folder, or what is above it is a file, read-only or forbidden.
+    """
+    with disk_errors(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+        if not above.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), above)
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), above)
 
 
 def make_folder(path: Path) -> None:

@@ -242,6 +242,8 @@ def _locked(file: Path, what: Path) -> Iterator[None]:
 
     lock = FileLock(file)
     with disk_errors(what):
+        # Where no file can be made, FileLock waits as if another process held it.
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o644))
         try:
             lock.acquire(timeout=_WAIT)
         except Timeout:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,12 +16,13 @@ import pytest
 from expertise.cli.policy import COMMANDS
 from expertise.cli.policy.options import data_setting, seeds_of
 from expertise.cli.policy.table import print_table
-from expertise.errors import DataError, RecipeError
+from expertise.errors import DataError, DiskError, RecipeError
 from expertise.policy import load
 from expertise.policy.data import read
 from expertise.policy.data.shipped import located
 from expertise.policy.envs import bullet
 from expertise.policy.evaluate import EvaluationConfig
+from expertise.policy.evaluation import write_film
 from expertise.policy.learn import RECIPES, recipe_of
 from expertise.policy.seeds import evaluate_seeds
 from expertise.runs import recipe as recipes
@@ -208,7 +210,10 @@ def test_what_is_wrong_with_learning_is_said_in_a_line(workshop: Path, expertise
     refused(expertise(*learn, "base.toml", *data, "--set", key), "unknown key policy.netwerk", "'network'")
     kind = expertise(*learn, "base.toml", *data, "--set", "kind=skil")
     refused(kind, "kind: unknown 'skil'", "did you mean 'skill'?")
-    refused(expertise(*learn, "skill.toml", *data), "no policy at runs/base")
+    for name in ("../x", "a/b", ""):
+        bad = expertise(*learn, "skill.toml", *data, "--set", f'name="{name}"')
+        refused(bad, f"{name!r} cannot be a skill's name")
+    refused(expertise(*learn, "skill.toml", *data, "--set", "name=x"), "no policy at runs/base")
     assert not (workshop / "runs").exists(), "nothing is written"
     refused(
         expertise("train", "policy-base"), "policy-base is a recipe of policies", "policy learn policy-base"
@@ -227,6 +232,8 @@ def test_what_is_wrong_with_composing_is_said_in_a_line(skilled: Path, expertise
     refused(expertise(*compose, *BOTH, "--level", "noyse"), "level: ")
     refused(expertise(*compose, *BOTH, "--pick", "min-cq"), "unknown pick 'min-cq'", "'min-qc'")
     refused(expertise(*compose, *BOTH, "--min-return", "1e9"), "right.npz has no trajectory within")
+    for option in ("--max-cost", "--min-return"):
+        refused(expertise(*compose, *BOTH, option, "nan"), f"{option} must be a finite number, not nan")
     assert not (skilled / "runs/made").exists()
 
 
@@ -242,6 +249,41 @@ def test_what_is_wrong_with_acting_is_said_in_a_line(skilled: Path, expertise: C
     refused(
         expertise(*act, "toy/right", "--video", "film.avi"), "--video film.avi: a film ends in .mp4 or .gif"
     )
+
+
+def test_wrong_places_for_results_are_refused_before_any_episode(skilled: Path, expertise: Command) -> None:
+    pytest.importorskip("imageio", reason="`make setup-policy` installs it")
+    (skilled / "x.txt").write_text("mine")
+    (skilled / "folder.mp4").mkdir()
+    wrong = [
+        ("--out", "runs", "cannot write runs: Is a directory"),
+        ("--out", "x.txt/z", "cannot write x.txt/z: Not a directory"),
+        ("--video", "x.txt/y.mp4", "cannot write x.txt/y.mp4: Not a directory"),
+        ("--video", "folder.mp4", "cannot write folder.mp4: Is a directory"),
+        ("--page", "x.txt", "cannot write x.txt/policy.html: Not a directory"),
+    ]
+    for option, place, message in wrong:
+        done = expertise("policy", "evaluate", "runs/base", *ACT, option, place)
+        refused(done, message)
+        assert "steps/s" not in done.stderr
+    export = ("policy", "export", "runs/base", "--to", "safetensors", "--out")
+    refused(expertise(*export, "x.txt/z"), f"cannot write {skilled / 'x.txt/z'}")
+    if Path("/proc/self").exists():
+        refused(expertise(*export, "/proc/nope"), "cannot write /proc/nope: ")
+
+
+def test_a_film_that_ffmpeg_cannot_write_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    imageio = pytest.importorskip("imageio", reason="`make setup-policy` installs it")
+    frames = [np.zeros((32, 32, 3), np.uint8)] * 2
+
+    def fail(path: Path, *_: object, **__: object) -> None:
+        path.write_bytes(b"part")
+        raise OSError("broken pipe\n\nFFMPEG COMMAND:\n…")
+
+    monkeypatch.setattr(imageio, "mimwrite", fail)
+    with pytest.raises(DiskError, match=r"^cannot write .*film\.mp4: ffmpeg fails there$"):
+        write_film(frames, tmp_path / "film.mp4")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_recipe_of_data_that_is_wrong(workshop: Path, expertise: Command) -> None:
@@ -333,6 +375,25 @@ def test_shipped_data_are_found_by_name() -> None:
 def test_seeds_must_be_there(skilled: Path) -> None:
     with pytest.raises(RecipeError, match="at least one"):
         evaluate_seeds(load("runs/base"), EvaluationConfig(environment="toy/left"), [])
+
+
+def test_the_demo_leaves_a_folder_of_someone_else_alone(tmp_path: Path, expertise: Command) -> None:
+    for module, target in (("h5py", "policy"), ("bullet_safety_gym", "safety")):
+        pytest.importorskip(module, reason=f"`make setup-{target}` installs it")
+    for name in ("letter.txt", "psec/letter.txt", "library/letter.txt"):
+        path = tmp_path / Path(name).stem / name
+        path.parent.mkdir(parents=True)
+        path.write_text("dear")
+        folder = Path(name).stem
+        refused(expertise("policy", "demo", "--folder", folder), f"{folder} is not a demo's folder")
+        shutil.rmtree(tmp_path / folder)
+    (tmp_path / "file").write_text("dear")
+    refused(expertise("policy", "demo", "--folder", "file"), "file is a file, not a folder")
+    (tmp_path / "mine" / "critics").mkdir(parents=True)
+    (tmp_path / "mine" / "critics" / "letter.txt").write_text("dear")
+    done = expertise("policy", "demo", "--folder", "mine")
+    refused(done, "mine/critics is not a run and is not empty")
+    assert "1 of 5" not in done.stderr
 
 
 def test_the_demo(tmp_path: Path, expertise: Command, monkeypatch: pytest.MonkeyPatch) -> None:

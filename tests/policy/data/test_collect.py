@@ -19,7 +19,7 @@ from expertise.policy.data.collect import CollectConfig, DataSetConfig, collect
 from expertise.policy.data.rollouts import RolloutConfig, roll_out
 from expertise.policy.data.sac import SacConfig, TeacherConfig, _Training, snapshot, train_teacher
 from expertise.policy.data.teachers import Actor, Chance, Script
-from expertise.policy.data.write import facts_of, write_dsrl
+from expertise.policy.data.write import facts_of, write_dsrl, write_minari
 from expertise.policy.envs import make
 from expertise.runs import checkpoint
 from expertise.runs import recipe as recipes
@@ -198,6 +198,18 @@ def test_a_folder_of_someone_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(RunError, match="is not a run and is not empty"):
         collect(CONFIG, tmp_path, silent)
+
+
+def test_a_minari_folder_may_be_named_from_where_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, collected: Path
+) -> None:
+    pytest.importorskip("minari", reason="`make setup-policy` installs it")
+    data = read(collected / "arm.hdf5")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    path = write_minari(Path("out"), "arm", data, {})
+    assert path == Path("out/arm-v0")
+    assert np.array_equal(read(path).actions, data.actions)
 
 
 def test_minari_reads_what_is_written_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -403,6 +415,48 @@ def test_rollouts_name_what_there_is(fields: dict[str, Any], expected: str) -> N
         return dataclasses.replace(CONFIG, datasets=[data])
 
     assert expected in message(build)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ("dmc/walkr-walk", "dmc has no task 'walkr-walk' | did you mean 'walker-walk'?"),
+        ("dcm/walker-walk", "unknown family of environments 'dcm' | did you mean 'dmc'?"),
+    ],
+)
+def test_unknown_environments_are_refused_before_any_work(
+    environment: str, expected: str, tmp_path: Path
+) -> None:
+    rollouts = [
+        RolloutConfig(teacher="random", episodes=1, environment=name)
+        for name in ("gym/Reacher-v5", environment)
+    ]
+    config = CollectConfig(datasets=[DataSetConfig(name="x", rollouts=rollouts)])
+    said: list[str] = []
+    assert message(lambda: collect(config, tmp_path / "out", said.append)) == expected
+    assert not said
+    assert not (tmp_path / "out").exists()
+    config = CollectConfig(
+        teachers=[dataclasses.replace(TEACHER, environment=environment)], datasets=[config.datasets[0]]
+    )
+    assert message(lambda: collect(config, tmp_path / "out", said.append)) == expected
+    rollouts[1] = RolloutConfig(teacher="script", episodes=1, environment="gym/Reacher-v5")
+    config = CollectConfig(datasets=[DataSetConfig(name="x", rollouts=rollouts)])
+    assert "gym/Reacher-v5 has no scripted teacher" in message(
+        lambda: collect(config, tmp_path / "out", said.append)
+    )
+    assert not said
+
+
+def test_a_teacher_is_kept_at_steps_that_it_has() -> None:
+    for checkpoints in ([240], [100, 240]):
+        dataclasses.replace(TEACHER, checkpoints=checkpoints)
+    assert message(lambda: dataclasses.replace(TEACHER, checkpoints=[100, 241])) == (
+        "teacher 'arm' is to be kept at step 241 of 240"
+    )
+    assert "'walker' is no name of an environment" in message(
+        lambda: dataclasses.replace(TEACHER, environment="walker")
+    )
 
 
 def test_a_layout_must_be_known_and_rollouts_given() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from expertise.errors import DataError, MissingExtra, RecipeError
 from expertise.policy.data import DataConfig, Transitions, read
+from expertise.policy.data.write import facts_of
 
 h5py = pytest.importorskip("h5py", reason="`make setup-policy` installs it")
 needs_minari = pytest.mark.skipif(
@@ -145,6 +146,25 @@ def test_d4rl_of_single_rows_is_refused(tmp_path: Path) -> None:
     assert message(lambda: read(path)) == f"{path}: no row has a next one: each trajectory is a single row"
 
 
+@pytest.mark.parametrize("name", ["cost", "Costs", "costss", "COST", "csots"])
+def test_misspelt_costs_are_not_left_out_in_silence(name: str, tmp_path: Path) -> None:
+    rows = EPISODES.rows(following=True, costs=True)
+    rows[name] = rows.pop("costs")
+    path = write_hdf5(tmp_path / "data.hdf5", rows)
+    assert message(lambda: read(path)).startswith(
+        f"{path} has {name!r} and no 'costs' | did you mean 'costs'?"
+    )
+    assert read(path, "d4rl").costs is None
+
+
+def test_d4rl_may_hold_more(tmp_path: Path) -> None:
+    path = write_hdf5(tmp_path / "data.hdf5", EPISODES.rows(following=True, costs=False))
+    with h5py.File(path, "a") as file:
+        for key in ("infos/qpos", "infos/cost", "metadata/algorithm", "goals", "contacts", "constants"):
+            file[key] = np.zeros(10)
+    assert_holds(read(path), EPISODES.rows(following=True, costs=False))
+
+
 # --- broken files ---------------------------------------------------------------------------------------
 
 
@@ -165,6 +185,46 @@ def test_damage_inside_a_file_is_refused(tmp_path: Path) -> None:
     whole = bytearray(path.read_bytes())
     whole[offset + 8] ^= 0xFF
     path.write_bytes(whole)
+    assert f"{path} is cut short, or no HDF5 file" in message(lambda: read(path))
+
+
+def test_a_damaged_heap_is_refused(tmp_path: Path) -> None:
+    path = write_hdf5(tmp_path / "data.hdf5", EPISODES.rows(following=True, costs=True))
+    path.write_bytes(path.read_bytes().replace(b"HEAP", b"HEEP"))
+    assert f"{path} is cut short, or no HDF5 file" in message(lambda: read(path))
+    path = write_hdf5(tmp_path / "facts.hdf5", EPISODES.rows(following=True, costs=True))
+    with h5py.File(path, "a") as file:
+        file.attrs["expertise"] = "{"
+    assert f"{path} is cut short, or no HDF5 file" in message(lambda: facts_of(path))
+
+
+def test_arrays_in_another_file_are_refused(tmp_path: Path) -> None:
+    rows = EPISODES.rows(following=True, costs=True)
+    other = write_hdf5(tmp_path / "other.hdf5", rows)
+    actions = rows["actions"]
+    actions.tofile(tmp_path / "raw")
+    view = h5py.VirtualLayout(actions.shape, "f4")
+    view[:] = h5py.VirtualSource(str(other), "actions", actions.shape)
+    ways: dict[str, Callable[[Any], object]] = {
+        "link": lambda f: f.update(actions=h5py.ExternalLink("other.hdf5", "/actions")),
+        "dangling": lambda f: f.update(actions=h5py.ExternalLink("nowhere.hdf5", "/actions")),
+        "indirect": lambda f: f.update(
+            out=h5py.ExternalLink("other.hdf5", "/actions"), actions=h5py.SoftLink("/out")
+        ),
+        "raw": lambda f: f.create_dataset(
+            "actions", actions.shape, "f4", external=[(str(tmp_path / "raw"), 0, actions.nbytes)]
+        ),
+        "view": lambda f: f.create_virtual_dataset("actions", view),
+    }
+    for name, add in ways.items():
+        path = write_hdf5(tmp_path / f"{name}.hdf5", {k: v for k, v in rows.items() if k != "actions"})
+        with h5py.File(path, "a") as file:
+            add(file)
+        said = message(lambda path=path: read(path))  # type: ignore[misc]
+        assert said.startswith(f"{path}: 'actions' is in another file, which is not followed"), name
+    path = write_hdf5(tmp_path / "soft.hdf5", {k: v for k, v in rows.items() if k != "actions"})
+    with h5py.File(path, "a") as file:
+        file["actions"] = h5py.SoftLink("/nowhere")
     assert f"{path} is cut short, or no HDF5 file" in message(lambda: read(path))
 
 
@@ -226,6 +286,21 @@ def test_npz_damaged(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("observations.npy", b"nothing of the kind")
     assert f"{path}: 'observations' is damaged" in message(lambda: read(path))
+    np.savez_compressed(path, **EPISODES.rows(following=True, costs=False))
+    whole = path.read_bytes()
+    start = 30 + len("observations.npy") + 20  # behind the header of the first one
+    for damaged in (
+        whole[:start] + b"\xff" * 8 + whole[start + 8 :],  # zlib.error
+        whole.replace(b"\x08\x00\x00\x00!\x00", b"\x63\x00\x00\x00!\x00"),  # an unknown compression
+    ):
+        assert damaged != whole
+        path.write_bytes(damaged)
+        assert f"{path}" in message(lambda: read(path))
+    for header in ("{'descr': '<f4', (", "['x', (1]", "'\n"):
+        with zipfile.ZipFile(path, "w") as archive:
+            content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+            archive.writestr("observations.npy", content)
+        assert f"{path}: 'observations' is damaged" in message(lambda: read(path))
     path.write_bytes(b"")
     assert f"{path} is cut short" in message(lambda: read(path))
     assert message(lambda: read(tmp_path / "no.npz")) == f"no file at {tmp_path / 'no.npz'}"
@@ -303,8 +378,19 @@ def test_minari_damaged(minari_root: Path) -> None:
     file = minari_root / "toy-v0" / "data" / "main_data.hdf5"
     file.write_bytes(file.read_bytes()[:3000])
     assert "toy-v0 is cut short, or no Minari data set" in message(lambda: read("toy-v0"))
-    (file.parent / "metadata.json").write_text("{")
-    assert "toy-v0 is cut short, or no Minari data set" in message(lambda: read("toy-v0"))
+    for text in ("{", "null", "[]", "{}", '{"data_format": 3}'):
+        (file.parent / "metadata.json").write_text(text)
+        assert "toy-v0 is cut short, or no Minari data set" in message(lambda: read("toy-v0"))
+
+
+@needs_minari
+def test_minari_with_episodes_in_another_file_is_refused(minari_root: Path) -> None:
+    create_minari("toy-v0", minari_buffers())
+    path = minari_root / "toy-v0" / "data" / "main_data.hdf5"
+    with h5py.File(path, "a") as file:
+        file.move("episode_1/rewards", "kept")
+        file["episode_1/rewards"] = h5py.ExternalLink(str(path), "/kept")
+    assert "'episode_1/rewards' is in another file" in message(lambda: read("toy-v0"))
 
 
 @needs_minari

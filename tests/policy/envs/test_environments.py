@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 from expertise.errors import DeviceError, RecipeError
 from expertise.policy.data.teachers import Script
 from expertise.policy.envs import FAMILIES, Environment, Environments, make, names
+from expertise.policy.envs.physics import import_mujoco
 
 # Not `importorskip`: MuJoCo must be imported by the package, which tells it how to render.
 if not all(importlib.util.find_spec(name) for name in ("dm_control", "metaworld")):
@@ -224,6 +228,55 @@ def test_where_nothing_can_be_rendered_a_line_says_so(monkeypatch: pytest.Monkey
         environment.reset(0)
         with pytest.raises(DeviceError, match=r"nothing can be rendered here: no display$"):
             environment.render()
+
+
+NO_OPENGL = """
+import sys
+class Broken:
+    def find_spec(self, name, *_):
+        if name == "OpenGL":
+            raise AttributeError("no glGetError\\nat all")
+sys.meta_path.insert(0, Broken())
+from expertise.errors import DeviceError
+from expertise.policy.envs import make
+for name in sys.argv[1:]:
+    with make(name) as environment:
+        environment.reset(0)
+        try:
+            environment.render()
+        except DeviceError as error:
+            print(error.message)
+"""
+
+
+def without_opengl(way: str) -> subprocess.CompletedProcess[str]:
+    code = [sys.executable, "-c", NO_OPENGL, "gym/Hopper-v5", "dmc/walker-walk"]
+    others = {key: value for key, value in os.environ.items() if key != "PYOPENGL_PLATFORM"}
+    return subprocess.run(code, capture_output=True, text=True, env={**others, "MUJOCO_GL": way})
+
+
+@pytest.mark.parametrize(
+    ("way", "reason"),
+    [
+        ("osmesa", "MUJOCO_GL=osmesa does not work: no glGetError"),
+        ("egl", "MUJOCO_GL=egl does not work: no glGetError"),
+        ("off", "MUJOCO_GL=off turns it off"),
+    ],
+)
+def test_mujoco_simulates_where_it_cannot_render(way: str, reason: str) -> None:
+    if not sys.platform.startswith("linux"):
+        pytest.skip("these ways are Linux's")
+    done = without_opengl(way)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"nothing can be rendered here: {reason}"] * 2
+
+
+def test_an_unknown_way_to_render_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "elg")
+    monkeypatch.delitem(sys.modules, "mujoco", raising=False)
+    with pytest.raises(DeviceError, match=r"^MUJOCO_GL=elg names no way to render$") as caught:
+        import_mujoco("a test")
+    assert caught.value.hints[0] == "did you mean 'egl'?"
 
 
 # --- several side by side -------------------------------------------------------------------------------

@@ -56,14 +56,18 @@ def evaluate(
     from expertise.policy.extras import needed
     from expertise.policy.load import load
     from expertise.policy.seeds import evaluate_seeds
-    from expertise.report.policy_record import write_policy_page
-    from expertise.runs.files import write_atomic
+    from expertise.report.policy_record import PAGE, write_policy_page
+    from expertise.runs.files import require_writable, write_atomic
     from expertise.runs.progress import say
 
     if video is not None:
         if video.suffix not in FILMS:
             raise RecipeError(f"--video {video}: a film ends in {' or '.join(FILMS)}")
         needed("imageio", "a film")
+    # Before the first episode, not after the last one.
+    for path in (video, out, page and page / PAGE):
+        if path is not None:
+            require_writable(path)
     numbers = seeds_of(seeds)
     config = EvaluationConfig(
         environment=environment,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -41,7 +42,13 @@ def data_setting(paths: list[str], **kept: float | int | None) -> str:
     Args:
         paths: of recorded data.
         kept: keys of `DataConfig`; None: left out.
+
+    Raises:
+        RecipeError: a number is not finite.
     """
+    for key, value in kept.items():
+        if value is not None and not math.isfinite(value):
+            raise RecipeError(f"--{key.replace('_', '-')} must be a finite number, not {value}")
     rest = "".join(f", {key} = {quoted(value)}" for key, value in kept.items() if value is not None)
     return "data=[" + ", ".join(f"{{path = {quoted(path)}{rest}}}" for path in paths) + "]"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from expertise.errors import DataError
+from expertise.errors import DataError, ExpertiseError
 from expertise.policy.data.checks import checked
 from expertise.policy.data.hdf5 import first_line
 from expertise.policy.data.transitions import Transitions
@@ -33,7 +33,9 @@ def read_npz(path: str) -> Transitions:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.endswith(_ENDING)]
             arrays = {name.removesuffix(_ENDING): _read(archive, name, path) for name in names}
-    except (OSError, zipfile.BadZipFile, EOFError) as error:
+    except ExpertiseError:
+        raise
+    except Exception as error:  # BadZipFile, zlib.error, NotImplementedError, …: by what is damaged
         raise DataError(f"{path} is cut short, or no .npz file: {first_line(error)}") from None
     return from_arrays(arrays, path)
 
@@ -57,8 +59,8 @@ def _read(archive: zipfile.ZipFile, name: str, path: str) -> Any:
     with archive.open(name) as file:
         try:
             return np.lib.format.read_array(file, allow_pickle=False)
-        except ValueError as error:
+        except Exception as error:  # ValueError, TokenError, zlib.error, …: by what is damaged
             key = name.removesuffix(_ENDING)
-            if "pickle" in str(error).lower() or "object" in str(error).lower():
+            if isinstance(error, ValueError) and "Object arrays" in str(error):
                 raise DataError(f"{path}: {key!r} holds Python objects, which are never read") from None
             raise DataError(f"{path}: {key!r} is damaged: {first_line(error)}") from None

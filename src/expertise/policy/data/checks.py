@@ -53,15 +53,14 @@ def checked(arrays: Mapping[str, Any], where: str) -> Transitions:
     return Transitions(**found)
 
 
-def require(arrays: Mapping[str, Any], key: str, where: str) -> Any:
-    """An array by its key.
+def require(arrays: Mapping[str, Any], key: str, where: str) -> None:
+    """Refuse arrays without this key.
 
     Raises:
         DataError: it is missing; the nearest key that is there is named.
     """
     if key not in arrays:
         raise DataError(f"{where} has no {key!r}", nearest(key, arrays))
-    return arrays[key]
 
 
 def _numbers(value: Any, key: str, where: str) -> np.ndarray:

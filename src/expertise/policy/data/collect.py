@@ -102,6 +102,7 @@ def collect(config: CollectConfig, out: Path, say: Callable[[str], None]) -> lis
         ExpertiseError: a user's mistake: unknown names, a missing package, a folder in use, a full disk.
     """
     folder.require_free_or_run(out)
+    _require_environments(config)
     limit_threads(config.threads)
     with folder.held(out):
         folder.adopt_recipe(out, config, lambda _key: True)
@@ -240,6 +241,18 @@ def _read_part(path: Path) -> tuple[Transitions, dict[str, Any]] | None:
 
 def _files(path: Path) -> list[Path]:
     return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+
+
+def _require_environments(config: CollectConfig) -> None:
+    """Build each environment once: what is unknown or not installed should be said before any work."""
+    rollouts = [rollout for data in config.datasets for rollout in data.rollouts]
+    names = [teacher.environment for teacher in config.teachers]
+    for name in dict.fromkeys(names + [rollout.environment for rollout in rollouts if rollout.environment]):
+        with Environment(name):
+            pass
+    for rollout in rollouts:
+        if SCRIPT in (rollout.teacher, rollout.partner) and rollout.environment:
+            Script(rollout.environment)
 
 
 def _refuse_repeats(names: list[str], what: str) -> None:

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from expertise.errors import DataError
+from expertise.errors import DataError, ExpertiseError
 from expertise.policy.data.checks import checked, require
 from expertise.policy.data.transitions import Transitions
 from expertise.policy.extras import needed
 
 _DSRL = ("observations", "next_observations", "actions", "rewards", "costs", "terminals", "timeouts")
 _D4RL = ("observations", "actions", "rewards", "terminals")
+_LONG = 160
 _OPTIONAL = ("timeouts", "next_observations", "costs")
 
 
@@ -27,7 +28,8 @@ def read_dsrl(path: str) -> Transitions:
             `rewards`, `costs`, `terminals`, `timeouts` [N] or [N, 1].
 
     Raises:
-        DataError: the file is missing, cut short or no HDF5, an array is missing or not as it should be.
+        DataError: the file is missing, damaged or no HDF5, an array is missing, in another file, or not as
+            it should be.
         MissingExtra: h5py is not installed.
     """
     return checked(read_arrays(path, _DSRL), path)
@@ -64,13 +66,14 @@ def read_arrays(path: str, keys: tuple[str, ...], optional: tuple[str, ...] = ()
         optional: are read if they are there.
 
     Raises:
-        DataError: the file is missing, cut short or no HDF5, or lacks a key; the nearest one is named.
+        DataError: the file is missing, damaged or no HDF5, lacks a key (the nearest one is named), or has it
+            in another file.
         MissingExtra: h5py is not installed.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         for key in keys:
             require(file, key, path)
-        found = {key: file[key] for key in (*keys, *optional) if key in file}
+        found = {key: _within(file, key, path) for key in (*keys, *optional) if key in file}
         for key, item in found.items():
             if not hasattr(item, "shape"):
                 raise DataError(f"{path}: {key!r} is a group, not an array")
@@ -83,25 +86,56 @@ def keys_of(path: str) -> list[str]:
     Raises:
         DataError, MissingExtra: as `read_arrays`.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         return list(file)
 
 
 def first_line(error: Exception) -> str:
-    """What an error of another library says, on one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """What an error of another library says, on one line that is not long: some quote the bytes they met."""
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    line = (str(text).splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= _LONG else f"{line[:_LONG]}…"
 
 
 @contextlib.contextmanager
-def _opened(path: str) -> Iterator[Any]:
+def opened(path: str) -> Iterator[Any]:
+    """An HDF5 file to read from.
+
+    Raises:
+        DataError: the file is missing or no HDF5, or the block found it damaged.
+        MissingExtra: h5py is not installed.
+    """
     h5py = needed("h5py", f"reading {path}")
     if not Path(path).is_file():
         raise DataError(f"no file at {path}")
     try:
         with h5py.File(path, "r") as file:
             yield file
-    except OSError as error:
+    except ExpertiseError:
+        raise
+    except Exception as error:  # OSError, RuntimeError, KeyError, …: by what is damaged
         raise DataError(f"{path} is cut short, or no HDF5 file: {first_line(error)}") from None
+
+
+def _within(file: Any, key: str, path: str) -> Any:
+    """What a key stands for, if it is all in this file: data must not change with what lies beside them.
+
+    Raises:
+        DataError: it is a link into another file, or its numbers are in one.
+    """
+    link = file.get(key, getlink=True)
+    elsewhere = DataError(
+        f"{path}: {key!r} is in another file, which is not followed", "copy the array into this one"
+    )
+    if hasattr(link, "filename"):
+        raise elsewhere
+    item = file[key]
+    # A link within the file may end at one that leads out of it.
+    if item.file.filename != file.filename or getattr(item, "external", None):
+        raise elsewhere
+    if getattr(item, "is_virtual", False) and any(s.file_name != "." for s in item.virtual_sources()):
+        raise elsewhere
+    return item
 
 
 def _with_next(whole: Transitions, path: str) -> Transitions:

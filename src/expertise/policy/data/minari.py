@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from expertise.errors import DataError
+from expertise.errors import DataError, ExpertiseError
 from expertise.policy.data.checks import checked
 from expertise.policy.data.hdf5 import first_line
 from expertise.policy.data.transitions import Transitions
 from expertise.policy.extras import needed, quiet
 
 _COST = "cost"
+_HDF5 = "main_data.hdf5"
+"""Where Minari has the episodes, unless another format was asked for."""
 
 
 def read_minari(path: str) -> Transitions:
@@ -30,11 +32,14 @@ def read_minari(path: str) -> Transitions:
     """
     folder = _find(path)
     try:
+        _refuse_links(folder / _HDF5)
         with quiet():
             episodes = list(needed("minari", f"reading {path}").MinariDataset(folder).iterate_episodes())
+    except ExpertiseError:
+        raise
     except ImportError as error:
         raise DataError(f"{path}: Minari lacks a package for its format: {first_line(error)}") from None
-    except (OSError, ValueError, KeyError, AssertionError) as error:
+    except Exception as error:  # KeyError, AttributeError, AssertionError, …: by what is damaged
         raise DataError(f"{path} is cut short, or no Minari data set: {first_line(error)}") from None
     if not episodes:
         raise DataError(f"{path} has no episodes")
@@ -59,11 +64,24 @@ def _find(path: str) -> Path:
     return Path(root) / "data"
 
 
+def _refuse_links(path: Path) -> None:
+    """Refuse arrays in other files: data must not change with what lies beside them."""
+    if not path.is_file():
+        return
+    with needed("h5py", f"reading {path}").File(path, "r") as file:
+        # What is not None ends the walk.
+        found = file.visititems_links(lambda name, link: name if hasattr(link, "filename") else None)
+    if found is not None:
+        raise DataError(f"{path}: {found!r} is in another file, which is not followed")
+
+
 def _arrays(episode: Any, where: str, with_cost: bool) -> dict[str, Any]:
     for key in ("observations", "actions"):
         if not isinstance(getattr(episode, key), np.ndarray):
             raise DataError(f"{where}: {key!r} are not one array", "flatten them (minari's StepDataCallback)")
     steps = len(episode.rewards)
+    if not steps:
+        raise DataError(f"{where} has no steps")
     observations = episode.observations.reshape(len(episode.observations), -1)
     if len(observations) != steps + 1:
         raise DataError(f"{where}: 'observations' has {len(observations)} rows for {steps} steps")

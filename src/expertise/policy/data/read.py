@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,9 @@ READERS = Registry(
 
 AUTO = "auto"
 _HDF5 = (".hdf5", ".h5")
+_COSTS = "costs"
+_NEAR = 0.75
+"""From here on a key looks like another one misspelt."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,7 +84,7 @@ def read(path: str | Path, layout: str = AUTO) -> Transitions:
     Args:
         path: a file, a folder, the id of a Minari data set, or `shipped:<name>` for what the package brings.
         layout: a name of `READERS`; "auto": `.npz` is npz, an HDF5 file is DSRL's when it has costs, else
-            D4RL's, anything else is Minari's.
+            D4RL's (not where a key looks like `costs` misspelt), anything else is Minari's.
 
     Raises:
         RecipeError: there is no such layout.
@@ -96,9 +101,25 @@ def _layout(path: str) -> str:
     if ending == ".npz":
         return "npz"
     if ending in _HDF5:
-        return "dsrl" if "costs" in keys_of(path) else "d4rl"
+        keys = keys_of(path)
+        if _COSTS in keys:
+            return "dsrl"
+        _refuse_misspelt(keys, path)
+        return "d4rl"
     if Path(path).is_file():
         raise DataError(
             f"{path}: unknown ending {ending!r}", "known are .hdf5, .h5 and .npz; or name the layout"
         )
     return "minari"
+
+
+def _refuse_misspelt(keys: Iterable[str], path: str) -> None:
+    """Refuse a key that is nearly `costs`: as D4RL's the file would be read without them, and nobody told."""
+    lower = {key.lower(): key for key in keys}
+    close = difflib.get_close_matches(_COSTS, lower, n=1, cutoff=_NEAR)
+    if close:
+        raise DataError(
+            f"{path} has {lower[close[0]]!r} and no {_COSTS!r}",
+            f"did you mean {_COSTS!r}? rename it",
+            'or name the layout, "d4rl", to read the file without costs',
+        )

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from expertise.errors import RecipeError
 from expertise.policy.data.teachers import FACTS, WEIGHTS, Actor, Teacher
-from expertise.policy.envs import Environment
+from expertise.policy.envs import Environment, Name
 from expertise.policy.extras import needed, quiet, versions
 from expertise.runs import checkpoint
 from expertise.runs.metrics import MetricsLog
@@ -75,6 +75,12 @@ class TeacherConfig:
     """Steps, about, between states that a killed training goes on from."""
     sac: SacConfig = dataclasses.field(default_factory=SacConfig)
     """How it learns."""
+
+    def __post_init__(self) -> None:
+        Name.parse(self.environment)
+        late = [step for step in self.checkpoints if step > self.steps]
+        if late:
+            raise RecipeError(f"teacher {self.name!r} is to be kept at step {late[0]} of {self.steps}")
 
 
 def train_teacher(config: TeacherConfig, folder: Path, init: Path | None, say: Callable[[str], None]) -> None:

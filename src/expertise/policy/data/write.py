@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from expertise.errors import DataError
-from expertise.policy.data.hdf5 import first_line
+from expertise.policy.data.hdf5 import opened
 from expertise.policy.data.transitions import Transitions
 from expertise.policy.extras import needed, quiet
 from expertise.registry import Registry
@@ -88,7 +88,9 @@ def write_minari(folder: Path, name: str, data: Transitions, facts: Mapping[str,
     ]
     path = folder / f"{name}-v0"
     with quiet(), atomic_folder(path) as aside:
-        storage = storage_class.new(aside / "data", observation_space=boxes[0], action_space=boxes[1])
+        # Minari puts a relative path before itself once more.
+        place = aside.absolute() / "data"
+        storage = storage_class.new(place, observation_space=boxes[0], action_space=boxes[1])
         description = json.dumps({FACTS: facts})
         storage.update_metadata(
             {"dataset_id": f"{name}-v0", "minari_version": minari.__version__, "description": description}
@@ -101,15 +103,11 @@ def facts_of(path: str | Path) -> dict[str, Any]:
     """What `write_dsrl` noted of the data in a file; empty for a file of someone else.
 
     Raises:
-        DataError: it is no HDF5 file.
+        DataError: it is no HDF5 file, or is damaged.
     """
-    h5py = needed("h5py", f"reading {path}")
-    try:
-        with h5py.File(path, "r") as file:
-            found: dict[str, Any] = json.loads(file.attrs.get(FACTS, "{}"))
-            return found
-    except OSError as error:
-        raise DataError(f"{path} is cut short, or no HDF5 file: {first_line(error)}") from None
+    with opened(str(path)) as file:
+        found: dict[str, Any] = json.loads(file.attrs.get(FACTS, "{}"))
+        return found
 
 
 def _is_chained(data: Transitions) -> bool:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from expertise.errors import DeviceError
+from expertise.errors import DeviceError, ExpertiseError, nearest
 from expertise.policy.extras import needed, quiet
 
 _HINTS = (
@@ -17,24 +17,66 @@ _HINTS = (
     "or set MUJOCO_GL=egl (or osmesa) before Python starts",
 )
 
+_GL, _PYOPENGL = "MUJOCO_GL", "PYOPENGL_PLATFORM"
+_WAYS = ("egl", "osmesa", "glfw", "glx", "cgl", "wgl")
+_ON = ("", "enable", "enabled", "on", "true", "1")
+_OFF = ("disable", "disabled", "off", "false", "0")
+_trouble: list[str] = []
+"""Why MuJoCo, as it was imported, cannot render."""
+
 
 def import_mujoco(what: str) -> Any:
     """The package mujoco, told to render without a window where there is no display.
 
-    It looks for a way to render when it is imported, and not again.
+    It looks for a way to render when it is imported, and not again. Where the one that MUJOCO_GL names does
+    not work it is imported without any: it simulates, and pictures are refused with the reason.
 
     Raises:
         MissingExtra: it is not installed.
+        DeviceError: MUJOCO_GL names no way to render.
     """
+    if "mujoco" in sys.modules:
+        return sys.modules["mujoco"]
     headless = sys.platform.startswith("linux") and not (
         os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     )
-    if headless and "mujoco" not in sys.modules and "MUJOCO_GL" not in os.environ:
+    if headless and _GL not in os.environ:
         for backend, library in (("egl", "EGL"), ("osmesa", "OSMesa")):
             if ctypes.util.find_library(library):
-                os.environ["MUJOCO_GL"] = backend
+                os.environ[_GL] = backend
                 break
-    return needed("mujoco", what)
+    way = os.environ.get(_GL, "").strip().lower()
+    if way not in (*_WAYS, *_ON, *_OFF):
+        raise DeviceError(f"{_GL}={way} names no way to render", nearest(way, _WAYS), f"or unset {_GL}")
+    before = os.environ.get(_PYOPENGL)
+    try:
+        mujoco = needed("mujoco", what)
+    except ExpertiseError:
+        raise
+    except Exception as error:  # each way has its own
+        _without_pictures(way, _first_line(error))
+        # What was imported halfway would be taken for whole.
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("mujoco", "OpenGL")]:
+            del sys.modules[name]
+        os.environ.pop(_PYOPENGL, None)
+        if before is not None:
+            os.environ[_PYOPENGL] = before
+        return needed("mujoco", what)
+    if way in _OFF:
+        _trouble.append(f"{_GL}={way} turns it off")
+    elif not hasattr(mujoco, "Renderer"):
+        _without_pictures(way, "its libraries are missing")
+    return mujoco
+
+
+def _without_pictures(way: str, reason: str) -> None:
+    # For others, too, who look for a way to render when they are imported.
+    os.environ[_GL] = _OFF[0]
+    _trouble.append(f"{_GL}={way} does not work: {reason}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @contextlib.contextmanager
@@ -86,6 +128,8 @@ class MuJoCoCamera:
     def _make(self, width: int, height: int) -> Any:
         import mujoco
 
+        if _trouble:
+            raise DeviceError(f"nothing can be rendered here: {_trouble[0]}", *_HINTS)
         # The picture must fit into the model's buffer.
         self._model.vis.global_.offwidth = max(width, self._model.vis.global_.offwidth)
         self._model.vis.global_.offheight = max(height, self._model.vis.global_.offheight)
@@ -93,5 +137,4 @@ class MuJoCoCamera:
             with quiet():
                 return mujoco.Renderer(self._model, height, width)
         except Exception as error:  # each backend has its own
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise DeviceError(f"nothing can be rendered here: {reason}", *_HINTS) from None
+            raise DeviceError(f"nothing can be rendered here: {_first_line(error)}", *_HINTS) from None

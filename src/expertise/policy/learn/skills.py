@@ -27,6 +27,7 @@ from expertise.policy.objective import WEIGHTS, Uniform, Weights
 from expertise.policy.task import PolicyTask
 from expertise.runs.config import TrainConfig, may_change
 from expertise.runs.recipe import Choice
+from expertise.skills.folders import require_name
 from expertise.skills.library import Library
 from expertise.skills.skill import Skill
 
@@ -65,6 +66,7 @@ class SkillRecipe:
     """AdamW and its schedule."""
 
     def __post_init__(self) -> None:
+        require_name(self.name)
         if len(self.beside) != len(self.beside_weights):
             raise RecipeError(
                 f"beside names {len(self.beside)} skills, beside_weights {len(self.beside_weights)} weights"
