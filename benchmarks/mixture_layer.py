@@ -10,20 +10,16 @@ of operations. The three are timed in alternation within one process; quote the 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from alternation import keep
 from torch import Tensor
 from torch.nn import functional as F
 
-from expertise import __version__
 from expertise.mixture import Mixture, SwiGLUExperts, TopK
 
 RESULTS = Path(__file__).parents[1] / "docs/results/mixture_layer.json"
@@ -107,16 +103,7 @@ def main() -> None:
     rows = measure(parser.parse_args())
     for row in rows:
         print(f"{row['row']:<20}{row['metric']:<18}{row['value']:>10.4f} {row['unit']}")
-    environment = {
-        "expertise": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "date": datetime.date.today().isoformat(),
-    }
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps({"environment": environment, "rows": rows}, indent=1) + "\n", "utf-8")
+    keep(RESULTS, "mixture_layer", rows)
 
 
 if __name__ == "__main__":
