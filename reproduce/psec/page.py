@@ -261,7 +261,8 @@ def _curves(results: Results) -> list[dict[str, Any]]:
         for setting in settings:
             found = figures(results.select(table, "return", setting))
             for name in order_of(results, table):
-                if name in found:
+                # The base learns from none of them: its line would be level, and take a ninth colour.
+                if name in found and name != "Base":
                     lines.setdefault(name, []).append([_number(setting)[0], found[name].mean])
         several = {name: points for name, points in lines.items() if len({x for x, _ in points}) > 1}
         if several:

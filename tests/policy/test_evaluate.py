@@ -130,8 +130,11 @@ def test_traces_hold_what_was_weighed_up_where_and_what_it_cost(
         np.testing.assert_allclose(trace.alpha, policy.weigh(seen).detach(), atol=1e-5)
         assert trace.frame_steps == [0, 7, 14, 21, 28, 35]
         assert trace.frames[0].shape == (240, 320, 3)
-    alpha = np.concatenate([trace.alpha for trace in found.traces if trace.alpha is not None])
-    assert found.summary()["alpha_stay"] == pytest.approx(alpha[:, 1].mean(), abs=1e-6)
+        assert episode.alpha == pytest.approx(trace.alpha[::8].mean(0), abs=1e-6)
+    stay = [episode.alpha[1] for episode in found.episodes]
+    assert len(set(stay)) > 1
+    assert found.summary()["alpha_stay"] == pytest.approx(np.mean(stay))
+    assert found.summary()["alpha_stay_error"] == pytest.approx(np.std(stay, ddof=1) / len(stay) ** 0.5)
     values = json.loads(json.dumps(found.to_json()))
     assert values["names"] == ["go", "stay"]
     assert len(values["traces"][2]["alpha"]) == found.episodes[2].steps

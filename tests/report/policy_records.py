@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from expertise.policy.evaluation import Episode, Evaluation, Trace
+from expertise.policy.seeds import Evaluations
 
 STEPS = 80
 NAMES = ("reward", "safety")
@@ -61,13 +62,14 @@ def composed(**changes: Any) -> Evaluation:
     return evaluation(420, 2, **{"names": NAMES, **made, **changes})
 
 
-def evaluations(**changes: Any) -> dict[str, Evaluation]:
+def rows_of(**found: Evaluation) -> dict[str, Evaluations]:
+    """Row → episodes, of one seed each; "_" in a name is a space."""
+    return {row.replace("_", " "): Evaluations(by_seed={0: each}) for row, each in found.items()}
+
+
+def evaluations(**changes: Any) -> dict[str, Evaluations]:
     """Row → episodes."""
-    return {
-        "BC": evaluation(900, 57),
-        "safety skill": evaluation(250, 0),
-        "PSEC": composed(**changes),
-    }
+    return rows_of(BC=evaluation(900, 57), safety_skill=evaluation(250, 0), PSEC=composed(**changes))
 
 
 def record() -> dict[str, Any]:

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 from page_reader import PageReader, require_sound
-from policy_records import NAMES, ODD, STEPS, composed, evaluation, evaluations, record
+from policy_records import NAMES, ODD, STEPS, composed, evaluation, evaluations, record, rows_of
 
 from expertise.errors import DataError
+from expertise.policy.seeds import Evaluations
 from expertise.report.policy import render
 from expertise.report.policy_charts import dot_map, interval_bar, timeline
 from expertise.report.policy_paper import paper_value
@@ -50,7 +51,7 @@ def test_the_page_says_what_was_earned_and_when_it_leans_on_safety() -> None:
 
 
 def _sentence(**changes: Any) -> str:
-    return leaning(policy_record({"PSEC": composed(**changes)})["trace"])
+    return leaning(policy_record(rows_of(PSEC=composed(**changes)))["trace"])
 
 
 def test_without_a_critic_costs_tell_where_it_was_dangerous() -> None:
@@ -76,7 +77,7 @@ def test_a_critic_that_never_fears_is_asked_where_it_fears_most() -> None:
 
 def test_nothing_is_said_of_safety_where_no_skill_is_for_it() -> None:
     assert _sentence(names=("walk", "run")) == ""
-    page = render(policy_record({"PSEC": composed(names=("walk", "run"))}))
+    page = render(policy_record(rows_of(PSEC=composed(names=("walk", "run")))))
     assert page.count('class="dots"') == 3
 
 
@@ -86,7 +87,10 @@ def test_metrics_have_their_intervals_and_the_papers_figures() -> None:
     by_name = {row["name"]: row for row in metrics[1]["rows"]}
     # The paper's limit is 10, theirs 5: the same cost is another share of it.
     assert by_name["PSEC"]["paper"] is None
-    ten = {row: dataclasses.replace(found, cost_limit=10.0) for row, found in evaluations().items()}
+    ten = {
+        row: Evaluations(by_seed={0: dataclasses.replace(found.first, cost_limit=10.0)})
+        for row, found in evaluations().items()
+    }
     rewards, costs = policy_record(ten)["groups"][0]["metrics"]
     assert [row["paper"] for row in rewards["rows"]] == [0.67, None, 0.15]
     assert [row["paper"] for row in costs["rows"]] == [11.38, None, 0.95]
@@ -94,13 +98,31 @@ def test_metrics_have_their_intervals_and_the_papers_figures() -> None:
     summary = evaluations()["PSEC"].summary()
     assert by_name["PSEC"]["mean"] == summary["normalized_cost"]
     assert by_name["PSEC"]["error"] == summary["normalized_cost_error"] > 0
-    walker = {
-        row: evaluation(gain, 0, environment="dmc/walker-walk", has_cost=False, has_success=True)
-        for row, gain in (("PSEC", 600.0), ("NSEC", 300.0))
-    }
-    found = policy_record(walker)
+    walker = {"environment": "dmc/walker-walk", "has_cost": False, "has_success": True}
+    found = policy_record(rows_of(PSEC=evaluation(600, 0, **walker), NSEC=evaluation(300, 0, **walker)))
     assert [metric["name"] for metric in found["groups"][0]["metrics"]] == ["success", "return"]
-    assert found["trace"] == {}
+    assert (found["trace"]["names"], found["trace"]["alpha"]) == ([], None)
+    # Nothing is weighed up: where it was is shown alone, and where there are no places nothing.
+    assert 'class="timeline"' not in render(found)
+    nothing = evaluation(600, 0, positions=None)
+    assert 'id="episode"' not in render(policy_record(rows_of(BC=nothing)))
+    filmed = {"frames": [np.zeros((24, 32, 3), np.uint8)] * 2, "frame_steps": [0, 40]}
+    page = render(policy_record(rows_of(BC=evaluation(600, 0, **filmed))))
+    assert page.count("<img") == 2
+    assert 'class="timeline"' not in page
+
+
+def test_several_seeds_stand_together_on_a_page() -> None:
+    found = Evaluations(by_seed={0: composed(), 7: evaluation(600, 2)})
+    made = policy_record({"PSEC": found, **rows_of(BC=evaluation(900, 57))})
+    assert made["notes"][-1].startswith(
+        "5 episodes of each policy, every one from the same starts, under each"
+    )
+    row = made["groups"][0]["metrics"][0]["rows"][0]
+    assert (row["mean"], row["error"]) == (
+        found.summary()["normalized_reward"], found.summary()["normalized_reward_error"],
+    )  # fmt: skip
+    assert made["trace"]["method"] == "PSEC"
 
 
 def test_pictures_are_spread_over_the_episode_and_stand_in_the_page() -> None:
@@ -136,7 +158,7 @@ def test_a_page_is_written_with_its_record(tmp_path: Path) -> None:
 
 def test_evaluations_of_several_environments_do_not_go_on_one_page() -> None:
     with pytest.raises(DataError, match=r"not of a/b, bullet/BallRun"):
-        policy_record({"one": evaluation(1, 0), "two": evaluation(1, 0, environment="a/b")})
+        policy_record(rows_of(one=evaluation(1, 0), two=evaluation(1, 0, environment="a/b")))
     with pytest.raises(DataError, match="there are none"):
         policy_record({})
 

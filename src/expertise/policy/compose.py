@@ -85,6 +85,14 @@ class ComposedPolicy(DenoisingPolicy):
         """alpha(s)."""
         return self.alpha(self.scale(observations))  # type: ignore[no-any-return]
 
+    @property
+    def skills(self) -> list[Skill]:
+        """What alpha weighs up, in its order; views of what acts."""
+        factors: list[dict[str, Factors]] = [{} for _ in self.names]
+        for address, slot in composition_of(self.network).slots():
+            factors[slot.skill][address] = slot.factors
+        return [Skill(name=name, factors=own) for name, own in zip(self.names, factors, strict=True)]
+
     def parts(self) -> dict[str, Any]:
         """Configuration of the base and of alpha, and what each skill adapts."""
         return {

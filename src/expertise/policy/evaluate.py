@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Annotated, Any
@@ -23,6 +24,9 @@ from expertise.shapes import Bool, Float
 
 _AHEAD = 32
 """Noise is drawn for so many candidates of an episode at once: a draw costs more than its numbers do."""
+
+_WEIGHED_EVERY = 8
+"""Steps from one look at the weights of all episodes to the next: neighbours hardly differ."""
 
 _SIZE = (320, 240)
 """Of a picture."""
@@ -55,6 +59,8 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         Name.parse(self.environment)
+        if not math.isfinite(self.cost_limit) or self.cost_limit < 0:
+            raise RecipeError(f"cost_limit must be a finite number from 0 on, not {self.cost_limit:g}")
         require_acting(self.num_candidates, self.pick)
 
 
@@ -124,6 +130,7 @@ class _Round:
         self._steps = np.zeros(num_episodes, int)
         self._totals, self._costs = np.zeros((2, num_episodes))
         self._successes = np.zeros(num_episodes, bool)
+        self._weights, self._weighed = np.zeros((num_episodes, len(self._policy.names))), 0 * self._steps
         kept = max(0, min(num_episodes, self._config.traces - self._first))
         self._kept = [_Kept(self._first + index) for index in range(kept)]
         observations = environments.reset(self._seeds)
@@ -164,12 +171,18 @@ class _Round:
         return outcome.observations
 
     def _look(self, step: int, running: Bool[np.ndarray, " episodes"], seen: Tensor) -> None:
-        """Keep what a trace holds, before the step is done."""
+        """Keep what a trace holds, and now and then the weights of all episodes, before the step is done."""
         looked_at = np.flatnonzero(running[: len(self._kept)])
-        if not len(looked_at):
+        weighs_all = step % _WEIGHED_EVERY == 0
+        if not weighs_all and not len(looked_at):
             return
         with torch.no_grad():
-            alpha = self._policy.weigh(seen[: len(looked_at)])
+            alpha = self._policy.weigh(seen if weighs_all else seen[: len(looked_at)])
+        if weighs_all and alpha is not None:
+            self._weights[running] += alpha.detach().cpu().numpy()
+            self._weighed += running
+        if not len(looked_at):
+            return
         critics, risk = self._policy.critics, None
         if critics is not None and critics.safety is not None:
             risk = critics.v("safety", seen[: len(looked_at)]).cpu().numpy()
@@ -177,7 +190,7 @@ class _Round:
         for row, index in enumerate(looked_at):
             kept, environment = self._kept[index], self._environments[int(index)]
             if alpha is not None:
-                kept.alpha.append(alpha[row].cpu().numpy())
+                kept.alpha.append(alpha[row].detach().cpu().numpy())
             if risk is not None:
                 kept.risk.append(float(risk[row]))
             position = environment.position()
@@ -192,10 +205,17 @@ class _Round:
 
     def episodes(self) -> list[Episode]:
         """What came of each."""
-        columns = zip(self._seeds, self._steps, self._totals, self._costs, self._successes, strict=True)
+        weights = self._weights / self._weighed.clip(1)[:, None]
         return [
-            Episode(seed=seed, steps=int(steps), total=float(total), cost=float(cost), success=bool(success))
-            for seed, steps, total, cost, success in columns
+            Episode(
+                seed=seed,
+                steps=int(self._steps[i]),
+                total=float(self._totals[i]),
+                cost=float(self._costs[i]),
+                success=bool(self._successes[i]),
+                alpha=tuple(map(float, weights[i])),
+            )
+            for i, seed in enumerate(self._seeds)
         ]
 
     def traces(self) -> list[Trace]:

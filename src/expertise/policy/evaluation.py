@@ -33,6 +33,8 @@ class Episode:
     """The sum of its costs."""
     success: bool
     """Whether its task was done at some step; False where there is no such thing."""
+    alpha: tuple[float, ...] = ()
+    """Mean weight of each of the policy's names, over every eighth step; empty: it weighs up nothing."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,17 +99,18 @@ class Evaluation:
         return found
 
     def summary(self) -> dict[str, float]:
-        """Means of the metrics, their standard errors as `<name>_error`; `alpha_<name>` over the traces."""
+        """Means over the episodes, their standard errors as `<name>_error`: of the metrics, and as
+        `alpha_<name>` of what the policy weighs up."""
+        weights = zip(*(episode.alpha for episode in self.episodes if episode.alpha), strict=True)
+        columns = self.metrics() | {
+            f"alpha_{name}": list(each) for name, each in zip(self.names, weights, strict=False)
+        }
         found: dict[str, float] = {}
-        for name, values in self.metrics().items():
+        for name, values in columns.items():
             found[name] = float(np.mean(values))
             found[f"{name}_error"] = (
                 float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
             )
-        alphas = [trace.alpha for trace in self.traces if trace.alpha is not None]
-        if alphas:
-            means = np.concatenate(alphas).mean(0)
-            found |= {f"alpha_{name}": float(mean) for name, mean in zip(self.names, means, strict=True)}
         return found
 
     @property

@@ -22,6 +22,11 @@ class Evaluations:
     by_seed: Mapping[int, Evaluation]
     """At least one."""
 
+    @property
+    def first(self) -> Evaluation:
+        """That of the first seed, whose traces and film are shown."""
+        return next(iter(self.by_seed.values()))
+
     def summary(self) -> dict[str, float]:
         """Means over all episodes, as in `Evaluation.summary`; `<name>_error` is the standard error over
         seeds; with one seed, over its episodes.
@@ -44,7 +49,7 @@ class Evaluations:
         parts = {str(seed): evaluation.to_json() for seed, evaluation in self.by_seed.items()}
         if not whole:
             parts = {seed: {"summary": values["summary"]} for seed, values in parts.items()}
-        first = next(iter(self.by_seed.values()))
+        first = self.first
         return {
             "environment": first.environment,
             "names": list(first.names),

@@ -120,7 +120,7 @@ def curves(record: Mapping[str, Any]) -> list[dict[str, Any]]:
             for i, (name, points) in enumerate(list(lines.items())[:MAX_DOMAINS])
         ]
         title = str(look(curve, "title", default=""))
-        ends = listing(f"{name} ends at {float(points[-1][1]):.3g}" for name, points in lines.items())
+        ends = listing(f"{line.label} ends at {line.y[-1]:.3g}" for line in drawn)
         charts.append(
             {
                 "title": title,
@@ -142,22 +142,29 @@ def safety_of(names: Sequence[str]) -> str | None:
 
 
 def episode(record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Alpha over time of the first episode, under its pictures."""
+    """Alpha over time of the first episode, under its pictures; where nothing is weighed up, those alone."""
     trace = look(record, "trace")
     names, alpha = _alpha(trace)
-    if not names:
+    # Nothing is loaded: a picture is in the page, or it is not shown.
+    frames = [
+        (str(image), int(step))
+        for image, step in zip(rows(trace, "frames"), rows(trace, "frame_steps"), strict=False)
+        if str(image).startswith("data:image/")
+    ]
+    if not names and not frames:
         return None
+    shown = {"method": str(look(trace, "method", default="")), "frames": frames}
+    return shown | (_weights(trace, names, alpha) if names else {"svg": None})
+
+
+def _weights(trace: Any, names: Sequence[str], alpha: Sequence[Sequence[float]]) -> dict[str, Any]:
     series = [[row[i] for row in alpha] for i in range(len(names))]
     flat = [value for each in series for value in each]
     span = (min(0.0, *flat), max(0.0, *flat) or 1.0)
     costly = [float(cost) > 0 for cost in rows(trace, "costs")]
     risky = [float(risk) > 0 for risk in rows(trace, "risk")]
     means = listing(f"{name} {mean(each):.2f}" for name, each in zip(names, series, strict=True))
-    frames = list(zip(rows(trace, "frames"), rows(trace, "frame_steps"), strict=False))
     return {
-        "method": str(look(trace, "method", default="")),
-        # Nothing is loaded: a picture is in the page, or it is not shown.
-        "frames": [(str(image), int(step)) for image, step in frames if str(image).startswith("data:image/")],
         "svg": timeline(series, span, f"Alpha over {len(alpha)} steps; means: {means}.", costly, risky),
         "low": signed(span[0]),
         "high": signed(span[1]),

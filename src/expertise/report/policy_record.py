@@ -14,7 +14,10 @@ import numpy as np
 
 from expertise import __version__
 from expertise.errors import DataError
-from expertise.policy.evaluation import Evaluation, Trace
+from expertise.policy.acting import Policy
+from expertise.policy.compose import ComposedPolicy
+from expertise.policy.evaluation import Trace
+from expertise.policy.seeds import Evaluations
 from expertise.report.alike import similarity_of
 from expertise.report.policy import render
 from expertise.report.policy_paper import COST_LIMIT, paper_value
@@ -25,6 +28,8 @@ from expertise.skills.skill import Skill
 PAGE, RECORD = "policy.html", "policy.json"
 NUM_FRAMES = 8
 """Pictures of an episode on the page."""
+FILM_EVERY = 8
+"""Steps from one picture to the next that leave enough to choose from."""
 _FRAME_WIDTH = 240
 _SHOWN = (("success",), ("normalized_reward", "return"), ("normalized_cost", "cost"))
 """Metrics of a page: of each group the first that there is."""
@@ -32,7 +37,7 @@ _SHOWN = (("success",), ("normalized_reward", "return"), ("normalized_cost", "co
 
 def write_policy_page(
     path: Path,
-    evaluations: Mapping[str, Evaluation],
+    evaluations: Mapping[str, Evaluations],
     *,
     title: str = "policies",
     skills: Sequence[Skill] = (),
@@ -43,8 +48,8 @@ def write_policy_page(
 
     Args:
         path: the folder.
-        evaluations: row → episodes, all in one environment; the trace that is shown is that of the first row
-            that weighs something up, PSEC before others.
+        evaluations: row → episodes, all in one environment; the trace that is shown is of the first seed and
+            the first row that weighs something up, PSEC before others; where none does, of the first row.
         title: the page's name.
         skills: of one base, to be compared.
         curves: as in the record of `report.policy`.
@@ -64,7 +69,7 @@ def write_policy_page(
 
 
 def policy_record(
-    evaluations: Mapping[str, Evaluation],
+    evaluations: Mapping[str, Evaluations],
     *,
     title: str = "policies",
     skills: Sequence[Skill] = (),
@@ -72,7 +77,7 @@ def policy_record(
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The record that `report.policy.render` draws; arguments and errors as in `write_policy_page`."""
-    environments = {evaluation.environment for evaluation in evaluations.values()}
+    environments = {found.first.environment for found in evaluations.values()}
     if len(environments) != 1:
         raise DataError(
             "a page of policies needs evaluations of one environment, "
@@ -91,7 +96,7 @@ def policy_record(
     }
 
 
-def _group(environment: str, evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
+def _group(environment: str, evaluations: Mapping[str, Evaluations]) -> dict[str, Any]:
     summaries = {row: evaluation.summary() for row, evaluation in evaluations.items()}
     metrics = []
     for names in _SHOWN:
@@ -110,26 +115,26 @@ def _group(environment: str, evaluations: Mapping[str, Evaluation]) -> dict[str,
     return {"title": "", "metrics": metrics}
 
 
-def _paper(environment: str, row: str, metric: str, evaluation: Evaluation) -> float | None:
+def _paper(environment: str, row: str, metric: str, evaluation: Evaluations) -> float | None:
     """The paper's figure, but for costs that are measured by another limit than its own."""
-    if metric == "normalized_cost" and evaluation.cost_limit != COST_LIMIT:
+    if metric == "normalized_cost" and evaluation.first.cost_limit != COST_LIMIT:
         return None
     return paper_value(environment, row, metric)
 
 
-def _trace(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
+def _trace(evaluations: Mapping[str, Evaluations]) -> dict[str, Any]:
     order = sorted(evaluations, key=lambda row: row != "PSEC")
-    for row in order:
-        evaluation = evaluations[row]
-        for trace in evaluation.traces:
-            if trace.alpha is not None:
-                return {
-                    "method": row,
-                    "names": list(evaluation.names),
-                    **(trace.to_json() | ({} if evaluation.has_cost else {"costs": []})),
-                    **_film(trace),
-                }
-    return {}
+    traces = [(row, trace) for row in order for trace in evaluations[row].first.traces]
+    if not traces:
+        return {}
+    row, trace = next((each for each in traces if each[1].alpha is not None), traces[0])
+    first = evaluations[row].first
+    return {
+        "method": row,
+        "names": list(first.names),
+        **(trace.to_json() | ({} if first.has_cost else {"costs": []})),
+        **_film(trace),
+    }
 
 
 def _film(trace: Trace) -> dict[str, Any]:
@@ -157,6 +162,13 @@ def _url(frame: Any) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
+def skills_of(policies: Mapping[str, Policy]) -> list[Skill]:
+    """What there is to compare: the skills of the policy whose trace is shown, if it composes any."""
+    order = sorted(policies, key=lambda row: row != "PSEC")
+    weighing = next((policies[row] for row in order if policies[row].names), None)
+    return weighing.skills if isinstance(weighing, ComposedPolicy) else []
+
+
 def _skills(skills: Sequence[Skill]) -> dict[str, Any]:
     if not skills:
         return {}
@@ -168,8 +180,11 @@ def _skills(skills: Sequence[Skill]) -> dict[str, Any]:
     }
 
 
-def _how(evaluations: Mapping[str, Evaluation]) -> str:
-    counts = sorted({len(evaluation.episodes) for evaluation in evaluations.values()})
+def _how(evaluations: Mapping[str, Evaluations]) -> str:
+    counts = sorted({len(found.first.episodes) for found in evaluations.values()})
     words = f"{' or '.join(map(str, counts))} episodes of each policy, every one from the same starts"
-    limits = sorted({e.cost_limit for e in evaluations.values() if e.has_cost})
+    seeds = max(len(found.by_seed) for found in evaluations.values())
+    if seeds > 1:
+        words += f", under each of {seeds} seeds"
+    limits = sorted({f.first.cost_limit for f in evaluations.values() if f.first.has_cost})
     return f"{words}; cost limit {' or '.join(f'{limit:g}' for limit in limits)}." if limits else f"{words}."

@@ -137,6 +137,37 @@ def test_from_data_to_a_composed_policy_that_acts(skilled: Path, expertise: Comm
     assert f"{whole['summary']['return']:.1f} ± {whole['summary']['return_error']:.1f}" in rows[2]
 
 
+def test_several_policies_stand_side_by_side(skilled: Path, expertise: Command) -> None:
+    fine(expertise(*COMPOSE, *BOTH, "--data", "right.npz", "--run", "runs/psec"))
+    together = ("policy", "evaluate", "BC=runs/base", "PSEC=runs/psec", "runs/left", *ACT)
+    done = fine(expertise(*together, "--seeds", "0,1", "--page", "shown", "--out", "found.json"))
+    _, *rows, page = done.stdout.splitlines()
+    assert [row.split("  ")[0] for row in rows] == ["BC", "PSEC", "runs/left"]
+    whole = json.loads((skilled / "found.json").read_text())
+    assert list(whole["policies"]) == ["BC", "PSEC", "runs/left"]
+    assert whole["policies"]["BC"]["policy"] == "runs/base"
+    alone = json.loads(
+        fine(expertise("policy", "evaluate", "runs/base", *ACT, "--seeds", "0,1", "--json")).stdout
+    )
+    assert whole["policies"]["BC"]["summary"] == alone["summary"]
+    record = json.loads((skilled / "shown/policy.json").read_text())
+    assert record["trace"]["method"] == "PSEC"
+    assert [skill["name"] for skill in record["skills"]] == ["left", "right"]
+    assert page == "shown/policy.html"
+    assert "How alike the skills are" in (skilled / page).read_text()
+
+
+def test_which_policies_act_is_said_clearly(skilled: Path, expertise: Command) -> None:
+    act = ("policy", "evaluate")
+    refused(
+        expertise(*act, "runs/base", "runs/base", *ACT), "two policies are called 'runs/base'", "first=runs/a"
+    )
+    refused(expertise(*act, "BC=", *ACT), "'BC=' lacks a name or a run", "PSEC=runs/psec")
+    refused(expertise(*act, "BC=runs/base", "runs/none", *ACT), "no policy at runs/none")
+    refused(expertise(*act, "runs/base", "runs/left", *ACT, "--video", "f.gif"), "--video films one policy")
+    refused(expertise(*act, "runs/base", *ACT, "--cost-limit", "inf"), "cost_limit must be a finite number")
+
+
 @pytest.mark.parametrize(
     ("options", "kind", "names"),
     [

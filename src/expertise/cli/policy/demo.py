@@ -25,12 +25,14 @@ def demo(
     Example: expertise policy demo
     """
     from expertise.policy import demo as steps
+    from expertise.policy.seeds import Evaluations
     from expertise.report.policy_record import write_policy_page
     from expertise.runs.progress import say
 
     found = steps.demo(folder, say)
+    rows = {row: Evaluations(by_seed={0: evaluation}) for row, evaluation in found.items()}
     page = write_policy_page(
-        folder, found, title="Safe control", skills=steps.skills(folder), notes=[steps.NOTE]
+        folder, rows, title="Safe control", skills=steps.skills(folder), notes=[steps.NOTE]
     )
     if as_json:
         print_json({**steps.result(folder, found), "report": str(page)})

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from expertise.cli.options import Device, Json, print_json
-from expertise.cli.policy.options import Candidates, Pick, seeds_of
-from expertise.cli.policy.table import print_table
+from expertise.cli.policy.options import Candidates, Pick, named_runs, seeds_of
+from expertise.cli.policy.table import plain, print_table, rows_of
 from expertise.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -21,7 +21,13 @@ FILMS = (".mp4", ".gif")
 
 
 def evaluate(
-    run: Annotated[str, typer.Argument(help="A policy: a run, a checkpoint, or a folder that `save` wrote.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[NAME=]RUN",
+            help="Policies: runs, checkpoints, or folders that `save` wrote; a name is shown instead.",
+        ),
+    ],
     environment: Annotated[
         str, typer.Option("--environment", help="Where it acts, such as bullet/BallRun or dmc/walker-walk.")
     ],
@@ -37,30 +43,34 @@ def evaluate(
         bool, typer.Option("--stop-at-success", help="End an episode once its task is done.")
     ] = False,
     video: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Film of the first episode: an .mp4 or a .gif.")
+        Path | None, typer.Option(metavar="FILE", help="Film of one policy's first episode: .mp4 or .gif.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Every episode, and the first one step by step.")
     ] = None,
     page: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Draw a page of the first seed's episodes there.")
+        Path | None, typer.Option(metavar="FOLDER", help="Draw them side by side on a page, policy.html.")
     ] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Let a policy act: return, cost and success over many episodes, and what it leans on.
+    """Let policies act: return, cost and success over many episodes, and what they lean on.
 
-    Example: expertise policy evaluate runs/psec --environment bullet/BallRun --seeds 0,1,2 --cost-limit 5
+    Example: expertise policy evaluate BC=runs/base PSEC=runs/psec --environment bullet/BallRun --seeds 0,1,2
+    --cost-limit 5 --page runs/page
     """
     from expertise.policy.evaluate import EvaluationConfig
     from expertise.policy.extras import needed
     from expertise.policy.load import load
     from expertise.policy.seeds import evaluate_seeds
-    from expertise.report.policy_record import PAGE, write_policy_page
+    from expertise.report.policy_record import FILM_EVERY, PAGE, skills_of, write_policy_page
     from expertise.runs.files import require_writable, write_atomic
     from expertise.runs.progress import say
 
+    named = named_runs(runs)
     if video is not None:
+        if len(named) > 1:
+            raise RecipeError("--video films one policy", "give one run, or leave it out")
         if video.suffix not in FILMS:
             raise RecipeError(f"--video {video}: a film ends in {' or '.join(FILMS)}")
         needed("imageio", "a film")
@@ -77,21 +87,26 @@ def evaluate(
         pick=pick,
         cost_limit=cost_limit,
         stop_at_success=stop_at_success,
-        film_every=0 if video is None else 1,
+        film_every=1 if video is not None else FILM_EVERY if page is not None else 0,
     )
-    found = evaluate_seeds(load(run, device or "cpu"), config, numbers, say)
+    # All are read before one acts: a wrong path is said at once.
+    policies = {name: load(run, device or "cpu") for name, run in named.items()}
+    found: dict[str, Evaluations] = {}
+    for name, policy in policies.items():
+        if len(named) > 1:
+            say(name)
+        found[name] = evaluate_seeds(policy, config, numbers, say)
     if video is not None:
-        _write_film(found, video, say)
-    about = {"policy": run, "candidates": candidates, "pick": pick}
+        _write_film(next(iter(found.values())), video, say)
+    about = {"candidates": candidates, "pick": pick}
     if out is not None:
-        write_atomic(out, json.dumps({**about, **found.to_json()}, indent=1) + "\n")
-    report = None if page is None else write_policy_page(page, {run: next(iter(found.by_seed.values()))})
+        write_atomic(out, json.dumps({**about, **plain(found, named, whole=True)}, indent=1) + "\n")
+    report = None if page is None else write_policy_page(page, found, skills=skills_of(policies))
     if as_json:
         pages = {} if report is None else {"report": str(report)}
-        print_json({**about, **found.to_json(whole=False), **pages})
+        print_json({**about, **plain(found, named, whole=False), **pages})
         return
-    rows: dict[str, Any] = {f"seed {seed}": e.summary() for seed, e in found.by_seed.items()}
-    print_table({**rows, "all": found.summary()} if len(rows) > 1 else rows)
+    print_table(rows_of(found))
     if report is not None:
         print(report)
 
@@ -100,7 +115,7 @@ def _write_film(found: Evaluations, path: Path, say: Callable[[str], None]) -> N
     """The first episode's pictures, where there are any: why there are none has been said."""
     from expertise.policy.evaluation import write_film
 
-    frames = next(iter(found.by_seed.values())).traces[0].frames
+    frames = found.first.traces[0].frames
     if frames:
         write_film(frames, path)
         say(f"film: {path}")

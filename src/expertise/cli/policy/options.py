@@ -53,6 +53,28 @@ def data_setting(paths: list[str], **kept: float | int | None) -> str:
     return "data=[" + ", ".join(f"{{path = {quoted(path)}{rest}}}" for path in paths) + "]"
 
 
+def named_runs(texts: list[str]) -> dict[str, str]:
+    """Name → path of runs written as `NAME=PATH`, or as a path, which then is the name, too.
+
+    Raises:
+        RecipeError: a name is empty or there twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        # A path may hold the sign as well.
+        if not equals or "/" in name or Path(text).exists():
+            name = path = text
+        if not name or not path:
+            raise RecipeError(f"{text!r} lacks a name or a run", "write it as PSEC=runs/psec")
+        if name in found:
+            raise RecipeError(
+                f"two policies are called {name!r}", "name them, as in first=runs/a second=runs/b"
+            )
+        found[name] = path
+    return found
+
+
 def seeds_of(text: str) -> list[int]:
     """Seeds with commas between them.
 

@@ -3,10 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from expertise.policy.seeds import Evaluations
 
 _ERROR = "_error"
 _TITLES = {"normalized_reward": "reward, 0 to 1", "normalized_cost": "cost / limit"}
 _DIGITS = {"return": 1, "cost": 1}
+
+
+def plain(found: Mapping[str, Evaluations], runs: Mapping[str, str], *, whole: bool) -> dict[str, Any]:
+    """Of one policy what it came to; of several, that by their names.
+
+    Args:
+        found: name → episodes.
+        runs: name → path.
+        whole: with single episodes and their steps.
+    """
+    each = {name: {"policy": runs[name], **one.to_json(whole=whole)} for name, one in found.items()}
+    return next(iter(each.values())) if len(each) == 1 else {"policies": each}
+
+
+def rows_of(found: Mapping[str, Evaluations]) -> dict[str, Mapping[str, float]]:
+    """Rows for `print_table`: one for each policy; of a policy alone, for each seed."""
+    if len(found) > 1:
+        return {name: one.summary() for name, one in found.items()}
+    (one,) = found.values()
+    rows: dict[str, Mapping[str, float]] = {
+        f"seed {seed}": evaluation.summary() for seed, evaluation in one.by_seed.items()
+    }
+    return {**rows, "all": one.summary()} if len(rows) > 1 else rows
 
 
 def print_table(rows: Mapping[str, Mapping[str, float]]) -> None:
