@@ -190,6 +190,25 @@ def test_every_way_to_compose(
         assert policy.weigh(torch.zeros(1, 3)).tolist() == [pytest.approx([0.3, 0.7])]  # type: ignore[union-attr]
 
 
+def test_given_weights_need_no_data(skilled: Path, expertise: Command) -> None:
+    given = (*COMPOSE, *BOTH, "--weights", "0.3,0.7", "--run", "runs/made")
+    fine(expertise(*given))
+    policy = load("runs/made")
+    with_data = (*COMPOSE, *BOTH, "--weights", "0.3,0.7", "--data", "right.npz", "--run", "runs/same")
+    fine(expertise(*with_data))
+    same = load("runs/same").state_dict()
+    assert all(same[name].equal(tensor) for name, tensor in policy.state_dict().items())
+    fine(expertise(*given))  # and once more: all is there
+    for level, kind in (("noise", "nsec"), ("actions", "asec")):
+        options = ("--weights", "0.2,0.3,0.5", "--level", level, "--run", f"runs/{kind}")
+        fine(expertise(*COMPOSE, *BOTH, *options))
+        assert load(f"runs/{kind}").kind == kind
+    refused(expertise(*COMPOSE, *BOTH, "--run", "runs/none"), "--data is missing", "or give --weights")
+    learnt = ("--weights", "0.3,0.7", "--set", "alpha.learn=true", "--run", "runs/none")
+    refused(expertise(*COMPOSE, *BOTH, *learnt), "the recipe names no data")
+    assert not (skilled / "runs/none").exists()
+
+
 def test_a_composition_picks_as_it_is_told(skilled: Path, expertise: Command) -> None:
     acting = ("--candidates", "3", "--pick", "min-qc", "--set", "critics=runs/critics")
     fine(expertise(*COMPOSE, *BOTH, "--data", "right.npz", "--run", "runs/made", *acting))

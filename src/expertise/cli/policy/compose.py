@@ -17,11 +17,11 @@ def compose(
     base: Annotated[str, typer.Option("--base", help="The run of the diffusion policy under the skills.")],
     run: RunFolder,
     data: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--data", metavar="PATH", help="What is wanted: a few recorded trajectories; repeat for more."
         ),
-    ],
+    ] = None,
     skill: Annotated[
         list[str] | None, typer.Option("--skill", metavar="NAME", help="A skill; repeat, in alpha's order.")
     ] = None,
@@ -39,7 +39,8 @@ def compose(
         typer.Option("--alpha", help="What decides weights: context (default), fixed or top_p."),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option("--weights", help="Constant weights, as 0.3,0.7; nothing is learnt.")
+        str | None,
+        typer.Option("--weights", help="Constant weights, as 0.3,0.7: no --data, nothing is learnt."),
     ] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of training.")] = 1000,
     batch_size: BatchSize = 512,
@@ -69,6 +70,8 @@ def compose(
     from expertise.runs import recipe as recipes
     from expertise.runs.progress import say
 
+    if not data and weights is None:
+        raise RecipeError("--data is missing: alpha learns from a few trajectories", "or give --weights")
     values = {
         "kind": "composition",
         "base": base,
@@ -84,7 +87,8 @@ def compose(
         "train.seed": seed,
     }
     changes = [f"{key}={_toml(value)}" for key, value in values.items() if value is not None]
-    changes.append(data_setting(data, min_return=min_return, max_cost=max_cost, trajectories=trajectories))
+    kept = {"min_return": min_return, "max_cost": max_cost, "trajectories": trajectories}
+    changes += [data_setting(data, **kept)] if data else []
     recipe = learning.recipe_of(recipes.override({}, changes + settings(set_, device, threads)))
     learning.learn(recipe, run, say)
     result = learning.result(run)

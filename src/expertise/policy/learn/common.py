@@ -108,14 +108,16 @@ def read_all(sources: Sequence[DataConfig]) -> Transitions:
     return concatenate(parts)
 
 
-def facts_of(data: Transitions, **models: nn.Module | None) -> dict[str, str]:
+def facts_of(data: Transitions | None, **models: nn.Module | None) -> dict[str, str]:
     """SHA-256 of the data, and of the weights of what is built on, under its name; None is left out."""
+    facts = {name: fingerprint(model).weights for name, model in models.items() if model is not None}
+    if data is None:
+        return facts
     digest = hashlib.sha256()
     for name, array in sorted(data.arrays().items()):
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
-    weights = {name: fingerprint(model).weights for name, model in models.items() if model is not None}
-    return {"data": digest.hexdigest(), **weights}
+    return {"data": digest.hexdigest(), **facts}
 
 
 def described(data: Transitions) -> str:

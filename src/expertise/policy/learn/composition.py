@@ -60,8 +60,8 @@ class CompositionRecipe:
     """What is learnt."""
     base: str
     """The diffusion policy that the skills were learnt on, by path."""
-    data: list[DataConfig]
-    """The target's: a few trajectories of what is wanted."""
+    data: list[DataConfig] = dataclasses.field(default_factory=list)
+    """The target's: a few trajectories of what is wanted. Not needed where the weights are given."""
     train: TrainConfig
     """How long, and how much at once."""
     level: Level = "parameters"
@@ -115,8 +115,13 @@ class CompositionRecipe:
         base = base_at(self.base, train.device)
         critics = critics_at(self.critics, train.device) or base.critics
         skills = Library(self.library).load_all(self.skills, base.acting) if self.skills else []
-        data = read_all(self.data)
-        observations, actions = behaviour(data)
+        data = read_all(self.data) if self.data or self._learns() else None
+        observations, actions = (
+            # One state that nobody learns from.
+            (torch.zeros(1, base.observation_dim), torch.zeros(1, base.action_dim))
+            if data is None
+            else behaviour(data)
+        )
         torch.manual_seed(train.seed)
         policy = self._policy(base, skills)
         if critics is not None:
@@ -136,7 +141,11 @@ class CompositionRecipe:
             penalty=self._penalty(policy, skills),
         )
         facts = facts_of(data, parts=policy, critics=critics)
-        return Prepared(task=task, facts=facts, note=described(data))
+        return Prepared(task=task, facts=facts, note="" if data is None else described(data))
+
+    def _learns(self) -> bool:
+        """Whether alpha is searched for, and not given."""
+        return not isinstance(self.alpha, FixedAlpha.Config) or self.alpha.learn
 
     def _policy(self, base: DiffusionPolicy, skills: list[Skill]) -> Policy:
         if self.level == "parameters":
