@@ -16,7 +16,9 @@ from expertise.report.results import Column, Figure, dot_chart, figures, markdow
 from expertise.runs.files import write_atomic
 from expertise.runs.results import Results, Row
 from reproduce.psec.verdicts import (
+    CONTINUAL,
     DYNAMICS,
+    LIBRARY,
     MAIN,
     META,
     MULTI,
@@ -28,8 +30,7 @@ from reproduce.psec.verdicts import (
 )
 
 TEN, ALONE = "multi_objective_limit_10", "multi_objective_one_action"
-ABLATION = "ablation"
-CONTINUAL, LIBRARY, TRAINING = "meta_world_continual", "one_library", "training"
+ABLATION, TRAINING = "ablation", "training"
 ORDER = (
     "PSEC",
     "PSEC (MLP)",

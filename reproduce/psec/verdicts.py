@@ -10,13 +10,20 @@ from expertise.runs.results import Results
 
 OURS, SAFE = "PSEC", "safety skill"
 SHIFT, MULTI, DYNAMICS, META = "policy_shift", "multi_objective", "dynamics_shift", "meta_world"
-CONTINUAL = "meta_world_continual"
+CONTINUAL, LIBRARY = "meta_world_continual", "one_library"
 """Tables."""
 MAIN = "S→W/10"
 """The cell of the policy shift that was fixed before the runs; it has the paper's network."""
 SMALL = ", 0.15 M"
 """Behind the name of that cell where it has the small network, as all other cells do."""
 RIVALS = ("NSEC", "ASEC", "Scratch")
+GAINS = (
+    ("own and others", "own skill", "other skills beside its own"),
+    ("other skills", "own skill", "other skills in place of its own"),
+    ("own and others, top-p", "own and others", "top-p over all of them"),
+    ("other skills", "Base", "other skills over the bare base"),
+)
+"""Of one library: a row, the row it is measured against, and what the difference is of."""
 _ERRORS = 2
 """So many standard errors above 0 counts as above."""
 _SEEDS, _MAIN_SEEDS = 3, 5
@@ -28,6 +35,7 @@ _TASKS = 5
 def verdicts(results: Results) -> str:
     """One line per claim, as a Markdown list."""
     lines = [*_shift(results), *_safe(results), *_dynamics(results), *_meta(results), _kept(results)]
+    lines += _library(results)
     return "\n".join(f"- {line}" for line in lines) + "\n"
 
 
@@ -121,6 +129,16 @@ def _kept(results: Results) -> str:
         return f"{claim}: **does not hold** ({'; '.join(changed)})."
     seeds = len({seed for _, seed in found})
     return f"{claim}: holds ({tasks} tasks, {_counted(seeds)})."
+
+
+def _library(results: Results) -> Iterable[str]:
+    """No claim of the paper's: what is gained and what is lost."""
+    for setting in settings_of(results, LIBRARY):
+        rows = results.select(LIBRARY, "return", setting)
+        found = {what: paired(rows, row, other) for row, other, what in GAINS}
+        words = [f"{what} {_text(difference, 0)}" for what, difference in found.items() if difference]
+        if words:
+            yield f"One library, {setting} trajectories, what changes the return: {'; '.join(words)}."
 
 
 def _line(

@@ -107,6 +107,15 @@ def test_forgetting_is_seen(later: float, words: str, tmp_path: Path) -> None:
     assert words in verdict(found, "Meta-World, one task after the other")
 
 
+def test_one_library_says_what_is_gained_and_what_is_lost(tmp_path: Path) -> None:
+    values = {"own skill": [700.0, 720.0], "own and others": [740.0, 700.0], "other skills": [300.0, 340.0]}
+    said = verdict(results(tmp_path, *rows("one_library", "gravity/3", "return", values)), "One library")
+    assert said == (
+        "- One library, gravity/3 trajectories, what changes the return: "
+        "other skills beside its own +10 ± 30, 2 seeds; other skills in place of its own -390 ± 10, 2 seeds."
+    )
+
+
 def test_tables_show_errors_and_the_papers_figures(tmp_path: Path) -> None:
     found = results(
         tmp_path,
