@@ -18,6 +18,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_LONG = 160
+"""Characters of another library's error that are shown."""
+
 
 class ExpertiseError(Exception):
     """A mistake with a remedy.
@@ -84,6 +87,13 @@ class DiskError(ExpertiseError):
 
 class DivergedError(ExpertiseError):
     """Training met a loss or a gradient that is not finite."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another library says, on one line that is not long: some quote the bytes they met."""
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    line = (str(text).splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= _LONG else f"{line[:_LONG]}…"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

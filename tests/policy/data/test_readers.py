@@ -157,6 +157,18 @@ def test_misspelt_costs_are_not_left_out_in_silence(name: str, tmp_path: Path) -
     assert read(path, "d4rl").costs is None
 
 
+@pytest.mark.parametrize(("name", "wrong"), [("costs", "Cost"), ("timeouts", "time_outs")])
+def test_misspelt_arrays_are_not_left_out_in_silence(name: str, wrong: str, tmp_path: Path) -> None:
+    rows = EPISODES.rows(following=True, costs=True)
+    rows[wrong] = rows.pop(name)
+    path = tmp_path / "data.npz"
+    np.savez(path, **rows)
+    assert message(lambda: read(path)).startswith(f"{path} has {wrong!r} and no {name!r} | did you mean")
+    rows["goals"] = rows.pop(wrong)
+    np.savez(path, **rows)
+    read(path)
+
+
 def test_d4rl_may_hold_more(tmp_path: Path) -> None:
     path = write_hdf5(tmp_path / "data.hdf5", EPISODES.rows(following=True, costs=False))
     with h5py.File(path, "a") as file:

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from expertise.errors import DataError, ExpertiseError
-from expertise.policy.data.checks import checked
-from expertise.policy.data.hdf5 import first_line
+from expertise.errors import DataError, ExpertiseError, first_line
+from expertise.policy.data.checks import checked, refuse_misspelt
 from expertise.policy.data.transitions import Transitions
 
 _ENDING = ".npy"
+_OPTIONAL = ("timeouts", "costs")
 
 
 def read_npz(path: str) -> Transitions:
@@ -51,6 +51,8 @@ def from_arrays(arrays: Mapping[str, Any], where: str = "the arrays") -> Transit
     Raises:
         DataError: one is missing or not as it should be.
     """
+    for name in _OPTIONAL:
+        refuse_misspelt(arrays, name, where)
     rows = len(np.atleast_1d(arrays.get("observations", ())))
     return checked({"timeouts": np.zeros(rows, bool), **arrays}, where)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from expertise.policy.data.transitions import Transitions
 _ROUNDING = 1e-4
 """Actions may lie outside [-1, 1] by so much, and are clipped: writers round."""
 
+_NEAR = 0.75
+"""From here on a key looks like another one misspelt."""
 _WIDE = ("observations", "actions", "next_observations")
 _FLAGS = ("terminals", "timeouts")
 
@@ -61,6 +64,19 @@ def require(arrays: Mapping[str, Any], key: str, where: str) -> None:
     """
     if key not in arrays:
         raise DataError(f"{where} has no {key!r}", nearest(key, arrays))
+
+
+def refuse_misspelt(keys: Iterable[str], wanted: str, where: str, *hints: str) -> None:
+    """Refuse what looks like the name of an array that may be absent: it would be passed over in silence.
+
+    Raises:
+        DataError: there is such a key, and not the wanted one.
+    """
+    lower = {key.lower(): key for key in keys}
+    close = difflib.get_close_matches(wanted, lower, n=1, cutoff=_NEAR)
+    if close and lower[close[0]] != wanted:
+        message = f"{where} has {lower[close[0]]!r} and no {wanted!r}"
+        raise DataError(message, f"did you mean {wanted!r}? rename it", *hints)
 
 
 def _numbers(value: Any, key: str, where: str) -> np.ndarray:

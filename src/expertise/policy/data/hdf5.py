@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from expertise.errors import DataError, ExpertiseError
+from expertise.errors import DataError, ExpertiseError, first_line
 from expertise.policy.data.checks import checked, require
 from expertise.policy.data.transitions import Transitions
 from expertise.policy.extras import needed
 
 _DSRL = ("observations", "next_observations", "actions", "rewards", "costs", "terminals", "timeouts")
 _D4RL = ("observations", "actions", "rewards", "terminals")
-_LONG = 160
 _OPTIONAL = ("timeouts", "next_observations", "costs")
 
 
@@ -88,13 +87,6 @@ def keys_of(path: str) -> list[str]:
     """
     with opened(path) as file:
         return list(file)
-
-
-def first_line(error: Exception) -> str:
-    """What an error of another library says, on one line that is not long: some quote the bytes they met."""
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    line = (str(text).splitlines() or [type(error).__name__])[0]
-    return line if len(line) <= _LONG else f"{line[:_LONG]}…"
 
 
 @contextlib.contextmanager

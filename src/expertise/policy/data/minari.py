@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from expertise.errors import DataError, ExpertiseError
+from expertise.errors import DataError, ExpertiseError, first_line
 from expertise.policy.data.checks import checked
-from expertise.policy.data.hdf5 import first_line
 from expertise.policy.data.transitions import Transitions
 from expertise.policy.extras import needed, quiet
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from expertise.errors import DataError, RecipeError, nearest
+from expertise.policy.data.checks import refuse_misspelt
 from expertise.policy.data.hdf5 import keys_of
 from expertise.policy.data.shipped import located
 from expertise.policy.data.transitions import Transitions
@@ -30,8 +29,6 @@ READERS = Registry(
 AUTO = "auto"
 _HDF5 = (".hdf5", ".h5")
 _COSTS = "costs"
-_NEAR = 0.75
-"""From here on a key looks like another one misspelt."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,22 +101,10 @@ def _layout(path: str) -> str:
         keys = keys_of(path)
         if _COSTS in keys:
             return "dsrl"
-        _refuse_misspelt(keys, path)
+        refuse_misspelt(keys, _COSTS, path, 'or name the layout, "d4rl", to read the file without costs')
         return "d4rl"
     if Path(path).is_file():
         raise DataError(
             f"{path}: unknown ending {ending!r}", "known are .hdf5, .h5 and .npz; or name the layout"
         )
     return "minari"
-
-
-def _refuse_misspelt(keys: Iterable[str], path: str) -> None:
-    """Refuse a key that is nearly `costs`: as D4RL's the file would be read without them, and nobody told."""
-    lower = {key.lower(): key for key in keys}
-    close = difflib.get_close_matches(_COSTS, lower, n=1, cutoff=_NEAR)
-    if close:
-        raise DataError(
-            f"{path} has {lower[close[0]]!r} and no {_COSTS!r}",
-            f"did you mean {_COSTS!r}? rename it",
-            'or name the layout, "d4rl", to read the file without costs',
-        )

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from expertise.errors import DeviceError, ExpertiseError, nearest
+from expertise.errors import DeviceError, ExpertiseError, first_line, nearest
 from expertise.policy.extras import needed, quiet
 
 _HINTS = (
@@ -54,7 +54,7 @@ def import_mujoco(what: str) -> Any:
     except ExpertiseError:
         raise
     except Exception as error:  # each way has its own
-        _without_pictures(way, _first_line(error))
+        _without_pictures(way, first_line(error))
         # What was imported halfway would be taken for whole.
         for name in [name for name in sys.modules if name.partition(".")[0] in ("mujoco", "OpenGL")]:
             del sys.modules[name]
@@ -73,10 +73,6 @@ def _without_pictures(way: str, reason: str) -> None:
     # For others, too, who look for a way to render when they are imported.
     os.environ[_GL] = _OFF[0]
     _trouble.append(f"{_GL}={way} does not work: {reason}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @contextlib.contextmanager
@@ -137,4 +133,4 @@ class MuJoCoCamera:
             with quiet():
                 return mujoco.Renderer(self._model, height, width)
         except Exception as error:  # each backend has its own
-            raise DeviceError(f"nothing can be rendered here: {_first_line(error)}", *_HINTS) from None
+            raise DeviceError(f"nothing can be rendered here: {first_line(error)}", *_HINTS) from None
