@@ -17,6 +17,7 @@ from expertise.runs import recipe as recipes
 from expertise.shapes import Float
 from expertise.skills.composing import compose
 from expertise.skills.composition import composition_of
+from expertise.skills.derived import skills_of
 from expertise.skills.skill import Factors, Skill
 from expertise.skills.targets import all_targets
 
@@ -88,10 +89,7 @@ class ComposedPolicy(DenoisingPolicy):
     @property
     def skills(self) -> list[Skill]:
         """What alpha weighs up, in its order; views of what acts."""
-        factors: list[dict[str, Factors]] = [{} for _ in self.names]
-        for address, slot in composition_of(self.network).slots():
-            factors[slot.skill][address] = slot.factors
-        return [Skill(name=name, factors=own) for name, own in zip(self.names, factors, strict=True)]
+        return skills_of(self.network)
 
     def parts(self) -> dict[str, Any]:
         """Configuration of the base and of alpha, and what each skill adapts."""

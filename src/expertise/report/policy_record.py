@@ -162,7 +162,7 @@ def _url(frame: Any) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def skills_of(policies: Mapping[str, Policy]) -> list[Skill]:
+def skills_shown(policies: Mapping[str, Policy]) -> list[Skill]:
     """What there is to compare: the skills of the policy whose trace is shown, if it composes any."""
     order = sorted(policies, key=lambda row: row != "PSEC")
     weighing = next((policies[row] for row in order if policies[row].names), None)

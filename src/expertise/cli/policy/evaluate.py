@@ -63,7 +63,7 @@ def evaluate(
     from expertise.policy.extras import needed
     from expertise.policy.load import load
     from expertise.policy.seeds import evaluate_seeds
-    from expertise.report.policy_record import FILM_EVERY, PAGE, skills_of, write_policy_page
+    from expertise.report.policy_record import FILM_EVERY, PAGE, skills_shown, write_policy_page
     from expertise.runs.files import require_writable, write_atomic
     from expertise.runs.progress import say
 
@@ -101,7 +101,7 @@ def evaluate(
     about = {"candidates": candidates, "pick": pick}
     if out is not None:
         write_atomic(out, json.dumps({**about, **plain(found, named, whole=True)}, indent=1) + "\n")
-    report = None if page is None else write_policy_page(page, found, skills=skills_of(policies))
+    report = None if page is None else write_policy_page(page, found, skills=skills_shown(policies))
     if as_json:
         pages = {} if report is None else {"report": str(report)}
         print_json({**about, **plain(found, named, whole=False), **pages})
