@@ -87,8 +87,18 @@ class Dynamics:
         """Every row that is not there yet."""
         rows: dict[str, Callable[[], Values]] = {
             "PSEC": self._psec,
-            "Scratch": lambda: self._outcome(self._policy("scratch", self.few, self.few_critics)),
-            "Joint": lambda: self._outcome(self._policy("joint", self.union, self.union_critics)),
+            "Scratch": lambda: self._outcome(
+                self._policy("scratch", self.few, self.few_critics, self.sizes.scratch_steps)
+            ),
+            # As many steps as the base and the skill had together, on as much data.
+            "Joint": lambda: self._outcome(
+                self._policy(
+                    "joint",
+                    self.union,
+                    self.union_critics,
+                    self.sizes.base_steps + self.sizes.skill_steps,
+                )
+            ),
             "IQL": self._iql,
             "Base": lambda: self._outcome(self.base),
             BEFORE: lambda: self.bench.outcome(self.base, self.case.before),
@@ -157,11 +167,11 @@ class Dynamics:
         )
         return self._outcome(policy)
 
-    def _policy(self, name: str, data: list[DataConfig], critics: str) -> str:
+    def _policy(self, name: str, data: list[DataConfig], critics: str, steps: int) -> str:
         return self.bench.policy(
             f"{self.work}/{name}",
             data,
-            self.sizes.scratch_steps,
+            steps,
             weights=self._weights(),
             critics=critics,
         )
