@@ -96,6 +96,7 @@ class Bench:
         weights: Weights | None = None,
         critics: str = "",
         keep_every: int = 0,
+        dropout: bool = True,
         **acting: Any,
     ) -> str:
         """A diffusion policy from new weights.
@@ -107,12 +108,13 @@ class Bench:
             weights: what a transition counts; None: the same.
             critics: by path, for `weights` and for choosing among candidates.
             keep_every: checkpoints that stay.
+            dropout: whether the network has it, if it is one that may.
             acting: `num_candidates` and `pick`.
         """
         recipe = PolicyRecipe(
             data=data,
             train=self.sizes.train(steps, self.seed, keep_every),
-            policy=PolicyConfig(network=self.sizes.network_config(), **acting),
+            policy=PolicyConfig(network=self.sizes.network_config(dropout=dropout), **acting),
             weights=weights or Uniform.Config(),
             critics=critics,
             optimizer=self.sizes.base_optimizer(),

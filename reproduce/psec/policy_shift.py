@@ -31,6 +31,8 @@ RANKS = (4, 8, 16, 32, 64)
 CURVE = 8
 """Points of the curves over training."""
 PSEC, FULL, FIXED, SCRATCH = "PSEC", "PSEC (MLP)", "fixed weights", "Scratch"
+BARE = "Scratch, no dropout"
+"""With the paper's network: a skill learns without dropout, so from scratch it must not be worse for it."""
 ORDER = (PSEC, FULL, "NSEC", "ASEC", SCRATCH, "NSEC (LoRA)", "ASEC (LoRA)", FIXED, "Base")
 
 SIZES = Sizes()
@@ -73,6 +75,7 @@ class PolicyShift:
             FULL: functools.partial(self._psec, names, count, full=True),
             FIXED: functools.partial(self._psec, names, count, fixed=True),
             SCRATCH: lambda: self._outcome(self.scratch(target, count), target),
+            BARE: lambda: self._outcome(self._bare(target, count), target),
             "Base": lambda: self._outcome(self.base, target),
         }
         for row, level in LEVELS.items():
@@ -106,6 +109,10 @@ class PolicyShift:
             self.bench.sizes.scratch_steps,
             keep_every=self._every(self.bench.sizes.scratch_steps, target, count),
         )
+
+    def _bare(self, target: str, count: int) -> str:
+        steps = self.bench.sizes.scratch_steps
+        return self.bench.policy(f"{count}/bare-{target}", self._data(target, count), steps, dropout=False)
 
     def skills(self, names: Sequence[str], count: int, *, full: bool = False, rank: int | None = None) -> str:
         """A library with these skills, each learnt on the initial policy."""
@@ -204,7 +211,7 @@ class PolicyShift:
 def measure(bench: Bench) -> None:
     """Everything, the cell that was fixed first."""
     large = Bench(LARGE, bench.results, bench.seed, bench.folder / "large", bench.say)
-    PolicyShift(large).cell(*CELL, rows=(PSEC, "NSEC", "ASEC", SCRATCH, "Base", FULL))
+    PolicyShift(large).cell(*CELL, rows=(PSEC, "NSEC", "ASEC", SCRATCH, "Base", BARE, FULL))
     if bench.seed not in OTHERS:
         return
     own = PolicyShift(bench, note=SMALL)

@@ -45,9 +45,11 @@ class Sizes:
         """For the results file."""
         return dataclasses.asdict(self)
 
-    def network_config(self) -> NetworkConfig:
-        """What predicts the noise."""
-        return PlainNetwork.Config() if self.network == "mlp" else ResidualNetwork.Config()
+    def network_config(self, *, dropout: bool = True) -> NetworkConfig:
+        """What predicts the noise; only the paper's network has dropout."""
+        if self.network == "mlp":
+            return PlainNetwork.Config()
+        return ResidualNetwork.Config() if dropout else ResidualNetwork.Config(dropout=0.0)
 
     def train(self, steps: int, seed: int, keep_every: int = 0) -> TrainConfig:
         """One thread on the CPU, so that rows are repeatable and seeds can run side by side."""

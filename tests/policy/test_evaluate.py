@@ -18,8 +18,10 @@ from expertise.policy.baselines.direct import DirectConfig, DirectPolicy
 from expertise.policy.compose import ComposedPolicy
 from expertise.policy.data.scores import on_scale
 from expertise.policy.envs import Environment
+from expertise.policy.envs.simulator import Outcome
 from expertise.policy.evaluate import EvaluationConfig, evaluate
 from expertise.policy.evaluation import write_film
+from expertise.policy.seeds import evaluate_seeds
 from expertise.skills.skill import Skill
 
 MakePolicy = Callable[..., DiffusionPolicy]
@@ -182,6 +184,35 @@ def test_what_does_not_fit_is_refused(make_policy: MakePolicy) -> None:
         config(pick="minqc")
     with pytest.raises(RecipeError, match="no name of an environment"):
         EvaluationConfig(environment="walker")
+
+
+def test_a_simulation_that_runs_away_ends_its_episode_and_that_is_said(
+    make_policy: MakePolicy, toy: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = toy.step  # type: ignore[attr-defined]
+
+    def run_away(self: Any, action: Any) -> Outcome:
+        self.number = getattr(self, "number", 0) + 1
+        return (
+            Outcome(self._seen(), 0.0, terminated=True, blown_up=True)
+            if self.number == 3
+            else step(self, action)
+        )
+
+    monkeypatch.setattr(toy, "step", run_away)
+    said: list[str] = []
+    found = evaluate(make_policy(), config("right", episodes=2, parallel=2), said.append)
+    assert "2 episodes ended early: the simulation ran away" in said
+    assert [episode.steps for episode in found.episodes] == [3, 3]
+
+
+@pytest.mark.parametrize("names", [("a", "b_error"), ("a", "a_error")])
+def test_skills_may_be_called_anything(
+    make_policy: MakePolicy, make_skill: Callable[..., Skill], names: tuple[str, str]
+) -> None:
+    policy = ComposedPolicy(make_policy(), [make_skill(name) for name in names], ContextAlpha.Config())
+    summary = evaluate_seeds(policy, config("right", episodes=2), [0, 1]).summary()
+    assert {f"alpha_{name}" for name in names} <= set(summary)
 
 
 def test_scales_of_the_usual_data_sets() -> None:

@@ -14,6 +14,7 @@ from expertise.policy import POLICY_OPTIMIZER, DiffusionPolicy, PolicyTask, load
 from expertise.policy.alpha import FixedAlpha
 from expertise.policy.compose import ComposedPolicy
 from expertise.policy.growing import FullConfig, GrowingPolicy, GrowthConfig
+from expertise.policy.network import ResidualNetwork
 from expertise.runs import loop
 from expertise.runs.config import TrainConfig
 from expertise.skills.skill import Skill
@@ -48,6 +49,23 @@ def test_it_starts_as_the_base_and_only_its_own_factors_move(
     grow(policy, tmp_path / "run")
     assert all(torch.equal(before[name], tensor) for name, tensor in base.state_dict().items())
     assert not torch.allclose(policy.act(seen, noise=noise), base.act(seen, noise=noise), atol=1e-4)
+
+
+def test_it_moves_whole_and_has_dropout_only_if_asked(make_policy: MakePolicy) -> None:
+    network = ResidualNetwork.Config(hidden=16, num_blocks=1, time_features=4, dropout=0.5)
+    for wanted in (False, True):
+        base, config = make_policy(network=network), GrowthConfig(rank=2, dropout=wanted)
+        policy = GrowingPolicy(base, config.new(base.acting, "walk", 0), config).double().train()
+        seen = torch.randn(4, 3, dtype=torch.float64)
+        predict = policy.predictor(seen, acting=False)
+        actions, times = torch.randn(4, 2, dtype=torch.float64), torch.ones(4, dtype=torch.int64)
+        one, two = predict(actions, times), predict(actions, times)
+        assert one.dtype == torch.float64
+        assert torch.equal(one, two) is not wanted
+        policy.eval()
+        assert torch.equal(predict(actions, times), predict(actions, times))
+        one.sum().backward()
+        assert all(parameter.grad is not None for parameter in policy.learning)
 
 
 def test_a_new_skill_is_lecun_s_and_raw(make_policy: MakePolicy) -> None:

@@ -129,6 +129,12 @@ def test_what_cannot_act_says_why(make_policy: MakePolicy, make_critics: MakeCri
         policy.act(torch.randn(2, 4))
     with pytest.raises(DataError, match=r"noise of shape \[5, 3, 1, 2\] does not fit 2 states"):
         policy.act(seen, noise=policy.draw(3))
+    for noise in (policy.draw(2)[0], policy.draw(2)[:, :, :0], np.zeros(3)):
+        with pytest.raises(DataError, match=r"noise of shape \[.*\] does not fit 2 states"):
+            policy.act(seen, noise=noise)
+    given = policy.draw(2)
+    for noise in (given.double(), given.numpy(), given.double().numpy()):
+        torch.testing.assert_close(policy.act(seen, noise=noise), policy.act(seen, noise=given))
     with pytest.raises(RecipeError, match=r"ema_rate must lie in \(0, 1\] .* not 0\.0 and 10"):
         PolicyConfig(ema_rate=0.0)
     for wrong in (lambda: PolicyConfig(pick="max-qc"), lambda: policy.act(seen, pick="max-qc")):
@@ -288,6 +294,10 @@ def test_saving_replaces_a_policy_and_nothing_else(tmp_path: Path, make_policy: 
     other = altered(make_policy())
     save(other, tmp_path / "policy")
     assert torch.equal(load(tmp_path / "policy").scale.mean, other.scale.mean)
+    (tmp_path / "policy" / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match=r"policy holds more than a policy: notes\.txt"):
+        save(other, tmp_path / "policy")
+    assert (tmp_path / "policy" / "notes.txt").read_text() == "mine"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     checkpoint.write(tmp_path / "other", 3, {"model": {"w": torch.zeros(1)}}, {"model.json": "{}"})

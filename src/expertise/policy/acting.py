@@ -120,7 +120,7 @@ class Policy(nn.Module, abc.ABC):
         *,
         num_candidates: int | None = None,
         pick: str | None = None,
-        noise: Float[Tensor, "sheets rows candidates components"] | None = None,
+        noise: Float[Tensor | np.ndarray, "sheets rows candidates components"] | None = None,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "*states actions"]: ...
 
@@ -131,7 +131,7 @@ class Policy(nn.Module, abc.ABC):
         *,
         num_candidates: int | None = None,
         pick: str | None = None,
-        noise: Float[Tensor, "sheets rows candidates components"] | None = None,
+        noise: Float[Tensor | np.ndarray, "sheets rows candidates components"] | None = None,
         generator: torch.Generator | None = None,
     ) -> np.ndarray: ...
 
@@ -142,7 +142,7 @@ class Policy(nn.Module, abc.ABC):
         *,
         num_candidates: int | None = None,
         pick: str | None = None,
-        noise: Float[Tensor, "sheets rows candidates components"] | None = None,
+        noise: Any = None,
         generator: torch.Generator | None = None,
     ) -> Any:
         """What to do.
@@ -169,11 +169,12 @@ class Policy(nn.Module, abc.ABC):
         if noise is None:
             number = self.num_candidates if num_candidates is None else num_candidates
             noise = self.draw(rows.shape[0], number, generator)
-        sheets, states, _, dim = noise.shape
-        if (sheets, states, dim) != (self.num_sheets, rows.shape[0], self.action_dim):
+        noise = torch.as_tensor(noise).to(rows)
+        shape = tuple(noise.shape)
+        wanted = (self.num_sheets, rows.shape[0], self.action_dim)
+        if len(shape) != 4 or not shape[2] or (*shape[:2], shape[3]) != wanted:
             raise DataError(
-                f"noise of shape {list(noise.shape)} does not fit {rows.shape[0]} states",
-                "`draw` gives such noise",
+                f"noise of shape {list(shape)} does not fit {rows.shape[0]} states", "`draw` gives such noise"
             )
         candidates = self.candidates(rows, noise)
         actions = self.choose(rows, candidates, self.pick if pick is None else pick)
@@ -189,6 +190,24 @@ class Policy(nn.Module, abc.ABC):
         device = here if generator is None else generator.device
         return torch.randn(shape, generator=generator, device=device).to(here)
 
+    def require_critic(self, pick: str | None = None) -> None:
+        """Refuse a way to pick that the critics at hand cannot serve.
+
+        Args:
+            pick: None: the policy's own.
+
+        Raises:
+            RecipeError: `pick` is not known, or its critic is not there.
+        """
+        pick = self.pick if pick is None else pick
+        require_acting(pick=pick)
+        critic = CRITIC_OF[pick]
+        if not critic:
+            return
+        if self.critics is None:
+            raise RecipeError(f"pick {pick!r} needs a critic of {critic}, and the policy has no critics")
+        self.critics.named(critic)
+
     @torch.no_grad()
     def choose(
         self,
@@ -201,12 +220,11 @@ class Policy(nn.Module, abc.ABC):
         Raises:
             RecipeError: `pick` is not known, or its critic is not attached.
         """
-        require_acting(pick=pick)
+        self.require_critic(pick)
         critic = CRITIC_OF[pick]
         if not critic:
             return candidates[:, 0]
-        if self.critics is None:
-            raise RecipeError(f"pick {pick!r} needs a critic of {critic}, and the policy has no critics")
+        assert self.critics is not None
         states, number, _ = candidates.shape
         rows = observations.repeat_interleave(number, dim=0)
         values = self.critics.q(critic, rows, candidates.flatten(0, 1)).view(states, number)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
-from annotated_types import Gt, Le
+from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
 from expertise.errors import RecipeError
@@ -80,7 +80,7 @@ class ContextAlpha(Alpha):
 
         name: Literal["context"] = "context"
         """Which kind."""
-        hidden: list[int] = dataclasses.field(default_factory=lambda: [256, 256])
+        hidden: list[Annotated[int, Ge(1)]] = dataclasses.field(default_factory=lambda: [256, 256])
         """Widths of the hidden layers, ReLU between them (release: 256, 256)."""
         start: list[float] = dataclasses.field(default_factory=list)
         """Weight of each part at first; empty: 1 over their number. 1 is a part as it was learnt. (Release:
@@ -160,7 +160,7 @@ class TopPAlpha(Alpha):
         """Share of the probability that the chosen parts must pass."""
         strength: Annotated[float, Gt(0)] = 1.0
         """Factor on the probabilities. 1: a skill that is certain counts as it was learnt."""
-        hidden: list[int] = dataclasses.field(default_factory=lambda: [256, 256])
+        hidden: list[Annotated[int, Ge(1)]] = dataclasses.field(default_factory=lambda: [256, 256])
         """Widths of the hidden layers, ReLU after each."""
 
         def build(self, observation_dim: int, num_parts: int) -> TopPAlpha:

@@ -43,7 +43,7 @@ class ComposedPolicy(DenoisingPolicy):
     def __init__(self, base: DiffusionPolicy, skills: Sequence[Skill], alpha: AlphaConfig) -> None:
         own = base.config
         dims = base.observation_dim, base.action_dim
-        super().__init__(own.diffusion, *dims, own.num_candidates, own.pick)
+        super().__init__(own.diffusion, *dims, base.num_candidates, base.pick)
         self.config, self._weighing = own, Weighing(alpha=alpha)
         self.network = compose(base.acting, skills)
         self.scale = base.scale

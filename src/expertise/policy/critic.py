@@ -27,7 +27,7 @@ class RewardCriticConfig:
     """Of Q under the data's actions that V is (release: 0.7; 0.9 for AntMaze)."""
     num_critics: Annotated[int, Ge(1)] = 2
     """Q networks; the least of them counts (release: 2)."""
-    hidden: list[int] = dataclasses.field(default_factory=lambda: [256, 256])
+    hidden: list[Annotated[int, Ge(1)]] = dataclasses.field(default_factory=lambda: [256, 256])
     """Widths of the hidden layers, ReLU between them (release: 256, 256)."""
     value_norm: bool = True
     """LayerNorm on what V is given (release: true in the launcher for skills, false in its configuration)."""
@@ -52,7 +52,7 @@ class SafetyCriticConfig:
     """h where it costs nothing (release: -1)."""
     num_critics: Annotated[int, Ge(1)] = 2
     """Q networks; the greatest of them counts (release: 2)."""
-    hidden: list[int] = dataclasses.field(default_factory=lambda: [256, 256])
+    hidden: list[Annotated[int, Ge(1)]] = dataclasses.field(default_factory=lambda: [256, 256])
     """Widths of the hidden layers, ReLU between them (release: 256, 256)."""
     value_norm: bool = True
     """LayerNorm on what V is given (release: true in the launcher for skills, false in its configuration)."""

@@ -104,14 +104,19 @@ class Critics(nn.Module):
         Raises:
             RecipeError: there is no such critic.
         """
-        return self._named(name).action_value(self.scale(observations), actions)
+        return self.named(name).action_value(self.scale(observations), actions)
 
     @torch.no_grad()
     def v(self, name: str, observations: Float[Tensor, "rows observations"]) -> Float[Tensor, " rows"]:
         """V of a critic, without gradients; arguments and errors as in `q`."""
-        return self._named(name).state_value(self.scale(observations))
+        return self.named(name).state_value(self.scale(observations))
 
-    def _named(self, name: str) -> Critic:
+    def named(self, name: str) -> Critic:
+        """A critic by its name.
+
+        Raises:
+            RecipeError: there is no such critic.
+        """
         critic = self.each().get(name)
         if critic is None:
             raise RecipeError(f"a critic of {name} is needed, and there is none", f"learn critics.{name}")

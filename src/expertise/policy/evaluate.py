@@ -93,6 +93,8 @@ def evaluate(
                 here.run(seeds[first : first + config.parallel])
                 episodes += here.episodes()
                 traces += here.traces()
+        if environments.num_blown_up and say is not None:
+            say(f"{environments.num_blown_up} episodes ended early: the simulation ran away")
         return Evaluation(
             environment=environments.name,
             names=policy.names,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -29,7 +30,7 @@ class FullConfig:
     """A skill without the low rank: a whole matrix beside each weight (the paper's `PSEC (MLP)`)."""
 
     multiplier: float = 1.0
-    """On the matrices."""
+    """On the matrices; finite and not 0."""
     start: Annotated[float, Ge(0)] = 0.0
     """Standard deviation of a new matrix's numbers, in units of 1 / sqrt(in); 0: it adds nothing at first.
     (The paper's curve starts at the level of a new policy, so its matrices seem to be random at first.)"""
@@ -37,7 +38,7 @@ class FullConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GrowthConfig:
-    """How a skill grows. The defaults are the paper's and its release's but for `ema_warmup`."""
+    """How a skill grows. The paper's and its release's defaults but for `ema_warmup` and `dropout`."""
 
     rank: Annotated[int, Ge(1)] = 8
     """Of its factors (paper: 8, the best of 4 to 64; release's class: 8, its launcher: 16)."""
@@ -51,6 +52,8 @@ class GrowthConfig:
     """How fast the factors that act follow those that are trained (release: tau = 0.001)."""
     ema_warmup: Annotated[int, Ge(0)] = 10
     """They follow faster at first: at step n (from 0) by at least w / (w + n); 0: never (release)."""
+    dropout: bool = False
+    """Whether the base's dropout is on in training; off, the skill learns beside the base as it acts."""
 
     def new(self, base: nn.Module, name: str, seed: int) -> Skill:
         """A skill that has learnt nothing yet: A by LeCun, B zero.
@@ -63,6 +66,8 @@ class GrowthConfig:
                 targets=self.targets, rank=self.rank, alpha=self.multiplier, scale_convention="raw"
             )
             return fresh(base, name, low_rank, seed)
+        if not self.full.multiplier or not math.isfinite(self.full.multiplier):
+            raise SkillError(f"full.multiplier must be finite and not 0, not {self.full.multiplier}")
         generator, factors = torch.Generator().manual_seed(seed), {}
         for address, target in find_targets(base, self.targets).items():
             width, height = target.in_features, target.out_features
@@ -100,7 +105,7 @@ class GrowingPolicy(DenoisingPolicy):
     ) -> None:
         own = base.config
         dims = base.observation_dim, base.action_dim
-        super().__init__(own.diffusion, *dims, own.num_candidates, own.pick)
+        super().__init__(own.diffusion, *dims, base.num_candidates, base.pick)
         weights = [0.0] * len(beside) if weights is None else list(weights)
         if len(weights) != len(beside):
             raise SkillError(f"{len(beside)} skills beside need as many weights, not {len(weights)}")
@@ -140,6 +145,20 @@ class GrowingPolicy(DenoisingPolicy):
     def skill(self) -> Skill:
         """A copy of the skill as it acts now."""
         return learnt(self.acting, self.name)
+
+    def train(self, mode: bool = True) -> GrowingPolicy:
+        """See `nn.Module.train`; the tree that is trained has dropout only where the growth says so."""
+        super().train(mode)
+        for module in self._trained[0].modules():
+            if isinstance(module, nn.Dropout):
+                module.training = mode and self._growth.dropout
+        return self
+
+    def _apply(self, *arguments: Any, **named: Any) -> GrowingPolicy:
+        super()._apply(*arguments, **named)  # type: ignore[no-untyped-call]
+        # The tree that is trained is no child; what learns in it has been moved with `learning`.
+        self._trained[0]._apply(*arguments, **named)  # type: ignore[no-untyped-call]
+        return self
 
     def parts(self) -> dict[str, Any]:
         """Configuration of the base and of the growth, and what each skill adapts."""

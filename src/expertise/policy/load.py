@@ -22,6 +22,7 @@ POLICY = "policy.json"
 """What a policy is made of, beside its weights."""
 CRITICS = "critics.json"
 """The same for critics alone."""
+_WEIGHTS = "model"
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -35,13 +36,17 @@ def save(model: Policy | Critics, path: str | Path, step: int = 0) -> None:
         step: training steps behind it.
 
     Raises:
-        RunError: something else stands there.
+        RunError: something else stands there, or lies in the folder that would be replaced.
         DiskError: no room, or no right to write.
     """
     path = Path(path)
     if path.exists() and not any((path / name).is_file() for name in (POLICY, CRITICS)):
         raise RunError(f"{path} exists and is neither a policy nor critics", "choose another folder")
-    checkpoint.write(path, step, {"model": model.state_dict()}, texts_of(model))
+    own = (POLICY, CRITICS, _WEIGHTS + ".safetensors", checkpoint.MANIFEST)
+    others = sorted(entry.name for entry in path.iterdir() if entry.name not in own) if path.exists() else []
+    if others:
+        raise RunError(f"{path} holds more than a policy: {others[0]}", "choose another folder, or move that")
+    checkpoint.write(path, step, {_WEIGHTS: model.state_dict()}, texts_of(model))
 
 
 def texts_of(model: Policy | Critics) -> dict[str, str]:

@@ -35,13 +35,10 @@ class Evaluations:
         if len(each) == 1:
             return each[0]
         found: dict[str, float] = {}
-        for name in each[0]:
-            values = [summary[name] for summary in each]
-            if name.endswith("_error"):
-                means = [summary[name.removesuffix("_error")] for summary in each]
-                found[name] = float(np.std(means, ddof=1)) / math.sqrt(len(means))
-            else:
-                found[name] = float(np.mean(values))
+        for name in list(each[0])[::2]:  # each is followed by its error
+            means = [summary[name] for summary in each]
+            found[name] = float(np.mean(means))
+            found[f"{name}_error"] = float(np.std(means, ddof=1)) / math.sqrt(len(means))
         return found
 
     def to_json(self, *, whole: bool = True) -> dict[str, Any]:

@@ -38,7 +38,8 @@ SCHEMA = 1
 
 _READ = (SCHEMA,)
 
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
+"""What says of every other file of a checkpoint how it was written."""
 
 
 class OtherSchemaError(RunError):
@@ -120,7 +121,7 @@ def write(
                 save_file(plain, aside / f"{name}.safetensors")
             for name, text in texts.items():
                 (aside / name).write_text(text, "utf-8")
-            (aside / _MANIFEST).write_text(_manifest(aside, step), "utf-8")
+            (aside / MANIFEST).write_text(_manifest(aside, step), "utf-8")
     except (DiskError, SafetensorError) as error:
         # safetensors reports the disk's trouble in its own error, the number in its text.
         if not any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT)):
@@ -202,7 +203,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def is_checkpoint(path: Path) -> bool:
     """Whether a folder looks like one."""
-    return (path / _MANIFEST).is_file()
+    return (path / MANIFEST).is_file()
 
 
 def random_states() -> dict[str, Tensor]:
@@ -264,18 +265,18 @@ def _manifest(folder: Path, step: int) -> str:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((path / _MANIFEST).read_text("utf-8"))
+        manifest = json.loads((path / MANIFEST).read_text("utf-8"))
         content = {key: value for key, value in manifest.items() if key != "sha256"}
         whole = manifest["sha256"] == sha256_of_json(content) and all(
             isinstance(manifest[key], kind)
             for key, kind in (("files", dict), ("versions", dict), ("step", int), ("schema", int))
         )
     except FileNotFoundError:
-        raise RunError(f"damaged checkpoint {path}: {_MANIFEST} is missing") from None
+        raise RunError(f"damaged checkpoint {path}: {MANIFEST} is missing") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         whole, manifest = False, {}
     if not whole:
-        raise RunError(f"damaged checkpoint {path}: {_MANIFEST} is not what was written")
+        raise RunError(f"damaged checkpoint {path}: {MANIFEST} is not what was written")
     return manifest  # type: ignore[no-any-return]
 
 

@@ -204,6 +204,8 @@ def test_given_weights_need_no_data(skilled: Path, expertise: Command) -> None:
         fine(expertise(*COMPOSE, *BOTH, *options))
         assert load(f"runs/{kind}").kind == kind
     refused(expertise(*COMPOSE, *BOTH, "--run", "runs/none"), "--data is missing", "or give --weights")
+    options = ("--set", "weights.name=safety", "--set", "critics=runs/critics", "--run", "runs/weighed")
+    fine(expertise(*COMPOSE, *BOTH, "--weights", "0.3,0.7", *options))
     learnt = ("--weights", "0.3,0.7", "--set", "alpha.learn=true", "--run", "runs/none")
     refused(expertise(*COMPOSE, *BOTH, *learnt), "the recipe names no data")
     assert not (skilled / "runs/none").exists()

@@ -13,6 +13,7 @@ import pytest
 
 from expertise.errors import DataError, MissingExtra, RecipeError
 from expertise.policy.data import DataConfig, Transitions, read
+from expertise.policy.data.arrays import from_arrays
 from expertise.policy.data.write import facts_of
 
 h5py = pytest.importorskip("h5py", reason="`make setup-policy` installs it")
@@ -167,6 +168,12 @@ def test_misspelt_arrays_are_not_left_out_in_silence(name: str, wrong: str, tmp_
     rows["goals"] = rows.pop(wrong)
     np.savez(path, **rows)
     read(path)
+
+
+@pytest.mark.parametrize("name", ["observations", "actions", "rewards"])
+def test_ragged_lists_are_refused(name: str) -> None:
+    rows = EPISODES.rows(following=True, costs=True) | {name: [[1.0, 2.0], [1.0]]}
+    assert message(lambda: from_arrays(rows)) == f"the arrays: {name!r} holds lists of unequal length"
 
 
 def test_d4rl_may_hold_more(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -183,6 +184,23 @@ def test_a_shift_changes_what_happens(change: str) -> None:
     assert np.array_equal(seen[0], other[0])
     steps = min(len(seen), len(other))
     assert not np.allclose(seen[:steps], other[:steps])
+
+
+@pytest.mark.parametrize("name", ["dmc/walker-walk@strength=1000", "gym/HalfCheetah-v5@strength=1e6"])
+def test_a_simulation_that_runs_away_ends_the_episode(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with make(name) as environment:
+        for _ in range(2):
+            environment.reset(0)
+            steps = [environment.step(np.ones(environment.action_dim))]
+            while not (steps[-1].terminated or steps[-1].truncated):
+                steps.append(environment.step(np.ones(environment.action_dim)))
+            assert (steps[-1].blown_up, steps[-1].terminated) == (True, True)
+            assert np.isfinite(steps[-1].observation).all()
+            assert not any(step.blown_up for step in steps[:-1])
+    assert not list(tmp_path.iterdir())  # MuJoCo's log
 
 
 def test_an_unknown_task_is_refused_with_the_nearest() -> None:

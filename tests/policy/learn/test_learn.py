@@ -16,10 +16,12 @@ from expertise.policy import DiffusionPolicy, load, load_critics
 from expertise.policy.alpha import ContextAlpha
 from expertise.policy.baselines.noise import NoiseComposition
 from expertise.policy.compose import ComposedPolicy
+from expertise.policy.growing import GrowingPolicy, GrowthConfig
 from expertise.policy.learn import RECIPES, learn, recipe_of
 from expertise.runs import checkpoint
 from expertise.runs import recipe as recipes
 from expertise.skills.library import Library
+from expertise.skills.skill import Skill
 
 Write = Callable[..., Path]
 TRAIN = {"steps": 4, "batch_size": 16, "device": "cpu", "threads": 1, "log_every": 2}
@@ -313,6 +315,18 @@ def test_mistakes_are_refused_before_anything_is_written(workshop: Workshop) -> 
         ({"kind": "polcy"}, RecipeError, "unknown 'polcy'"),
         (workshop.recipe("policy", data="left") | {"data": []}, RecipeError, "names no data"),
         (workshop.recipe("policy") | {"weights": {"name": "advantage"}}, RecipeError, "there are no critics"),
+        (workshop.recipe("policy", policy={**NETWORK, "pick": "min-qc"}), RecipeError, "has no critics"),
+        (workshop.recipe("composition", skills=["go"], pick="max-q"), RecipeError, "has no critics"),
+        (
+            workshop.recipe("skill", name="x", growth={"full": {"multiplier": 0}}),
+            SkillError,
+            r"full\.multiplier must be finite and not 0",
+        ),
+        (
+            workshop.recipe("composition", skills=["go"], alpha={"name": "top_p", "hidden": [0]}),
+            RecipeError,
+            r"alpha\.hidden\.0",
+        ),
         (workshop.recipe("composition", skills=["fly"]), SkillError, "fly"),
         (workshop.recipe("composition"), RecipeError, "composes skills"),
         (workshop.recipe("composition", level="noise"), RecipeError, "needs policies, skills or both"),
@@ -347,6 +361,32 @@ def test_a_skill_may_grow_beside_others(workshop: Workshop) -> None:
     assert set(card.parents) == {"go"}
     assert card.ranks == (2,)
     assert (workshop.library.path / "go" / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_a_skill_does_not_go_on_beside_another_of_the_same_name(workshop: Workshop) -> None:
+    workshop.make("base", "policy")
+    workshop.make("go", "skill", data="right", name="go")
+    beside = {"name": "on", "beside": ["go"], "beside_weights": [0.5]}
+    workshop.make("on", "skill", **beside)
+    workshop.make("on", "skill", **beside)
+    workshop.library.remove("on")
+    workshop.library.remove("go")
+    workshop.make("other", "skill", data="left", name="go")
+    with pytest.raises(RunError, match=r"skill go of .* changed since it was made"):
+        workshop.make("on", "skill", **beside, train={**TRAIN, "steps": 8})
+
+
+def test_a_composition_draws_as_many_candidates_as_its_base(
+    make_policy: Callable[..., DiffusionPolicy], make_skill: Callable[..., Skill]
+) -> None:
+    base = make_policy()
+    base.num_candidates = 4
+    config = GrowthConfig()
+    policies = (
+        ComposedPolicy(base, [make_skill("go")], ContextAlpha.Config()),
+        GrowingPolicy(base, config.new(base.acting, "on", 0), config),
+    )
+    assert [policy.num_candidates for policy in policies] == [4, 4]
 
 
 def test_full_modules_take_the_same_way(workshop: Workshop) -> None:

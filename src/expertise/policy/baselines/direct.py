@@ -23,7 +23,7 @@ _LOG_STD = (-10.0, 2.0)
 class DirectConfig:
     """A policy without diffusion. The defaults are those of IQL's code (arXiv 2110.06169)."""
 
-    hidden: list[int] = dataclasses.field(default_factory=lambda: [256, 256])
+    hidden: list[Annotated[int, Ge(1)]] = dataclasses.field(default_factory=lambda: [256, 256])
     """Widths of the hidden layers, ReLU after each."""
     num_candidates: Annotated[int, Ge(1)] = 1
     """Actions that are drawn for each state; the first is the mean."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from expertise.errors import DataError, ExpertiseError, first_line
-from expertise.policy.data.checks import checked, refuse_misspelt
+from expertise.policy.data.checks import checked, refuse_misspelt, rows_of
 from expertise.policy.data.transitions import Transitions
 
 _ENDING = ".npy"
@@ -53,7 +53,7 @@ def from_arrays(arrays: Mapping[str, Any], where: str = "the arrays") -> Transit
     """
     for name in _OPTIONAL:
         refuse_misspelt(arrays, name, where)
-    rows = len(np.atleast_1d(arrays.get("observations", ())))
+    rows = rows_of(arrays.get("observations", ()), "observations", where)
     return checked({"timeouts": np.zeros(rows, bool), **arrays}, where)
 
 

@@ -33,7 +33,7 @@ def checked(arrays: Mapping[str, Any], where: str) -> Transitions:
     """
     for key in (*_WIDE, "rewards", *_FLAGS):
         require(arrays, key, where)
-    number = len(np.atleast_1d(arrays["observations"]))
+    number = rows_of(arrays["observations"], "observations", where)
     if not number:
         raise DataError(f"{where}: 'observations' is empty")
     found = {key: _wide(arrays[key], key, where) for key in _WIDE}
@@ -66,6 +66,15 @@ def require(arrays: Mapping[str, Any], key: str, where: str) -> None:
         raise DataError(f"{where} has no {key!r}", nearest(key, arrays))
 
 
+def rows_of(value: Any, key: str, where: str) -> int:
+    """How many rows an array has.
+
+    Raises:
+        DataError: it is none: lists of unequal length.
+    """
+    return len(np.atleast_1d(_array(value, key, where)))
+
+
 def refuse_misspelt(keys: Iterable[str], wanted: str, where: str, *hints: str) -> None:
     """Refuse what looks like the name of an array that may be absent: it would be passed over in silence.
 
@@ -79,8 +88,15 @@ def refuse_misspelt(keys: Iterable[str], wanted: str, where: str, *hints: str) -
         raise DataError(message, f"did you mean {wanted!r}? rename it", *hints)
 
 
+def _array(value: Any, key: str, where: str) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise DataError(f"{where}: {key!r} holds lists of unequal length") from None
+
+
 def _numbers(value: Any, key: str, where: str) -> np.ndarray:
-    array = np.asarray(value)
+    array = _array(value, key, where)
     if array.dtype.kind not in "fiub":
         raise DataError(f"{where}: {key!r} holds {array.dtype}, not numbers")
     with np.errstate(over="ignore"):  # what does not fit shows as infinite below

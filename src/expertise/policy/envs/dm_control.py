@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from expertise.policy.envs.physics import MuJoCoCamera, building, import_mujoco
+from expertise.policy.envs.physics import MuJoCoCamera, building, has_blown_up, import_mujoco, without_log
 from expertise.policy.envs.shifts import Shift, shift_mujoco
 from expertise.policy.envs.simulator import Family, Outcome, Simulator
 from expertise.policy.extras import needed
@@ -31,19 +31,27 @@ class DMControl(Simulator):
         spec = self._env.action_spec()
         self.action_low, self.action_high = np.array(spec.minimum), np.array(spec.maximum)
         physics = self._env.physics
+        self._seen: Any = None
         self._camera = MuJoCoCamera(physics.model.ptr, physics.data.ptr, 0 if physics.model.ncam else -1)
 
     def reset(self, seed: int) -> Any:
         """Begin an episode."""
         self._env.task.random.seed(seed)
-        return _flat(self._env.reset())
+        has_blown_up(self._env.physics.data.ptr)  # of an episode before
+        self._seen = _flat(self._env.reset())
+        return self._seen
 
     def step(self, action: Float[np.ndarray, " action"]) -> Outcome:
         """Advance by one step."""
-        step = self._env.step(action)
+        try:
+            with without_log():
+                step = self._env.step(action)
+        except _control().PhysicsError:
+            return Outcome(self._seen, 0.0, terminated=True, blown_up=True)
+        self._seen = _flat(step)
         # The suite says that an episode ended with discount 0 where nothing can follow, else with 1.
         terminated = step.last() and not step.discount
-        return Outcome(_flat(step), float(step.reward), terminated=terminated)
+        return Outcome(self._seen, float(step.reward), terminated=terminated)
 
     def frame(self, width: int, height: int) -> Any:
         """A picture by the model's first camera."""
@@ -64,6 +72,11 @@ class DMControl(Simulator):
 def _suite() -> Any:
     import_mujoco(_WHAT)
     return needed("dm_control.suite", _WHAT)
+
+
+@functools.cache
+def _control() -> Any:
+    return needed("dm_control.rl.control", _WHAT)
 
 
 def _flat(step: Any) -> Any:

@@ -29,6 +29,8 @@ class Step(NamedTuple):
     """The limit of steps was reached: more could have come."""
     success: bool | None
     """Whether the task is done now; None where it has no such thing."""
+    blown_up: bool
+    """The simulation ran away, which ended the episode."""
 
 
 class Environment:
@@ -54,7 +56,11 @@ class Environment:
         self._simulator = family.build(parsed.task)
         self.has_cost, self.has_success = self._simulator.has_cost, self._simulator.has_success
         if parsed.shift.changed():
-            self._simulator.shift(parsed.shift)
+            try:
+                self._simulator.shift(parsed.shift)
+            except BaseException:
+                self._simulator.close()
+                raise
         self.observation_dim = self._simulator.observation_dim
         self.action_dim = len(self._simulator.action_low)
         # A last decision may be cut short, so the number is rounded up.
@@ -108,7 +114,9 @@ class Environment:
                 break
         # Copies: a simulator may fill the same array again.
         observation = np.array(outcome.observation, np.float32)
-        return Step(observation, reward, cost, outcome.terminated, truncated, outcome.success)
+        return Step(
+            observation, reward, cost, outcome.terminated, truncated, outcome.success, outcome.blown_up
+        )
 
     def render(self, width: int = 320, height: int = 240) -> Any:
         """A picture of the present state, uint8 [height, width, 3].

@@ -77,15 +77,43 @@ def _without_pictures(way: str, reason: str) -> None:
 
 @contextlib.contextmanager
 def building() -> Iterator[None]:
-    """Keep MuJoCo from writing a file of warnings into the working folder while it reads an old model."""
+    """Say nothing while MuJoCo reads an old model."""
+    with without_log(), quiet():
+        yield
+
+
+@contextlib.contextmanager
+def without_log() -> Iterator[None]:
+    """Keep MuJoCo from writing a file of warnings into the working folder."""
     import mujoco
 
-    mujoco.set_mju_user_warning(lambda _message: None)
+    mujoco.set_mju_user_warning(_pass_over)
     try:
-        with quiet():
-            yield
+        yield
     finally:
         mujoco.set_mju_user_warning(None)
+
+
+def has_blown_up(data: Any) -> bool:
+    """Whether positions, velocities or accelerations ran away since it was last asked.
+
+    MuJoCo then goes on from a fresh state by itself: what a step gives means nothing any more.
+
+    Args:
+        data: mujoco.MjData.
+    """
+    import mujoco
+
+    first, last = mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQACC
+    counts = data.warning.number
+    if not counts[first : last + 1].any():
+        return False
+    counts[first : last + 1] = 0
+    return True
+
+
+def _pass_over(_message: str) -> None:
+    pass
 
 
 class MuJoCoCamera:

@@ -25,6 +25,8 @@ class Outcome(NamedTuple):
     """Nothing can follow; a limit of steps is none of the simulator's business."""
     success: bool | None = None
     """Whether the task is done, where there is such a thing."""
+    blown_up: bool = False
+    """The simulation ran away: the episode is over, and all but the costs so far is made up."""
 
 
 class Simulator(abc.ABC):

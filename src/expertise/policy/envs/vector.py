@@ -44,6 +44,8 @@ class Environments:
         self.observation_dim, self.action_dim = first.observation_dim, first.action_dim
         self.running: Bool[np.ndarray, " environments"] = np.zeros(number, bool)
         """Which are amid an episode."""
+        self.num_blown_up = 0
+        """Episodes that ended because the simulation ran away."""
         self._observations = np.zeros((number, self.observation_dim), np.float32)
 
     def __len__(self) -> int:
@@ -92,6 +94,7 @@ class Environments:
             rewards[index], costs[index] = step.reward, step.cost
             terminated[index], truncated[index] = step.terminated, step.truncated
             successes[index] = bool(step.success)
+            self.num_blown_up += step.blown_up
         self.running &= ~(terminated | truncated)
         return Steps(self._observations.copy(), rewards, costs, terminated, truncated, successes)
 

@@ -130,13 +130,16 @@ class CompositionRecipe:
             policy.num_candidates = self.num_candidates
         if self.pick is not None:
             policy.pick = self.pick
+        policy.require_critic()
         by_action = self.loss == "action" or self.level == "actions"
         task = PolicyTask(
             policy,
             observations,
             actions,
             train,
-            weights=weights_for(self.weights, critics, observations, actions, train.device),
+            weights=None
+            if data is None
+            else weights_for(self.weights, critics, observations, actions, train.device),
             objective=ActionError() if by_action else NoiseError(),
             penalty=self._penalty(policy, skills),
         )

@@ -94,6 +94,7 @@ def _prepared(recipe: PolicyRecipe | DirectRecipe, objective: Objective) -> Prep
     critics = critics_at(recipe.critics, train.device)
     if critics is not None:
         policy.attach(critics)
+    policy.require_critic()
     task = PolicyTask(
         policy,
         observations,

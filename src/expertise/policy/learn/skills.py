@@ -88,6 +88,7 @@ class SkillRecipe:
         weights = weights_for(self.weights, critics, observations, actions, train.device)
         task = PolicyTask(policy, observations, actions, train, weights=weights)
         facts = facts_of(data, base=base.acting, critics=critics)
+        facts |= {f"skill {skill.name}": _digest_of(skill) for skill in beside}
 
         def finish() -> None:
             skill = policy.skill()
@@ -123,6 +124,16 @@ def _digest(recipe: SkillRecipe) -> str:
     values = dataclasses.asdict(recipe)
     values["train"] = {k: v for k, v in values["train"].items() if not may_change(f"train.{k}")}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _digest_of(skill: Skill) -> str:
+    """Of what a skill adds."""
+    digest = hashlib.sha256()
+    for address, factors in sorted(skill.factors.items()):
+        digest.update(f"{address} {factors.rank} {factors.scaling!r}".encode())
+        for tensor in (factors.A, factors.B):
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def _require_same(there: Skill, here: Skill, library: Library) -> None:
