@@ -15,6 +15,7 @@ from expertise.report.policy_parts import metric_title
 from expertise.report.results import Column, Figure, dot_chart, figures, markdown_table
 from expertise.runs.files import write_atomic
 from expertise.runs.results import Results, Row
+from reproduce.psec import shown
 from reproduce.psec.verdicts import (
     CONTINUAL,
     DYNAMICS,
@@ -155,6 +156,7 @@ def record(results: Results) -> dict[str, Any]:
         "environment": "every scenario, means over seeds",
         "groups": groups,
         "curves": _curves(results),
+        **shown.read(results.path),
         "notes": [line.removeprefix("- ") for line in verdicts(results).replace("**", "").splitlines()],
         "versions": {k: str(v) for k, v in results.environment.items() if k not in ("settings", "cores")},
     }

@@ -15,6 +15,7 @@ from expertise.policy.data import DataConfig
 from expertise.policy.data.scores import normalized_cost
 from expertise.policy.learn import CriticsRecipe, PlainOptimizer
 from expertise.policy.objective import Advantage, Safety
+from reproduce.psec import shown
 from reproduce.psec.bench import LEVELS, Bench
 from reproduce.psec.sizes import Sizes
 
@@ -41,6 +42,8 @@ TABLES = {
 }
 """Table → reading, the same in all rows. The main number was chosen among 1, 2, 4 and 8 on seeds that no
 table has; with one action it is alpha alone that keeps a policy safe, and no critic."""
+SHOWN = "BallCircle"
+"""Task of which the page shows an episode: its map says most."""
 REWARD, SAFETY = "reward", "safety"
 """Skills."""
 PSEC, BASE = "PSEC", "BC"
@@ -97,6 +100,23 @@ class Safe:
         for row, level in LEVELS.items():
             self._once(row, functools.partial(self._composed, row, level=level, with_base=False))
         self._once("PSEC, top-p", lambda: self._composed("top-p", alpha=TopPAlpha.Config()))
+
+    def show(self) -> None:
+        """Keep an episode for the page, as the main table has it."""
+        if shown.path_of(self.bench.results.path).exists():
+            return
+        policy, main = self._composed("psec"), next(iter(TABLES.values()))
+        episodes = self.bench.episodes(
+            policy,
+            f"bullet/{self.task}",
+            num_candidates=main.candidates,
+            pick=main.pick,
+            cost_limit=main.limit,
+            traces=1,
+            film_every=shown.FILM_EVERY,
+        )
+        name = f"{PSEC} in {self.task}, seed {self.bench.seed}"
+        shown.keep(self.bench.results.path, name, policy, episodes)
 
     @functools.cached_property
     def critics(self) -> str:
@@ -179,4 +199,7 @@ def measure(bench: Bench) -> None:
     """Every task."""
     for task in TASKS:
         assert isinstance(bench.sizes, SafeSizes)
-        Safe(bench, bench.sizes, task).measure()
+        safe = Safe(bench, bench.sizes, task)
+        safe.measure()
+        if task == SHOWN:
+            safe.show()

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from expertise.policy import DiffusionPolicy, PolicyConfig
+from expertise.policy.evaluation import Episode, Evaluation, Trace
+from expertise.policy.network import PlainNetwork
 from expertise.runs.results import Results, Row
+from reproduce.psec import shown
 from reproduce.psec.page import record, write_psec_page
 from reproduce.psec.verdicts import verdicts
 
@@ -167,3 +172,34 @@ def test_the_record_has_means_over_tasks_and_curves(tmp_path: Path) -> None:
         {"name": "PSEC", "mean": pytest.approx(0.55), "error": pytest.approx(0.05), "paper": None}
     ]
     assert made["curves"][0]["lines"]["PSEC"] == [[1.0, 3.0], [10.0, 680.0]]
+
+
+def test_an_episode_that_was_kept_stands_on_the_page(tmp_path: Path) -> None:
+    found = results(tmp_path, *shift([1.0, 2.0]))
+    write_psec_page(found)
+    assert "leans on" not in (tmp_path / "psec.html").read_text("utf-8")
+    steps = np.arange(20.0)
+    trace = Trace(
+        episode=0,
+        rewards=steps,
+        costs=steps > 15,
+        alpha=np.stack([steps, -steps], 1),
+        positions=np.stack([steps, steps], 1),
+    )
+    episode = Episode(seed=0, steps=20, total=1.0, cost=4.0, success=False, alpha=(0.0, 0.0))
+    evaluation = Evaluation(
+        environment="bullet/BallCircle",
+        names=("reward", "safety"),
+        has_cost=True,
+        has_success=False,
+        cost_limit=5.0,
+        episodes=[episode],
+        traces=[trace],
+    )
+    policy = DiffusionPolicy(PolicyConfig(network=PlainNetwork.Config(hidden=8)), 3, 2)
+    shown.keep(found.path, "PSEC in BallCircle, seed 0", policy, evaluation)
+    write_psec_page(found)
+    text = (tmp_path / "psec.html").read_text("utf-8")
+    assert "An episode of bullet/BallCircle: up to 10 steps before a cost" in text
+    assert "PSEC in BallCircle, seed 0" in text
+    assert text.count('class="dots"') == 2

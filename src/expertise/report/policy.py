@@ -6,7 +6,7 @@ A record holds plain values, every one of which may be missing:
 - `groups`: `title`, `note`, and `metrics` with `name`, `setting` (where a group has several) and `rows`, of
   which each has `name`, `mean`, `error` (standard error) and `paper` (what the paper has)
 - `curves`: `title`, `x_label`, `log`, and `lines`, row → [x, mean] pairs
-- `trace`, an episode step by step: `method`, `names`, `alpha` (one number per name), `costs`, `risk`,
+- `trace`, an episode step by step: `method`, `where` (if not in `environment`), `names`, `alpha` (one number per name), `costs`, `risk`,
   `positions`, `frames` (pictures as data URLs) and `frame_steps`
 - `skills`, `similarity`, `proposals`: as on the page of skills
 """
@@ -40,7 +40,7 @@ def render(record: Mapping[str, Any]) -> str:
         title=str(look(record, "title", default="policies")),
         subtitle=str(look(record, "environment", default="")),
         headline=_headline(record),
-        lede=leaning(look(record, "trace")),
+        lede=_lede(look(record, "trace")),
         groups=bars(record),
         curves=curves(record),
         episode=episode(record),
@@ -51,6 +51,12 @@ def render(record: Mapping[str, Any]) -> str:
         versions=[(str(k), str(v)) for k, v in look(record, "versions", default={}).items()],
         notes=[str(note) for note in rows(record, "notes")],
     )
+
+
+def _lede(trace: Any) -> str:
+    """When it leans on safety; in which episode, where that does not go without saying."""
+    said, where = leaning(trace), str(look(trace, "where", default=""))
+    return f"{where}: {said[0].lower()}{said[1:]}" if said and where else said
 
 
 def _headline(record: Mapping[str, Any]) -> str:
