@@ -1,4 +1,4 @@
-"""An episode step by step, and the skills in it, kept beside the rows so that the page is drawn from files."""
+"""An episode step by step and its skills, kept beside the rows, so that the page is drawn from files."""
 
 from __future__ import annotations
 

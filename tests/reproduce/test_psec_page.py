@@ -182,7 +182,7 @@ def test_an_episode_that_was_kept_stands_on_the_page(tmp_path: Path) -> None:
     trace = Trace(
         episode=0,
         rewards=steps,
-        costs=steps > 15,
+        costs=np.where(steps > 15, 1.0, 0.0),
         alpha=np.stack([steps, -steps], 1),
         positions=np.stack([steps, steps], 1),
     )

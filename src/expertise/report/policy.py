@@ -6,8 +6,8 @@ A record holds plain values, every one of which may be missing:
 - `groups`: `title`, `note`, and `metrics` with `name`, `setting` (where a group has several) and `rows`, of
   which each has `name`, `mean`, `error` (standard error) and `paper` (what the paper has)
 - `curves`: `title`, `x_label`, `log`, and `lines`, row → [x, mean] pairs
-- `trace`, an episode step by step: `method`, `where` (if not in `environment`), `names`, `alpha` (one number per name), `costs`, `risk`,
-  `positions`, `frames` (pictures as data URLs) and `frame_steps`
+- `trace`, an episode step by step: `method`, `where` (if not in `environment`), `names`, `alpha` (one number
+  per name), `costs`, `risk`, `positions`, `frames` (pictures as data URLs) and `frame_steps`
 - `skills`, `similarity`, `proposals`: as on the page of skills
 """
 
