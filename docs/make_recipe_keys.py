@@ -176,11 +176,13 @@ def limit(mark: Any) -> str:
 
 def default(field: Any) -> str:
     """A field's default as TOML."""
-    if field.default is dataclasses.MISSING:
-        return "" if field.default_factory is dataclasses.MISSING else "none"
-    if field.default is None or field.default == "":
+    made = field.default_factory
+    value = field.default if made is dataclasses.MISSING else made()
+    if value is dataclasses.MISSING:
+        return ""
+    if value is None or value == "" or value == [] or dataclasses.is_dataclass(value):
         return "none"
-    return f"`{field.default!r}`".replace("'", '"').replace("True", "true").replace("False", "false")
+    return f"`{value!r}`".replace("'", '"').replace("True", "true").replace("False", "false")
 
 
 def first_paragraph(cls: Any) -> str:

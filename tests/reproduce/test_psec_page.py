@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from expertise.policy import DiffusionPolicy, PolicyConfig
+from expertise.policy import PolicyConfig
 from expertise.policy.evaluation import Episode, Evaluation, Trace
 from expertise.policy.network import PlainNetwork
 from expertise.runs.results import Results, Row
@@ -196,7 +196,7 @@ def test_an_episode_that_was_kept_stands_on_the_page(tmp_path: Path) -> None:
         episodes=[episode],
         traces=[trace],
     )
-    policy = DiffusionPolicy(PolicyConfig(network=PlainNetwork.Config(hidden=8)), 3, 2)
+    policy = PolicyConfig(network=PlainNetwork.Config(hidden=8)).build(3, 2)
     shown.keep(found.path, "PSEC in BallCircle, seed 0", policy, evaluation)
     write_psec_page(found)
     text = (tmp_path / "psec.html").read_text("utf-8")
