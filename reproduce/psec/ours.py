@@ -26,7 +26,8 @@ TARGETS = ("gravity", "run")
 TOP_P, FIXED = "own and others, top-p", "other skills, fixed"
 ORDER = ("own skill", "other skills", "own and others", TOP_P, FIXED, "Base")
 
-SIZES = Sizes()
+SIZES = Sizes(rank=32)
+"""The rank that changed dynamics need; see `dynamics.DynamicsSizes`."""
 
 
 class Ours:
