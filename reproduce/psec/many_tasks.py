@@ -214,7 +214,7 @@ class ManyTasks:
         policy = self.few.composed(
             f"after-{number}/{'known' if known else _short(task)}",
             self.base,
-            self._data(task, self.sizes.demonstrations if known else MAIN),
+            [] if known else self._data(task, MAIN),
             skills=names if known else [_short(task)],
             library=library,
             alpha=FixedAlpha.Config(values=[0.0] * number) if known else None,

@@ -100,9 +100,9 @@ def test_changed_dynamics(
 def test_many_tasks_and_nothing_is_forgotten(
     make_bench: Callable[..., Bench], data: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data("a", "b", "c")
+    data("a", "b", "c", "d")
     for name in ("KNOWN", "UNSEEN"):
-        monkeypatch.setattr(many_tasks, name, ("a",) if name == "KNOWN" else ("b", "c"))
+        monkeypatch.setattr(many_tasks, name, ("a", "d") if name == "KNOWN" else ("b", "c"))
     monkeypatch.setattr(many_tasks, "COUNTS", (1, 3))
     monkeypatch.setattr(
         many_tasks.ManyTasks,
@@ -123,12 +123,13 @@ def test_many_tasks_and_nothing_is_forgotten(
     assert rows(bench, "meta_world") == settings
     success = {(r.setting, r.row): r.value for r in bench.results.rows if r.table == "meta_world_continual"}
     assert set(success) == {
-        ("after 0 new", "a"),
-        *(("after 1 new", task) for task in "ab"),
-        *(("after 2 new", task) for task in "abc"),
+        *(("after 0 new", task) for task in "ad"),
+        *(("after 1 new", task) for task in "adb"),
+        *(("after 2 new", task) for task in "adbc"),
     }
-    assert success["after 0 new", "a"] == success["after 1 new", "a"]
-    for task in "ab":
+    for task in "ad":
+        assert success["after 0 new", task] == success["after 1 new", task]
+    for task in "adb":
         assert success["after 1 new", task] == success["after 2 new", task]
 
 
