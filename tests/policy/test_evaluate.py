@@ -18,7 +18,7 @@ from expertise.policy.baselines.direct import DirectConfig, DirectPolicy
 from expertise.policy.compose import ComposedPolicy
 from expertise.policy.data.scores import on_scale
 from expertise.policy.envs import Environment
-from expertise.policy.envs.simulator import Outcome
+from expertise.policy.envs.simulator import BlownUpError, Outcome
 from expertise.policy.evaluate import EvaluationConfig, evaluate
 from expertise.policy.evaluation import write_film
 from expertise.policy.seeds import evaluate_seeds
@@ -193,11 +193,9 @@ def test_a_simulation_that_runs_away_ends_its_episode_and_that_is_said(
 
     def run_away(self: Any, action: Any) -> Outcome:
         self.number = getattr(self, "number", 0) + 1
-        return (
-            Outcome(self._seen(), 0.0, terminated=True, blown_up=True)
-            if self.number == 3
-            else step(self, action)
-        )
+        if self.number == 3:
+            raise BlownUpError
+        return step(self, action)  # type: ignore[no-any-return]
 
     monkeypatch.setattr(toy, "step", run_away)
     said: list[str] = []

@@ -132,7 +132,8 @@ class _Round:
         self._steps = np.zeros(num_episodes, int)
         self._totals, self._costs = np.zeros((2, num_episodes))
         self._successes = np.zeros(num_episodes, bool)
-        self._weights, self._weighed = np.zeros((num_episodes, len(self._policy.names))), 0 * self._steps
+        self._weights = np.zeros((num_episodes, len(self._policy.names)))
+        self._weighed = np.zeros(num_episodes, int)
         kept = max(0, min(num_episodes, self._config.traces - self._first))
         self._kept = [_Kept(self._first + index) for index in range(kept)]
         observations = environments.reset(self._seeds)
@@ -179,9 +180,10 @@ class _Round:
         if not weighs_all and not len(looked_at):
             return
         with torch.no_grad():
-            alpha = self._policy.weigh(seen if weighs_all else seen[: len(looked_at)])
+            weighed = self._policy.weigh(seen if weighs_all else seen[: len(looked_at)])
+        alpha = None if weighed is None else weighed.detach().cpu().numpy()
         if weighs_all and alpha is not None:
-            self._weights[running] += alpha.detach().cpu().numpy()
+            self._weights[running] += alpha
             self._weighed += running
         if not len(looked_at):
             return
@@ -192,7 +194,7 @@ class _Round:
         for row, index in enumerate(looked_at):
             kept, environment = self._kept[index], self._environments[int(index)]
             if alpha is not None:
-                kept.alpha.append(alpha[row].detach().cpu().numpy())
+                kept.alpha.append(alpha[row])
             if risk is not None:
                 kept.risk.append(float(risk[row]))
             position = environment.position()

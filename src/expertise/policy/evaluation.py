@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,19 +99,15 @@ class Evaluation:
         return found
 
     def summary(self) -> dict[str, float]:
-        """Means over the episodes, their standard errors as `<name>_error`: of the metrics, and as
-        `alpha_<name>` of what the policy weighs up."""
+        """`means_of` the columns over the episodes."""
+        return means_of(self.columns())
+
+    def columns(self) -> dict[str, list[float]]:
+        """`metrics`, and as `alpha_<name>` each episode's mean of what the policy weighs up."""
         weights = zip(*(episode.alpha for episode in self.episodes if episode.alpha), strict=True)
-        columns = self.metrics() | {
+        return self.metrics() | {
             f"alpha_{name}": list(each) for name, each in zip(self.names, weights, strict=False)
         }
-        found: dict[str, float] = {}
-        for name, values in columns.items():
-            found[name] = float(np.mean(values))
-            found[f"{name}_error"] = (
-                float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-            )
-        return found
 
     @property
     def is_safe(self) -> bool:
@@ -128,6 +124,16 @@ class Evaluation:
             "episodes": [dataclasses.asdict(episode) for episode in self.episodes],
             "traces": [trace.to_json() for trace in self.traces],
         }
+
+
+def means_of(columns: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Name → mean, and as `<name>_error` its standard error; of a single value 0."""
+    found: dict[str, float] = {}
+    for name, values in columns.items():
+        found[name] = float(np.mean(values))
+        spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        found[f"{name}_error"] = spread / math.sqrt(len(values))
+    return found
 
 
 def write_film(frames: Sequence[Any], path: Path, frames_per_second: int = 20) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from expertise.errors import RecipeError
 from expertise.policy.acting import Policy
 from expertise.policy.evaluate import EvaluationConfig, evaluate
-from expertise.policy.evaluation import Evaluation
+from expertise.policy.evaluation import Evaluation, means_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,15 +30,10 @@ class Evaluations:
         """Means over all episodes, as in `Evaluation.summary`; `<name>_error` is the standard error over
         seeds; with one seed, over its episodes.
         """
-        each = [evaluation.summary() for evaluation in self.by_seed.values()]
-        if len(each) == 1:
-            return each[0]
-        found: dict[str, float] = {}
-        for name in list(each[0])[::2]:  # each is followed by its error
-            means = [summary[name] for summary in each]
-            found[name] = float(np.mean(means))
-            found[f"{name}_error"] = float(np.std(means, ddof=1)) / math.sqrt(len(means))
-        return found
+        if len(self.by_seed) == 1:
+            return self.first.summary()
+        each = [evaluation.columns() for evaluation in self.by_seed.values()]
+        return means_of({name: [float(np.mean(columns[name])) for columns in each] for name in each[0]})
 
     def to_json(self, *, whole: bool = True) -> dict[str, Any]:
         """Plain values; not `whole`: without single episodes and their steps."""

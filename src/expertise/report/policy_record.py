@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +123,7 @@ def _paper(environment: str, row: str, metric: str, evaluation: Evaluations) -> 
 
 
 def _trace(evaluations: Mapping[str, Evaluations]) -> dict[str, Any]:
-    order = sorted(evaluations, key=lambda row: row != "PSEC")
-    traces = [(row, trace) for row in order for trace in evaluations[row].first.traces]
+    traces = [(row, trace) for row in _order(evaluations) for trace in evaluations[row].first.traces]
     if not traces:
         return {}
     row, trace = next((each for each in traces if each[1].alpha is not None), traces[0])
@@ -135,6 +134,11 @@ def _trace(evaluations: Mapping[str, Evaluations]) -> dict[str, Any]:
         **(trace.to_json() | ({} if first.has_cost else {"costs": []})),
         **_film(trace),
     }
+
+
+def _order(rows: Iterable[str]) -> list[str]:
+    """Whose episode is shown rather than others': PSEC's, then as they came."""
+    return sorted(rows, key=lambda row: row != "PSEC")
 
 
 def _film(trace: Trace) -> dict[str, Any]:
@@ -164,8 +168,7 @@ def _url(frame: Any) -> str:
 
 def skills_shown(policies: Mapping[str, Policy]) -> list[Skill]:
     """What there is to compare: the skills of the policy whose trace is shown, if it composes any."""
-    order = sorted(policies, key=lambda row: row != "PSEC")
-    weighing = next((policies[row] for row in order if policies[row].names), None)
+    weighing = next((policies[row] for row in _order(policies) if policies[row].names), None)
     return weighing.skills if isinstance(weighing, ComposedPolicy) else []
 
 

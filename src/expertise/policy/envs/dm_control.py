@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from expertise.policy.envs.physics import MuJoCoCamera, building, has_blown_up, import_mujoco, without_log
+from expertise.policy.envs.physics import MuJoCoCamera, building, import_mujoco, without_log
 from expertise.policy.envs.shifts import Shift, shift_mujoco
-from expertise.policy.envs.simulator import Family, Outcome, Simulator
+from expertise.policy.envs.simulator import BlownUpError, Family, Outcome, Simulator
 from expertise.policy.extras import needed
 from expertise.shapes import Float
 
@@ -31,27 +31,24 @@ class DMControl(Simulator):
         spec = self._env.action_spec()
         self.action_low, self.action_high = np.array(spec.minimum), np.array(spec.maximum)
         physics = self._env.physics
-        self._seen: Any = None
         self._camera = MuJoCoCamera(physics.model.ptr, physics.data.ptr, 0 if physics.model.ncam else -1)
 
     def reset(self, seed: int) -> Any:
         """Begin an episode."""
         self._env.task.random.seed(seed)
-        has_blown_up(self._env.physics.data.ptr)  # of an episode before
-        self._seen = _flat(self._env.reset())
-        return self._seen
+        return _flat(self._env.reset())
 
     def step(self, action: Float[np.ndarray, " action"]) -> Outcome:
         """Advance by one step."""
         try:
+            # The suite itself counts what ran away.
             with without_log():
                 step = self._env.step(action)
         except _control().PhysicsError:
-            return Outcome(self._seen, 0.0, terminated=True, blown_up=True)
-        self._seen = _flat(step)
+            raise BlownUpError from None
         # The suite says that an episode ended with discount 0 where nothing can follow, else with 1.
         terminated = step.last() and not step.discount
-        return Outcome(self._seen, float(step.reward), terminated=terminated)
+        return Outcome(_flat(step), float(step.reward), terminated=terminated)
 
     def frame(self, width: int, height: int) -> Any:
         """A picture by the model's first camera."""

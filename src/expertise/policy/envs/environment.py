@@ -10,7 +10,7 @@ import numpy as np
 from expertise.errors import RecipeError, nearest
 from expertise.policy.envs.families import FAMILIES
 from expertise.policy.envs.name import Name
-from expertise.policy.envs.simulator import Family
+from expertise.policy.envs.simulator import BlownUpError, Family, Outcome
 from expertise.shapes import Float
 
 
@@ -68,6 +68,7 @@ class Environment:
         low, high = self._simulator.action_low, self._simulator.action_high
         self._middle, self._half = (high + low) / 2, (high - low) / 2
         self._simulated: int | None = None
+        self._seen: Any = None
 
     def __enter__(self) -> Environment:
         return self
@@ -86,9 +87,9 @@ class Environment:
         Returns:
             The first observation, float32.
         """
-        observation = self._simulator.reset(seed)
+        self._seen = self._simulator.reset(seed)
         self._simulated = 0
-        return np.array(observation, np.float32)
+        return np.array(self._seen, np.float32)
 
     def step(self, action: Float[np.ndarray, " action"]) -> Step:
         """Do one action, `action_repeat` times over.
@@ -103,8 +104,16 @@ class Environment:
             raise RuntimeError(f"{self.name}: reset before you step")
         scaled = self._middle + self._half * np.clip(np.asarray(action, np.float64), -1.0, 1.0)
         reward = cost = 0.0
+        blown_up = False
         for _ in range(self.action_repeat):
-            outcome = self._simulator.step(scaled)
+            try:
+                outcome = self._simulator.step(scaled)
+            except BlownUpError:
+                blown_up = True
+                outcome = Outcome(
+                    self._seen, 0.0, terminated=True, success=False if self.has_success else None
+                )
+            self._seen = outcome.observation
             self._simulated += 1
             reward += outcome.reward
             cost += outcome.cost
@@ -114,9 +123,7 @@ class Environment:
                 break
         # Copies: a simulator may fill the same array again.
         observation = np.array(outcome.observation, np.float32)
-        return Step(
-            observation, reward, cost, outcome.terminated, truncated, outcome.success, outcome.blown_up
-        )
+        return Step(observation, reward, cost, outcome.terminated, truncated, outcome.success, blown_up)
 
     def render(self, width: int = 320, height: int = 240) -> Any:
         """A picture of the present state, uint8 [height, width, 3].

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from expertise.policy.envs.physics import MuJoCoCamera, building, has_blown_up, import_mujoco, without_log
+from expertise.policy.envs.physics import MuJoCoCamera, building, import_mujoco, stepping
 from expertise.policy.envs.shifts import Shift, shift_mujoco
 from expertise.policy.envs.simulator import Family, Outcome, Simulator
 from expertise.policy.extras import needed
@@ -34,23 +34,17 @@ class MetaWorld(Simulator):
         self.max_steps = int(self._env.max_path_length)
         self.action_low = np.asarray(self._env.action_space.low, np.float64)
         self.action_high = np.asarray(self._env.action_space.high, np.float64)
-        self._seen: Any = None
         self._camera = MuJoCoCamera(self._env.model, self._env.data, "corner2")
 
     def reset(self, seed: int) -> Any:
         """Begin an episode."""
         self._env.seed(seed)
-        self._seen = self._env.reset()[0]
-        has_blown_up(self._env.data)  # of an episode before
-        return self._seen
+        return self._env.reset()[0]
 
     def step(self, action: Float[np.ndarray, " action"]) -> Outcome:
         """Advance by one step."""
-        with without_log():
+        with stepping(self._env.data):
             observation, reward, _, _, info = self._env.step(action)
-        if has_blown_up(self._env.data):
-            return Outcome(self._seen, 0.0, terminated=True, success=False, blown_up=True)
-        self._seen = observation
         return Outcome(observation, float(reward), success=bool(info["success"]))
 
     def frame(self, width: int, height: int) -> Any:

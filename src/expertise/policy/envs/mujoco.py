@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from expertise.policy.envs.physics import MuJoCoCamera, building, has_blown_up, import_mujoco, without_log
+from expertise.policy.envs.physics import MuJoCoCamera, building, import_mujoco, stepping
 from expertise.policy.envs.shifts import Shift, shift_mujoco
 from expertise.policy.envs.simulator import Family, Outcome, Simulator
 from expertise.policy.extras import needed
@@ -47,26 +47,20 @@ class GymnasiumMuJoCo(Simulator):
         self.max_steps = gymnasium.spec(task).max_episode_steps
         self.action_low = np.asarray(self._env.action_space.low, np.float64)
         self.action_high = np.asarray(self._env.action_space.high, np.float64)
-        self._seen: Any = None
         model = self._env.model
         tracked = [model.camera(number).name for number in range(model.ncam)]
         self._camera = MuJoCoCamera(model, self._env.data, "track" if "track" in tracked else -1)
 
     def reset(self, seed: int) -> Any:
         """Begin an episode."""
-        self._seen = self._env.reset(seed=seed)[0].ravel()
-        has_blown_up(self._env.data)  # of an episode before
-        return self._seen
+        return self._env.reset(seed=seed)[0].ravel()
 
     def step(self, action: Float[np.ndarray, " action"]) -> Outcome:
         """Advance by one step."""
-        with without_log():
+        with stepping(self._env.data):
             observation, reward, terminated, _, info = self._env.step(action)
-        if has_blown_up(self._env.data):
-            return Outcome(self._seen, 0.0, terminated=True, blown_up=True)
-        self._seen = observation.ravel()
         cost = float(_speed(info) > self._limit) if self._limit is not None else 0.0
-        return Outcome(self._seen, float(reward), cost, bool(terminated))
+        return Outcome(observation.ravel(), float(reward), cost, bool(terminated))
 
     def frame(self, width: int, height: int) -> Any:
         """A picture by the camera that follows the robot, where it has one."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from expertise.errors import DeviceError, ExpertiseError, first_line, nearest
+from expertise.policy.envs.simulator import BlownUpError
 from expertise.policy.extras import needed, quiet
 
 _HINTS = (
@@ -94,22 +95,27 @@ def without_log() -> Iterator[None]:
         mujoco.set_mju_user_warning(None)
 
 
-def has_blown_up(data: Any) -> bool:
-    """Whether positions, velocities or accelerations ran away since it was last asked.
+@contextlib.contextmanager
+def stepping(data: Any) -> Iterator[None]:
+    """Around one step: nothing is logged, and a simulation that ran away is told.
 
-    MuJoCo then goes on from a fresh state by itself: what a step gives means nothing any more.
+    MuJoCo itself goes on from a fresh state then, and only counts that.
 
     Args:
         data: mujoco.MjData.
+
+    Raises:
+        BlownUpError: positions, velocities or accelerations ran away.
     """
     import mujoco
 
-    first, last = mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQACC
+    kinds = slice(mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQACC + 1)
     counts = data.warning.number
-    if not counts[first : last + 1].any():
-        return False
-    counts[first : last + 1] = 0
-    return True
+    counts[kinds] = 0
+    with without_log():
+        yield
+    if counts[kinds].any():
+        raise BlownUpError
 
 
 def _pass_over(_message: str) -> None:

@@ -25,8 +25,10 @@ class Outcome(NamedTuple):
     """Nothing can follow; a limit of steps is none of the simulator's business."""
     success: bool | None = None
     """Whether the task is done, where there is such a thing."""
-    blown_up: bool = False
-    """The simulation ran away: the episode is over, and all but the costs so far is made up."""
+
+
+class BlownUpError(Exception):
+    """Numbers of a simulation ran away in a step: what comes of it means nothing, and the episode is over."""
 
 
 class Simulator(abc.ABC):
@@ -48,7 +50,11 @@ class Simulator(abc.ABC):
 
     @abc.abstractmethod
     def step(self, action: Float[np.ndarray, " action"]) -> Outcome:
-        """Advance by one step; `action` lies between `action_low` and `action_high`."""
+        """Advance by one step; `action` lies between `action_low` and `action_high`.
+
+        Raises:
+            BlownUpError: the simulation ran away.
+        """
 
     @abc.abstractmethod
     def frame(self, width: int, height: int) -> Any:

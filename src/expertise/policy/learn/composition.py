@@ -115,13 +115,17 @@ class CompositionRecipe:
         base = base_at(self.base, train.device)
         critics = critics_at(self.critics, train.device) or base.critics
         skills = Library(self.library).load_all(self.skills, base.acting) if self.skills else []
-        data = read_all(self.data) if self.data or self._learns() else None
-        observations, actions = (
+        if self.data or self._learns():
+            data = read_all(self.data)
+            observations, actions = behaviour(data)
+            weights, note = (
+                weights_for(self.weights, critics, observations, actions, train.device),
+                described(data),
+            )
+        else:
             # One state that nobody learns from.
-            (torch.zeros(1, base.observation_dim), torch.zeros(1, base.action_dim))
-            if data is None
-            else behaviour(data)
-        )
+            data, weights, note = None, None, ""
+            observations, actions = torch.zeros(1, base.observation_dim), torch.zeros(1, base.action_dim)
         torch.manual_seed(train.seed)
         policy = self._policy(base, skills)
         if critics is not None:
@@ -137,14 +141,12 @@ class CompositionRecipe:
             observations,
             actions,
             train,
-            weights=None
-            if data is None
-            else weights_for(self.weights, critics, observations, actions, train.device),
+            weights=weights,
             objective=ActionError() if by_action else NoiseError(),
             penalty=self._penalty(policy, skills),
         )
         facts = facts_of(data, parts=policy, critics=critics)
-        return Prepared(task=task, facts=facts, note="" if data is None else described(data))
+        return Prepared(task=task, facts=facts, note=note)
 
     def _learns(self) -> bool:
         """Whether alpha is searched for, and not given."""
