@@ -224,7 +224,8 @@ def _targets(results: Results, table: str) -> dict[str, list[str]]:
     for setting in settings:
         head, _, tail = setting.rpartition("/")
         # Tasks are many, so of these each number of demonstrations has a table.
-        found.setdefault(head if table == SHIFT else f"{tail} demonstrations", []).append(setting)
+        demonstrations = f"{tail} demonstration{'' if tail == '1' else 's'}"
+        found.setdefault(head if table == SHIFT else demonstrations, []).append(setting)
     return {head: sorted(of, key=_number) for head, of in found.items()}
 
 

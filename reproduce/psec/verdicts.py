@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
 from expertise.report.results import Figure, figures, paired
-from expertise.runs.results import Results
+from expertise.runs.results import Results, Row
 
 OURS, SAFE = "PSEC", "safety skill"
 SHIFT, MULTI, DYNAMICS, META = "policy_shift", "multi_objective", "dynamics_shift", "meta_world"
@@ -17,6 +18,7 @@ MAIN = "S→W/10"
 SMALL = ", 0.15 M"
 """Behind the name of that cell where it has the small network, as all other cells do."""
 RIVALS = ("NSEC", "ASEC", "Scratch")
+WHOLE = "PSEC (MLP)"
 GAINS = (
     ("own and others", "own skill", "other skills beside its own"),
     ("other skills", "own skill", "other skills in place of its own"),
@@ -34,8 +36,8 @@ _TASKS = 5
 
 def verdicts(results: Results) -> str:
     """One line per claim, as a Markdown list."""
-    lines = [*_shift(results), *_safe(results), *_dynamics(results), *_meta(results), _kept(results)]
-    lines += _library(results)
+    lines = [*_shift(results), *_cells(results), *_safe(results), *_dynamics(results)]
+    lines += [*_meta(results), _kept(results), *_library(results)]
     return "\n".join(f"- {line}" for line in lines) + "\n"
 
 
@@ -61,6 +63,29 @@ def _shift(results: Results) -> Iterable[str]:
         [f"{other} {_text(difference, 0)}" for other, difference in found.items() if difference],
         seeds=_MAIN_SEEDS,
     )
+
+
+def _cells(results: Results) -> Iterable[str]:
+    """No claim: how the small network's cells come out by trajectories; the paper's gaps close with more."""
+    cells: dict[int, list[list[Row]]] = {}
+    for setting in settings_of(results, SHIFT):
+        count = re.search(r"/(\d+)", setting)
+        if count and setting != MAIN:
+            cells.setdefault(int(count[1]), []).append(results.select(SHIFT, "return", setting))
+    for count, found in sorted(cells.items()):
+        words = []
+        for other in (*RIVALS, WHOLE):
+            more = [difference for rows in found if (difference := paired(rows, OURS, other))]
+            if more:
+                over = statistics.fmean(difference.mean for difference in more)
+                above = sum(difference.mean > 0 for difference in more)
+                words.append(f"{other} {over:+.0f}, above in {above} of {len(more)}")
+        if words:
+            shown = f"{count} trajector{'y' if count == 1 else 'ies'}"
+            yield (
+                f"Policy shift, small network, {shown}: {OURS}'s return less that of others, "
+                f"mean over cells: {'; '.join(words)}."
+            )
 
 
 def _safe(results: Results) -> Iterable[str]:

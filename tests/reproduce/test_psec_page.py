@@ -56,6 +56,15 @@ def test_the_cell_that_was_fixed_beforehand(psec: list[float], words: str, tmp_p
     assert words in verdict(results(tmp_path, *shift(psec)), "Policy shift, S→W/10")
 
 
+def test_the_other_cells_are_summed_up_by_trajectories(tmp_path: Path) -> None:
+    three = [*shift([500.0] * 5, "S→W/3"), *shift([200.0] * 5, "S→R/3")]
+    found = results(tmp_path, *shift([680.0] * 5), *three, *shift([100.0] * 5, "S→W/10, 0.15 M"))
+    said = verdict(found, "Policy shift, small network, 3 trajectories")
+    # Means of 320, 80 and 50 are what the others return; of two cells one is below NSEC.
+    assert "NSEC +30, above in 1 of 2; ASEC +270, above in 2 of 2; Scratch +300, above in 2 of 2." in said
+    assert "NSEC -220, above in 0 of 1" in verdict(found, "Policy shift, small network, 10 trajectories")
+
+
 def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
     found = results(tmp_path)
     assert [line.endswith("not measured.") for line in verdicts(found).splitlines()] == [True] * 5
