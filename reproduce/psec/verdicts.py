@@ -69,9 +69,9 @@ def _cells(results: Results) -> Iterable[str]:
     """No claim: how the small network's cells come out by trajectories; the paper's gaps close with more."""
     cells: dict[int, list[list[Row]]] = {}
     for setting in settings_of(results, SHIFT):
-        count = re.search(r"/(\d+)", setting)
-        if count and setting != MAIN:
-            cells.setdefault(int(count[1]), []).append(results.select(SHIFT, "return", setting))
+        of = re.search(r"/(\d+)", setting)
+        if of and setting != MAIN:
+            cells.setdefault(int(of[1]), []).append(results.select(SHIFT, "return", setting))
     for count, found in sorted(cells.items()):
         words = []
         for other in (*RIVALS, WHOLE):
