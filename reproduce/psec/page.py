@@ -208,7 +208,9 @@ def _tables(results: Results, table: str, metric: str) -> list[str]:
                 columns |= _beside(table, setting, metric, names)
         if columns:
             parts.append(f"{metric_title(metric).capitalize()}{f', {target}' if target else ''}:\n")
-            digits, least = 1 if metric == "return" else 2, metric == "normalized_cost"
+            digits = 1 if metric == "return" else 2
+            # Rows of one task after the other are tasks: none is the best.
+            least = None if table == CONTINUAL else metric == "normalized_cost"
             parts.append(markdown_table("row", names, columns, digits=digits, least=least, spread="error"))
     return parts
 

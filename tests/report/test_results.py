@@ -21,8 +21,12 @@ def rows(setting: str = "a", **values: list[float]) -> list[Row]:
 def test_a_table_gives_means_spreads_and_the_best_in_bold() -> None:
     columns = {"A": rows(one=[1.0, 2.0], two=[3.0, 3.0]), "B": rows("b", one=[5.0])}
     assert markdown_table("row", ["two", "one", "none"], columns, digits=2) == (
-        "| row | A | B |\n|---|---:|---:|\n| two | 3.00 ± 0.00 | – |\n| one | **1.50 ± 0.71** | **5.00** |\n"
+        "| row | A | B |\n|---|---:|---:|\n| two | 3.00 ± 0.00 | – |\n| one | **1.50 ± 0.71** | 5.00 |\n"
     )
+    # Nothing is the best of one, or of equals.
+    equal = markdown_table("row", ["one", "two"], {"A": rows(one=[1.0], two=[1.0])})
+    assert "*" not in equal
+    assert "*" not in markdown_table("row", ["one", "two"], {"A": columns["A"]}, least=None)
     most = markdown_table("row", ["one", "two"], {"A": columns["A"]}, least=False)
     assert "| two | **3.000 ± 0.000** |" in most
 

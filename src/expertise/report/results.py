@@ -62,7 +62,7 @@ def markdown_table(
     columns: Mapping[str, Column],
     *,
     digits: int = 3,
-    least: bool = True,
+    least: bool | None = True,
     spread: Spread = "std",
 ) -> str:
     """Rows by columns, means over the seeds and their spread; what is missing is a dash.
@@ -72,15 +72,17 @@ def markdown_table(
         order: the rows, from top to bottom; those without any value are left out.
         columns: heading → its rows.
         digits: decimals.
-        least: put the least mean of each column in bold, else the greatest.
+        least: put the least mean of each column in bold, else the greatest, and none where all are the same;
+            None: nothing.
         spread: what stands behind a mean.
     """
     cells = {heading: figures(rows) for heading, rows in columns.items()}
-    best = {
-        heading: (min if least else max)(found[name].mean for name in order if name in found)
-        for heading, found in cells.items()
-        if any(name in found for name in order)
+    means = {
+        heading: {found[name].mean for name in order if name in found} for heading, found in cells.items()
     }
+    # Where all are equal none is the best.
+    ranked = {} if least is None else {heading: of for heading, of in means.items() if len(of) > 1}
+    best = {heading: (min if least else max)(of) for heading, of in ranked.items()}
     lines = [f"| {corner} | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
     for name in order:
         if not any(name in found for found in cells.values()):
@@ -88,7 +90,7 @@ def markdown_table(
         texts = []
         for heading, found in cells.items():
             text = found[name].text(digits, spread) if name in found else "–"
-            texts.append(f"**{text}**" if name in found and found[name].mean == best[heading] else text)
+            texts.append(f"**{text}**" if name in found and found[name].mean == best.get(heading) else text)
         lines.append(f"| {name} | {' | '.join(texts)} |")
     return "\n".join(lines) + "\n"
 
