@@ -228,7 +228,8 @@ def _targets(results: Results, table: str) -> dict[str, list[str]]:
         # Tasks are many, so of these each number of demonstrations has a table.
         demonstrations = f"{tail} demonstration{'' if tail == '1' else 's'}"
         found.setdefault(head if table == SHIFT else demonstrations, []).append(setting)
-    return {head: sorted(of, key=_number) for head, of in found.items()}
+    heads = sorted(found, key=_number) if table == META else list(found)
+    return {head: sorted(found[head], key=_number) for head in heads}
 
 
 def _number(setting: str) -> tuple[float, str]:

@@ -77,7 +77,7 @@ def _headline(record: Mapping[str, Any]) -> str:
             rivals = {n: v for n, v in means.items() if n != _OURS and costs.get(n, 1.0) < 1}
             which = "the best other safe policy"
         else:
-            rivals, which = {n: v for n, v in means.items() if n != _OURS}, "the next best"
+            rivals, which = {n: v for n, v in means.items() if n != _OURS}, "the best of the others"
         if rivals:
             best = max(rivals, key=lambda name: rivals[name])
             words += f"; {which}, {best}, {signed(rivals[best], digits)}"

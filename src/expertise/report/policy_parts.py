@@ -18,7 +18,7 @@ TITLES = {
     "normalized_reward": "normalised reward",
     "cost": "cost per episode",
     "normalized_cost": "cost / limit",
-    "success": "share of episodes that succeed",
+    "success": "success rate",
 }
 """Metric → what it is called."""
 LIMITS = {"normalized_cost": 1.0}
