@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,9 @@ from reproduce.psec.verdicts import (
     MULTI,
     SHIFT,
     SMALL,
+    counted,
     metric_of,
+    number_of,
     settings_of,
     verdicts,
 )
@@ -193,7 +194,7 @@ def _lines(results: Results, table: str, setting: str, metric: str, rows: Column
 
 def _main(settings: Sequence[str]) -> list[str]:
     """Settings of a picture: of those with several numbers of trajectories the main one."""
-    ten = [setting for setting in settings if "/" in setting and _number(setting)[0] == 10]
+    ten = [setting for setting in settings if "/" in setting and number_of(setting) == 10]
     return ten or list(settings)
 
 
@@ -224,17 +225,16 @@ def _targets(results: Results, table: str) -> dict[str, list[str]]:
         return {"": settings}
     found: dict[str, list[str]] = {}
     for setting in settings:
-        head, _, tail = setting.rpartition("/")
         # Tasks are many, so of these each number of demonstrations has a table.
-        demonstrations = f"{tail} demonstration{'' if tail == '1' else 's'}"
-        found.setdefault(head if table == SHIFT else demonstrations, []).append(setting)
+        few = counted(number_of(setting), "demonstration")
+        found.setdefault(setting.rpartition("/")[0] if table == SHIFT else few, []).append(setting)
     heads = sorted(found, key=_number) if table == META else list(found)
     return {head: sorted(found[head], key=_number) for head in heads}
 
 
-def _number(setting: str) -> tuple[float, str]:
-    found = re.search(r"\d+", setting.rpartition("/")[2])
-    return (float(found[0]) if found else 0.0, setting)
+def _number(setting: str) -> tuple[int, str]:
+    """In this order."""
+    return number_of(setting), setting
 
 
 def _beside(table: str, setting: str, metric: str, names: Sequence[str]) -> dict[str, Column]:
@@ -270,7 +270,7 @@ def _curves(results: Results) -> list[dict[str, Any]]:
             for name in order_of(results, table):
                 # The base learns from none of them: its line would be level, and take a ninth colour.
                 if name in found and name != "Base":
-                    lines.setdefault(name, []).append([_number(setting)[0], found[name].mean])
+                    lines.setdefault(name, []).append([number_of(setting), found[name].mean])
         several = {name: points for name, points in lines.items() if len({x for x, _ in points}) > 1}
         if several:
             charts.append({"title": title, "x_label": x_label, "log": table == SHIFT, "lines": several})

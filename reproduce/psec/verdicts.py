@@ -46,6 +46,17 @@ def settings_of(results: Results, table: str) -> list[str]:
     return list(dict.fromkeys(row.setting for row in results.rows if row.table == table))
 
 
+def number_of(setting: str) -> int:
+    """What a setting counts, be it trajectories, demonstrations or steps; 0 where nothing."""
+    found = re.search(r"\d+", setting.rpartition("/")[2])
+    return int(found[0]) if found else 0
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number of things in words; `many` where an s behind `one` is not the plural."""
+    return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
 def metric_of(results: Results, table: str, wanted: Sequence[str]) -> str:
     """The first of some metrics that a table has; the first of all where it has none."""
     there = {row.metric for row in results.rows if row.table == table}
@@ -69,9 +80,8 @@ def _cells(results: Results) -> Iterable[str]:
     """No claim: how the small network's cells come out by trajectories; the paper's gaps close with more."""
     cells: dict[int, list[list[Row]]] = {}
     for setting in settings_of(results, SHIFT):
-        of = re.search(r"/(\d+)", setting)
-        if of and setting != MAIN:
-            cells.setdefault(int(of[1]), []).append(results.select(SHIFT, "return", setting))
+        if setting != MAIN:
+            cells.setdefault(number_of(setting), []).append(results.select(SHIFT, "return", setting))
     for count, found in sorted(cells.items()):
         words = []
         for other in (*RIVALS, WHOLE):
@@ -81,10 +91,9 @@ def _cells(results: Results) -> Iterable[str]:
                 above = sum(difference.mean > 0 for difference in more)
                 words.append(f"{other} {over:+.0f}, above in {above} of {len(more)}")
         if words:
-            shown = f"{count} trajector{'y' if count == 1 else 'ies'}"
             yield (
-                f"Policy shift, small network, {shown}: {OURS}'s return less that of others, "
-                f"mean over cells: {'; '.join(words)}."
+                f"Policy shift, small network, {counted(count, 'trajectory', 'trajectories')}: "
+                f"{OURS}'s return less that of others, mean over cells: {'; '.join(words)}."
             )
 
 
@@ -136,7 +145,7 @@ def _meta(results: Results) -> Iterable[str]:
         return
     more = statistics.fmean(figure.mean for figure in there.values())
     seeds = min(len(figure.values) for figure in there.values())
-    words = [f"{more:+.3f} over {len(there)} tasks, {_counted(seeds)}"]
+    words = [f"{more:+.3f} over {len(there)} tasks, {counted(seeds, 'seed')}"]
     enough = len(there) >= _TASKS
     yield _line(claim, there.values(), lambda figure: enough and more > 0, words)
 
@@ -153,7 +162,7 @@ def _kept(results: Results) -> str:
     if changed:
         return f"{claim}: **does not hold** ({'; '.join(changed)})."
     seeds = len({seed for _, seed in found})
-    return f"{claim}: holds ({tasks} tasks, {_counted(seeds)})."
+    return f"{claim}: holds ({tasks} tasks, {counted(seeds, 'seed')})."
 
 
 def _library(results: Results) -> Iterable[str]:
@@ -191,8 +200,4 @@ def _is_above(difference: Figure) -> bool:
 
 def _text(difference: Figure, digits: int) -> str:
     around = "" if difference.error is None else f" ± {difference.error:.{digits}f}"
-    return f"{difference.mean:+.{digits}f}{around}, {_counted(len(difference.values))}"
-
-
-def _counted(seeds: int) -> str:
-    return f"{seeds} seed{'' if seeds == 1 else 's'}"
+    return f"{difference.mean:+.{digits}f}{around}, {counted(len(difference.values), 'seed')}"
