@@ -16,7 +16,7 @@ import expertise
 
 SOURCE = Path(expertise.__file__).parent
 ROOT = SOURCE.parents[1]
-LONGEST = 300
+LONGEST = 400
 
 # A file over the limit stands here with the reason why it is not split.
 LONG_FILES: dict[str, str] = {}
