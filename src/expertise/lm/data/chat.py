@@ -97,13 +97,13 @@ class Chat:
             learnt.append((len(start), len(turn) - self._after_end))
         return _without_apart(whole, learnt, [match.span() for match in self._markers.finditer(whole)])
 
-    def prompt(self, messages: Sequence[Message]) -> Rendered:
+    def prompt(self, messages: Sequence[Message], where: str = "the prompt") -> Rendered:
         """Messages as text up to where the assistant is to speak; nothing in it is learnt.
 
         Raises:
             DataError: the template refuses them.
         """
-        raw = self._raw(messages, "the prompt", prompt=True)
+        raw = self._raw(messages, where, prompt=True)
         return _without_apart(raw, [], [match.span() for match in self._markers.finditer(raw)])
 
     def _end_of_turn(self) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from expertise.lm.data.chat import Chat, Message
 from expertise.lm.data.documents import Document
 from expertise.lm.data.tokenizer import encode
 from expertise.shapes import Bool, Int
@@ -49,6 +50,26 @@ def encode_documents(tokenizer: tokenizers.Tokenizer, documents: Sequence[Docume
         _joined(tokenizer, document, of_one, texts)
         for document, of_one in zip(documents, pieces, strict=True)
     ]
+
+
+def encode_prompt(
+    tokenizer: tokenizers.Tokenizer, chat: Chat, messages: Sequence[Message], where: str = "the prompt"
+) -> list[int]:
+    """Token ids of a conversation up to where the assistant is to speak, as training encodes it.
+
+    Args:
+        tokenizer: from `load_tokenizer` or `train_tokenizer`.
+        chat: the chat template.
+        messages: in order.
+        where: where they stand, for the error.
+
+    Raises:
+        DataError: the template refuses them.
+    """
+    found = chat.prompt(messages, where)
+    document = Document("prompt", "prompt", found.text, learnt=(), markers=found.markers)
+    (encoded,) = encode_documents(tokenizer, [document])
+    return [int(token) for token in encoded.ids]
 
 
 def _pieces(document: Document) -> Iterator[tuple[str, bool, bool]]:
