@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from expertise.cli.coloured import has_colours, write
 from expertise.cli.options import BasePath, Device, Json, Model, Threads, print_json
 from expertise.errors import RecipeError, nearest
 
@@ -82,7 +82,7 @@ def generate(
         text = "".join(piece.text for piece in given if piece.generated)
         print_json({"prompt": prompt, "text": text, "tokens": [dataclasses.asdict(piece) for piece in given]})
         return
-    if show == "skills" and sys.stdout.isatty():
+    if show == "skills" and has_colours():
         for index, name in enumerate(skills):
             _write(name, _colour(index), name)
             print(end="\n" if name == skills[-1] else " ")
@@ -119,14 +119,5 @@ SHOWN = {"parts": _parts, "skills": _skills}
 
 
 def _write(text: str, colour: str, note: str) -> None:
-    if not note:
-        sys.stdout.write(text)
-    elif sys.stdout.isatty():
-        from rich.console import Console
-
-        style = f"black on {colour}" if colour else ""
-        Console(soft_wrap=True, highlight=False).print(text, style=style, end="", markup=False)
-    else:
-        # No colours in a file or a pipe.
-        sys.stdout.write(f"{text}[{note}]")
-    sys.stdout.flush()
+    # No colours in a file or a pipe: there the note stands behind the text.
+    write(text if has_colours() or not note else f"{text}[{note}]", f"black on {colour}" if colour else "")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+
 from expertise.lm.data import Batch, Prepared
 from expertise.runs.config import TrainConfig
 
@@ -28,6 +31,17 @@ class MicroBatches:
     def batch(self, step: int, micro: int) -> Batch:
         """One micro-batch; those of a step are consecutive rows of its batch."""
         return self._micro.batch(step * self._accumulation + micro)
+
+    def rows(self) -> Iterator[tuple[int, int, Batch]]:
+        """The rows of an epoch in the order of training: the step, the place in it (both from 0), the row."""
+        size = self._micro.batch_size
+        for number in itertools.count():
+            batch = self._micro.batch(number)
+            for row in range(size):
+                if number * size + row == self._micro.num_windows:
+                    return
+                step, micro = divmod(number, self._accumulation)
+                yield step, micro * size + row, batch.row(row)
 
     def num_targets(self, step: int) -> float | None:
         """Targets of a step per micro-batch, at least 1; None where every token is one."""

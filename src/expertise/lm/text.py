@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,8 +11,10 @@ import torch
 from expertise.errors import RecipeError, RunError
 from expertise.lm.alpha import Alpha
 from expertise.lm.causal import CausalLM
+from expertise.lm.data.chat import Message
 from expertise.lm.data.encoded import encode_prompt
 from expertise.lm.data.tokenizer import end_of_text
+from expertise.lm.decoding import Decoder
 from expertise.lm.generate import Sampling, stream
 from expertise.mixture.mixture import Mixture, recording
 
@@ -35,7 +37,7 @@ class Piece:
 
 def continue_text(
     model: CausalLM,
-    prompt: str,
+    prompt: str | Sequence[Message],
     *,
     max_new_tokens: int,
     temperature: float = 1.0,
@@ -45,7 +47,6 @@ def continue_text(
     seed: int | None = None,
     stop: str | None = None,
     with_prompt: bool = False,
-    chat: bool = False,
 ) -> Iterator[Piece]:
     """Continue a text, piece by piece.
 
@@ -54,7 +55,8 @@ def continue_text(
 
     Args:
         model: with its tokenizer.
-        prompt: any text, not empty.
+        prompt: any text, not empty; or the messages of a conversation, which the model's chat template
+            writes, and the assistant's answer is given up to the marker that ends its turn.
         max_new_tokens: tokens to add at most.
         temperature: divides the logits; 0 takes the most likely token.
         top_k: sample from so many most likely tokens only.
@@ -63,23 +65,18 @@ def continue_text(
         seed: of the sampling.
         stop: text of one token that ends it, beside the end of text.
         with_prompt: also give the prompt's own pieces.
-        chat: make the prompt a user's message, as the model's chat template writes it, and give the
-            assistant's answer up to the marker that ends its turn.
 
     Raises:
         RunError: the model has no tokenizer, or no chat template.
         RecipeError: the prompt is empty or too long, or `stop` is not one token.
     """
+    before, prompt_ids = prompt_tokens(model, prompt)
     tokenizer = model.tokenizer
-    if tokenizer is None:
-        raise RunError("this model has no tokenizer: it continues tokens, not text")
+    assert tokenizer is not None
     stops = _stops(tokenizer, stop)
-    prompt_ids = _asked(model, prompt) if chat else tokenizer.encode(prompt, add_special_tokens=False).ids
-    # As in training: where documents were read one by one, an end of text stood before each.
-    before = [end_of_text(tokenizer)] if model.reads_documents else []
-    ending = _Ending(model.chat.end if chat and model.chat else "")
+    ending = _Ending(model.chat.end if model.chat and not isinstance(prompt, str) else "")
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, no_repeat=no_repeat)
-    decoder = _Decoder(tokenizer)
+    decoder = Decoder(tokenizer)
     waiting = [(token, False) for token in [*before, *prompt_ids]]
     hidden = len(before)
     tokens = torch.tensor([[*before, *prompt_ids]], dtype=torch.int64).reshape(1, -1)
@@ -120,15 +117,31 @@ def _stops(tokenizer: Tokenizer, stop: str | None) -> set[int]:
     return stops
 
 
-def _asked(model: CausalLM, prompt: str) -> list[int]:
-    """A user's message as the model read such in training, up to where the assistant speaks."""
+def prompt_tokens(model: CausalLM, prompt: str | Sequence[Message]) -> tuple[list[int], list[int]]:
+    """What stands before a prompt, and its own token ids.
+
+    As in training: where documents were read one by one, an end of text stood before each.
+
+    Args:
+        model: with its tokenizer.
+        prompt: text, or the messages of a conversation.
+
+    Raises:
+        RunError: the model has no tokenizer, or a conversation is to be written without a chat template.
+        DataError: the template refuses the messages.
+    """
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise RunError("this model has no tokenizer: it continues tokens, not text")
+    before = [end_of_text(tokenizer)] if model.reads_documents else []
+    if isinstance(prompt, str):
+        return before, tokenizer.encode(prompt, add_special_tokens=False).ids
     if model.chat is None:
         raise RunError(
             "this model has no chat template: it was not trained on messages",
             "leave --chat out and give the whole prompt",
         )
-    assert model.tokenizer is not None
-    return encode_prompt(model.tokenizer, model.chat, [{"role": "user", "content": prompt}])
+    return before, encode_prompt(tokenizer, model.chat, prompt)
 
 
 class _Ending:
@@ -159,35 +172,6 @@ class _Ending:
     def rest(self) -> str:
         """What waited and was no marker."""
         return self._held
-
-
-class _Decoder:
-    """Turns ids into text as they come; bytes that are not yet a character wait."""
-
-    def __init__(self, tokenizer: object) -> None:
-        self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._before = ""
-        self._fresh = 0
-
-    def add(self, token: int) -> str:
-        """The text that this token completes."""
-        self._ids.append(token)
-        text = self._text()
-        if text.endswith("\ufffd"):
-            return ""
-        new = text[len(self._before) :]
-        # The tokens just given stay in front of the next ones: some decoders drop a text's first space.
-        self._ids = self._ids[self._fresh :]
-        self._before, self._fresh = self._text(), len(self._ids)
-        return new
-
-    def rest(self) -> str:
-        """What is left: bytes that never became a character."""
-        return self._text()[len(self._before) :]
-
-    def _text(self) -> str:
-        return self._tokenizer.decode(self._ids, skip_special_tokens=False)  # type: ignore[attr-defined, no-any-return]
 
 
 def _counts(mixtures: list[Mixture], number: int) -> list[list[int]]:

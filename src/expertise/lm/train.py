@@ -13,6 +13,7 @@ from expertise.lm.data import Prepared, prepare, require_source
 from expertise.lm.initial import Initial, initial_of, tokenizer_of
 from expertise.lm.load import TOKENIZER
 from expertise.lm.recipe import Recipe, may_change
+from expertise.lm.show import Example
 from expertise.lm.task import LanguageModelTask
 from expertise.runs import checkpoint, folder, loop, metrics
 from expertise.runs.device import limit_threads, resolve, shortfalls
@@ -45,10 +46,21 @@ def train(recipe: Recipe, run: Path, say: Callable[[str], None]) -> None:
         loop.train(run, task, recipe.train, recipe.optimizer)
 
 
-def check(recipe: Recipe, run: Path, say: Callable[[str], None]) -> None:
-    """Do all that `train` does before it writes to the run: validate recipe, folder, text and sizes."""
-    _ready(recipe, run, say)
+def check(recipe: Recipe, run: Path, say: Callable[[str], None], show: int = 0) -> list[Example]:
+    """Do all that `train` does before it writes to the run: validate recipe, folder, text and sizes.
+
+    Args:
+        recipe: what would be trained.
+        run: the run's folder.
+        say: told what happens, a line at a time.
+        show: how many examples to give.
+
+    Returns:
+        The first rows that training sees.
+    """
+    task, _, _ = _ready(recipe, run, say)
     say("the recipe is valid")
+    return task.examples(show)
 
 
 def _ready(
