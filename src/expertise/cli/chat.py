@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from expertise.errors import DataError, ExpertiseError, RecipeError
 
@@ -74,7 +74,7 @@ def _answer(
     conversation: Conversation, line: str, where: str, write: Callable[[Iterator[Piece]], None]
 ) -> None:
     forgotten = conversation.num_forgotten
-    with contextlib.closing(conversation.ask(line, where)) as pieces:  # type: ignore[type-var]
+    with contextlib.closing(conversation.ask(line, where)) as pieces:
         try:
             write(pieces)
         except KeyboardInterrupt:
@@ -109,11 +109,12 @@ def _next_line(number: int) -> str | None:
     except EOFError:
         return None
     except UnicodeError:
+        # Also of a terminal or a locale that hands on such bytes as halves of surrogate pairs.
         raise RecipeError(f"line {number} of standard input is not UTF-8") from None
     return line.rstrip("\r\n")
 
 
-def _standard_input():  # type: ignore[no-untyped-def]
+def _standard_input() -> TextIO:
     if sys.stdin is None:
         raise RecipeError("standard input is closed", "give a prompt, or --messages FILE")
     return sys.stdin

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 from expertise.errors import DataError, RecipeError
@@ -11,8 +11,11 @@ from expertise.lm.causal import CausalLM
 from expertise.lm.data.chat import Message
 from expertise.lm.data.messages import read_messages
 from expertise.lm.text import Piece, continue_text, prompt_tokens
-from expertise.runs.files import decoded
+from expertise.runs.files import encoding_hint
 
+_SYSTEM = ("system", "developer")
+"""Who says what holds for the whole conversation."""
+_QUESTION: tuple[Message, ...] = ({"role": "user", "content": "?"},)
 _EXAMPLE = 'write it as [{"role": "user", "content": "…"}, …], or one message per line'
 
 
@@ -46,14 +49,14 @@ class Conversation:
         **settings: Any,
     ) -> None:
         self.messages = list(messages)
-        if system and any(message["role"] == "system" for message in messages):
+        if system and any(message["role"] in _SYSTEM for message in messages):
             raise RecipeError("the messages have a system prompt of their own: leave --system out")
         if system:
             self.messages = [*read_messages([{"role": "system", "content": system}], "--system"), *messages]
         self._model, self._max_new_tokens, self._settings = model, max_new_tokens, settings
         self._first = self._num_system = _num_system(self.messages)
         self.answer: list[Piece] = []
-        self._refuse_unwritten_system_prompt()
+        self._refuse_unwritten_system_prompt(prompt_tokens(model, _QUESTION))
 
     messages: list[Message]
     """All that was said, answers included."""
@@ -61,11 +64,16 @@ class Conversation:
     """The last answer's pieces, as far as it has come."""
 
     @property
+    def context(self) -> int:
+        """How many tokens the model reads at most."""
+        return self._model.context
+
+    @property
     def num_forgotten(self) -> int:
         """How many of the oldest messages the model does not read any more."""
         return self._first - self._num_system
 
-    def ask(self, content: str, where: str = "the message") -> Iterator[Piece]:
+    def ask(self, content: str, where: str = "the message") -> Generator[Piece, None, None]:
         """Say something as the user, and give the answer piece by piece.
 
         Raises:
@@ -75,7 +83,7 @@ class Conversation:
         self.messages += read_messages([{"role": "user", "content": content}], where)
         yield from self._answered(forget=True)
 
-    def go_on(self) -> Iterator[Piece]:
+    def go_on(self) -> Generator[Piece, None, None]:
         """Answer the last message, piece by piece; no message is left out.
 
         Raises:
@@ -86,7 +94,7 @@ class Conversation:
             raise RecipeError(f"{said}: there is nothing to answer", "give the next question as the prompt")
         yield from self._answered(forget=False)
 
-    def _answered(self, forget: bool) -> Iterator[Piece]:
+    def _answered(self, forget: bool) -> Generator[Piece, None, None]:
         self.answer = []
         finished = False
         try:
@@ -121,11 +129,10 @@ class Conversation:
         self._first = turns[0] if turns else self._first
         return bool(turns)
 
-    def _refuse_unwritten_system_prompt(self) -> None:
+    def _refuse_unwritten_system_prompt(self, without: tuple[list[int], list[int]]) -> None:
         """Some templates pass over a system prompt without a word: it would have no effect."""
-        question: list[Message] = [{"role": "user", "content": "?"}]
         system = self.messages[: self._num_system]
-        if system and prompt_tokens(self._model, system + question) == prompt_tokens(self._model, question):
+        if system and prompt_tokens(self._model, [*system, *_QUESTION]) == without:
             raise RecipeError(
                 "the model's chat template does not write a system prompt: it would have no effect",
                 "say it in the user's first message",
@@ -133,7 +140,7 @@ class Conversation:
 
 
 def _num_system(messages: Sequence[Message]) -> int:
-    return next((i for i, message in enumerate(messages) if message["role"] != "system"), len(messages))
+    return next((i for i, message in enumerate(messages) if message["role"] not in _SYSTEM), len(messages))
 
 
 def parse_messages(raw: bytes, where: str) -> list[Message]:
@@ -146,7 +153,10 @@ def parse_messages(raw: bytes, where: str) -> list[Message]:
     Raises:
         DataError: it is not UTF-8, not JSON, or holds something else; the place is named.
     """
-    text = decoded(raw, where, DataError)
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where} is not UTF-8: byte {error.start}", encoding_hint(raw)) from None
     try:
         value = json.loads(text)
     except RecursionError:

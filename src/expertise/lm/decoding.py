@@ -40,24 +40,25 @@ class Decoder:
             return text
         if self._text([token]):  # an id that the tokenizer does not know has none
             self._waiting.append(token)
-        return self._release() if len(self._waiting) >= _LONGEST_CHARACTER else ""
+        return self._release()
 
     def rest(self) -> str:
         """The text of what still waits: bytes that never became a character."""
         return self._text(self._waiting)
 
     def _release(self) -> str:
-        """The text of the oldest tokens that wait: no character is that long, so they are not part of one."""
-        waiting, whole = self._waiting, self._text(self._waiting)
-        # As few as can go without breaking bytes that belong together.
-        number = next(
-            n
-            for n in range(1, len(waiting) + 1)
-            if (self._text(waiting[:n]) + self._text(waiting[n:])).count(_UNKNOWN) <= whole.count(_UNKNOWN)
-        )
-        self._waiting = []
-        self._restart()
-        return self._text(waiting[:number]) + "".join(map(self.add, waiting[number:]))
+        """The text of the oldest tokens that wait, where they cannot be part of a character."""
+        waiting = self._waiting
+        # Without them the rest may be readable; and when as many wait as a character has bytes, some must go,
+        # but none that belong together.
+        most = self._text(waiting).count(_UNKNOWN) - (len(waiting) < _LONGEST_CHARACTER)
+        for number in range(1, len(waiting) + 1):
+            oldest, newest = waiting[:number], waiting[number:]
+            if (self._text(oldest) + self._text(newest)).count(_UNKNOWN) <= most:
+                self._waiting = []
+                self._restart()
+                return self._text(oldest) + "".join(map(self.add, newest))
+        return ""
 
     def _restart(self) -> None:
         from tokenizers.decoders import DecodeStream  # not needed to import expertise.lm
