@@ -13,6 +13,7 @@ from expertise.lm.data.config import DataConfig, SourceTable
 from expertise.lm.data.documents import Document, normalise
 from expertise.lm.data.messages import read_messages
 from expertise.lm.data.readers import Row, text_value
+from expertise.lm.data.templates import stated_template
 
 
 class Kind(abc.ABC):
@@ -99,7 +100,7 @@ class Messages(Kind):
 
     def __init__(self, data: DataConfig) -> None:
         super().__init__(data)
-        self.chat: Chat = Chat(data.template)
+        self.chat: Chat = Chat(stated_template(data))
         self._ignored: Counter[str] = Counter()
 
     def fields(self, table: SourceTable) -> tuple[str, ...]:
@@ -146,7 +147,9 @@ class Messages(Kind):
 
     def settings(self) -> list[object]:
         """Also the template, and the version of how a conversation is read."""
-        return [*super().settings(), self.chat.template, _READING]
+        source = self.data.source
+        tools = sorted({table.tools_field for table in source} if isinstance(source, list) else set())
+        return [*super().settings(), self.chat.template, _READING, *tools]
 
 
 _READING = 2

@@ -19,6 +19,7 @@ from expertise.lm.data.packed import PackedBatches
 from expertise.lm.data.sources import digest_of, open_sources
 from expertise.lm.data.split import SPLITS
 from expertise.lm.data.streams import TokenStream, build_streams, open_stream
+from expertise.lm.data.templates import with_template
 from expertise.lm.data.tokenizer import (
     end_of_text,
     load_tokenizer,
@@ -100,7 +101,8 @@ class Prepared:
         tokenizer: TokenizerConfig | tokenizers.Tokenizer,
         say: Callable[[str], None],
     ) -> None:
-        self._data, self._say = data, say
+        self._data = data = with_template(data, tokenizer)
+        self._say = say
         self._config = tokenizer if isinstance(tokenizer, TokenizerConfig) else TokenizerConfig()
         self._given = tokenizer.to_str() if not isinstance(tokenizer, TokenizerConfig) else ""
         self._kind: Kind = KINDS[data.kind](data)
