@@ -13,7 +13,7 @@ from expertise.lm.alpha import Alpha
 from expertise.lm.causal import CausalLM
 from expertise.lm.data.chat import Message
 from expertise.lm.data.encoded import encode_prompt
-from expertise.lm.data.tokenizer import end_of_text
+from expertise.lm.data.tokenizer import encode, end_of_text
 from expertise.lm.decoding import Decoder
 from expertise.lm.generate import Sampling, stream
 from expertise.mixture.mixture import Mixture, recording
@@ -135,7 +135,7 @@ def prompt_tokens(model: CausalLM, prompt: str | Sequence[Message]) -> tuple[lis
         raise RunError("this model has no tokenizer: it continues tokens, not text")
     before = [end_of_text(tokenizer)] if model.reads_documents else []
     if isinstance(prompt, str):
-        return before, tokenizer.encode(prompt, add_special_tokens=False).ids
+        return before, encode(tokenizer, [prompt])[0].tolist()
     if model.chat is None:
         raise RunError(
             "this model has no chat template: it was not trained on messages",

@@ -36,9 +36,14 @@ class HubSource(Source):
         """
         rows = self._call("load_dataset", split=self.split)
         require_columns(rows.column_names, self.fields, self.hub)
-        for number, values in enumerate(rows.select_columns(list(self.fields))):
+        others = (field for field in self.kind.optional_fields(self.table) if field in rows.column_names)
+        for number, values in enumerate(rows.select_columns([*self.fields, *others])):
             row = Row(f"{self.hub}/{self.split}:{number}", f"{self.hub}, row {number}", values)
             yield self.kind.document(row, self.table)
+
+    def notes(self) -> list[str]:
+        """What was passed over in the rows."""
+        return self.kind.notes()
 
     def digest(self) -> str:
         """SHA-256 of the data set's name, its version on the hub, and what is read of it."""

@@ -23,8 +23,8 @@ class Row:
     """Field → what it holds; the fields that were asked for, at least."""
 
 
-Reader = Callable[[Path, str, tuple[str, ...]], Iterator[Row]]
-"""(file, its id, fields) → rows; a file of plain text holds itself under the first field."""
+Reader = Callable[[Path, str, tuple[str, ...], tuple[str, ...]], Iterator[Row]]
+"""(file, its id, fields, fields that may lack) → rows; a file of plain text holds itself under the first field."""
 
 _HEAD_BYTES = 8192
 _OTHER_FIELD = "a source's table names its fields: field, prompt_field and completion_field, messages_field"
@@ -62,7 +62,9 @@ def unreadable(path: Path, error: OSError) -> DataError:
     )
 
 
-def read_text(path: Path, name: str, fields: tuple[str, ...]) -> Iterator[Row]:
+def read_text(
+    path: Path, name: str, fields: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> Iterator[Row]:
     """The whole file as one row.
 
     Raises:
@@ -75,7 +77,9 @@ def read_text(path: Path, name: str, fields: tuple[str, ...]) -> Iterator[Row]:
     yield Row(name, str(path), {fields[0]: _decode(raw, path, 0)})
 
 
-def read_json_lines(path: Path, name: str, fields: tuple[str, ...]) -> Iterator[Row]:
+def read_json_lines(
+    path: Path, name: str, fields: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> Iterator[Row]:
     """Each line that is not blank is a row.
 
     Raises:
@@ -94,7 +98,9 @@ def read_json_lines(path: Path, name: str, fields: tuple[str, ...]) -> Iterator[
         raise unreadable(path, error) from None
 
 
-def read_parquet(path: Path, name: str, fields: tuple[str, ...]) -> Iterator[Row]:
+def read_parquet(
+    path: Path, name: str, fields: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> Iterator[Row]:
     """Its rows; needs the extra `data`.
 
     Raises:
@@ -111,7 +117,8 @@ def read_parquet(path: Path, name: str, fields: tuple[str, ...]) -> Iterator[Row
         with pyarrow.parquet.ParquetFile(path) as file:
             columns = file.schema_arrow.names
             require_columns(columns, fields, str(path))
-            for batch in file.iter_batches(columns=list(fields)):
+            wanted = [*fields, *(field for field in optional if field in columns and field not in fields)]
+            for batch in file.iter_batches(columns=wanted):
                 for values in batch.to_pylist():
                     row += 1
                     yield Row(f"{name}:{row}", f"{path}, row {row}", values)

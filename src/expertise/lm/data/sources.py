@@ -101,7 +101,7 @@ class PathSource(Source):
     def documents(self) -> Iterator[Document]:
         """The files' documents; a file of plain text is one."""
         for path in self.files:
-            for row in reader_for(path)(path, self._id(path), self.fields):
+            for row in reader_for(path)(path, self._id(path), self.fields, self.kind.optional_fields(self.table)):
                 yield self.kind.document(row, self.table)
 
     def digest(self) -> str:
@@ -117,11 +117,11 @@ class PathSource(Source):
         return whole.hexdigest()
 
     def notes(self) -> list[str]:
-        """How many files of a folder were passed over."""
+        """How many files of a folder were passed over, and what was in the rows."""
         if not self.num_passed_over:
-            return []
+            return self.kind.notes()
         what = "binary or plain text files" if self.kind.records else "binary files"
-        return [f"{self.root}: {self.num_passed_over} {what} were passed over"]
+        return [f"{self.root}: {self.num_passed_over} {what} were passed over", *self.kind.notes()]
 
     def _id(self, path: Path) -> str:
         return path.name if path == self.root else path.relative_to(self.root).as_posix()

@@ -21,6 +21,8 @@ from expertise.shapes import Bool, Int
 if TYPE_CHECKING:
     import tokenizers
 
+    from expertise.lm.data.chat import Chat
+
 _CHARACTERS_AT_ONCE = 8_000_000
 _TOKENS_AT_ONCE = 8_000_000
 
@@ -62,7 +64,11 @@ class TokenStream:
 
 
 def build_streams(
-    text: Path, tokenizer: tokenizers.Tokenizer, domains: tuple[str, ...], folder: Path
+    text: Path,
+    tokenizer: tokenizers.Tokenizer,
+    domains: tuple[str, ...],
+    folder: Path,
+    chat: Chat | None = None,
 ) -> dict[str, Any]:
     """Encode stored text: `SIDE.tokens` (little-endian uint16 or uint32), `SIDE.starts` and `SIDE.domains`.
 
@@ -73,6 +79,7 @@ def build_streams(
         tokenizer: encodes it.
         domains: names in the order of their ids; documents of others are left out.
         folder: where the files go.
+        chat: what made text of conversations.
 
     Returns:
         dtype: the ids' type; tokens: side → domain → count, the end-of-text tokens included.
@@ -89,7 +96,7 @@ def build_streams(
         closes = np.zeros(1, dtype=bool)
         with (folder / f"{side}.tokens").open("wb") as file, contextlib.ExitStack() as stack:
             marks: IO[bytes] | None = None
-            for document, encoded in _encoded(text, side, tokenizer, domains):
+            for document, encoded in _encoded(text, side, tokenizer, domains, chat):
                 starts.append(at)
                 owners.append(number[document.domain])
                 end.tofile(file)
@@ -119,7 +126,7 @@ def open_stream(folder: Path, side: str, dtype: str, domains: tuple[str, ...]) -
 
 
 def _encoded(
-    text: Path, side: str, tokenizer: tokenizers.Tokenizer, domains: tuple[str, ...]
+    text: Path, side: str, tokenizer: tokenizers.Tokenizer, domains: tuple[str, ...], chat: Chat | None
 ) -> Iterator[tuple[Document, Encoded]]:
     documents = (document for document in stored_documents(text, side) if document.domain in domains)
     while True:
@@ -132,7 +139,7 @@ def _encoded(
                 break
         if not some:
             return
-        yield from zip(some, encode_documents(tokenizer, some), strict=True)
+        yield from zip(some, encode_documents(tokenizer, some, chat), strict=True)
 
 
 def _write(path: Path, values: list[int]) -> None:

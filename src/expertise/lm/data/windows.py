@@ -61,7 +61,7 @@ def evaluation_windows(
     end = np.array([prepared.end_of_text], dtype=np.int64)
     ids: list[Int[np.ndarray, " _"]] = []
     counted: list[Bool[np.ndarray, " _"]] = []
-    for encoded in encode_documents(prepared.tokenizer, documents):
+    for encoded in encode_documents(prepared.tokenizer, documents, prepared.chat):
         ids += [end, encoded.ids]
         counted.append(encoded.targets_learnt())
     num_bytes = sum(document.num_learnt_bytes() for document in documents)
