@@ -11,7 +11,7 @@ import typer
 
 from expertise.cli.chat import hold, read_source
 from expertise.cli.coloured import has_colours, write
-from expertise.cli.options import BasePath, Device, Json, Model, Threads, print_json
+from expertise.cli.options import IS_PATH, BasePath, Device, Json, Model, Threads, print_json
 from expertise.errors import RecipeError, nearest
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def generate(
             help="What was said before, for --chat (which it implies): a JSON list of messages, or one message "
             "per line; - for standard input. Without a prompt its last message is answered.",
         ),
+        IS_PATH,
     ] = None,
     show: Annotated[
         str | None,

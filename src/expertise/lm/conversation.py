@@ -11,7 +11,7 @@ from expertise.lm.causal import CausalLM
 from expertise.lm.data.chat import Message
 from expertise.lm.data.messages import read_messages
 from expertise.lm.text import Piece, continue_text, prompt_tokens
-from expertise.runs.files import encoding_hint
+from expertise.runs.files import decoded
 
 _SYSTEM = ("system", "developer")
 """Who says what holds for the whole conversation."""
@@ -153,10 +153,7 @@ def parse_messages(raw: bytes, where: str) -> list[Message]:
     Raises:
         DataError: it is not UTF-8, not JSON, or holds something else; the place is named.
     """
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where} is not UTF-8: byte {error.start}", encoding_hint(raw)) from None
+    text = decoded(raw, where, DataError)
     try:
         value = json.loads(text)
     except RecursionError:

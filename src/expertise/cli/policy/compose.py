@@ -7,20 +7,23 @@ from typing import Annotated, Any
 
 import typer
 
-from expertise.cli.options import Device, Json, Set, Threads, print_json, settings
+from expertise.cli.options import IS_PATH, Device, Json, Set, Threads, print_json, settings
 from expertise.cli.policy.options import BatchSize, Candidates, Pick, RunFolder, data_setting, quoted
 from expertise.cli.skill.options import LibraryPath, Seed, numbers_of
 from expertise.errors import RecipeError
 
 
 def compose(
-    base: Annotated[str, typer.Option("--base", help="The run of the diffusion policy under the skills.")],
+    base: Annotated[
+        str, typer.Option("--base", help="The run of the diffusion policy under the skills."), IS_PATH
+    ],
     run: RunFolder,
     data: Annotated[
         list[str] | None,
         typer.Option(
             "--data", metavar="PATH", help="What is wanted: a few recorded trajectories; repeat for more."
         ),
+        IS_PATH,
     ] = None,
     skill: Annotated[
         list[str] | None, typer.Option("--skill", metavar="NAME", help="A skill; repeat, in alpha's order.")
@@ -29,6 +32,7 @@ def compose(
     policy: Annotated[
         list[str] | None,
         typer.Option("--policy", metavar="RUN", help="In noise and actions: a further policy; repeat."),
+        IS_PATH,
     ] = None,
     level: Annotated[
         str,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from expertise.cli.options import Json, print_json
+from expertise.cli.options import IS_PATH, Json, print_json
 from expertise.cli.skill.options import BaseOption, Force, LibraryPath, Name, Purpose, card_json, opened
 
 NewName = Annotated[str | None, typer.Option("--name", help="What to call it; default: the folder's name.")]
@@ -23,6 +23,7 @@ def import_adapter(
     data: Annotated[
         str | None,
         typer.Option("--data", help="What it was learnt from: words, or a file, whose SHA-256 is noted too."),
+        IS_PATH,
     ] = None,
     library: LibraryPath = Path("skills"),
     as_json: Json = False,

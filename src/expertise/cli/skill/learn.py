@@ -10,6 +10,7 @@ import typer
 
 from expertise.cli.coloured import examples_json, write_examples
 from expertise.cli.options import (
+    IS_PATH,
     Check,
     Device,
     Domain,
@@ -41,7 +42,9 @@ from expertise.cli.skill.options import (
 def learn(
     base: Base,
     data: Annotated[
-        str, typer.Option("--data", help="Text: a file or a folder, or 'installed' for this machine's.")
+        str,
+        typer.Option("--data", help="Text: a file or a folder, or 'installed' for this machine's."),
+        IS_PATH,
     ],
     name: Annotated[str, typer.Option("--name", help="What the skill is called.")],
     library: LibraryPath = Path("skills"),

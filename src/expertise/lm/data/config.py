@@ -9,6 +9,7 @@ from annotated_types import Ge
 
 from expertise.errors import RecipeError, nearest
 from expertise.registry import Registry
+from expertise.runs.files import expand_paths
 
 INSTALLED = "installed"
 """The source that reads the text which comes with this package's environment."""
@@ -66,6 +67,7 @@ class SourceTable:
     """Which files of a folder are read."""
 
     def __post_init__(self) -> None:
+        expand_paths(self, "path")
         if bool(self.path) == bool(self.hub):
             raise RecipeError(f"the source of domain {self.domain!r} needs a path or a hub, one of the two")
         check_domain(self.domain)
@@ -107,6 +109,7 @@ class DataConfig:
     over all domains."""
 
     def __post_init__(self) -> None:
+        expand_paths(self, "source")
         if self.cap_bytes < 0:
             raise RecipeError(f"data.cap_bytes is {self.cap_bytes}, but must be 0 (no cap) or more")
         if self.kind not in KINDS:
@@ -139,6 +142,7 @@ class TokenizerConfig:
     """How much of the training text the tokenizer is trained on at most, an equal share of each domain."""
 
     def __post_init__(self) -> None:
+        expand_paths(self, "path")
         if self.vocab_size < SMALLEST_VOCABULARY:
             raise RecipeError(
                 f"tokenizer.vocab_size is {self.vocab_size}, but must be at least {SMALLEST_VOCABULARY}",
