@@ -181,7 +181,7 @@ def test_messages_that_need_no_answer_are_refused() -> None:
     [
         (
             "{% for m in messages %}{% if m.role != 'system' %}{{ m.content }};{% endif %}{% endfor %}",
-            "does not write a system prompt",
+            "leaves out what the system says",
         ),
         (
             "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"

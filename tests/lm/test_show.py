@@ -100,7 +100,7 @@ def test_what_is_learnt_reads_as_the_answers(
     assert not any(LONG[:4] in text for _, text in texts), "nothing of it would be learnt: it is left out"
     cut = [one for one in found if one.is_full and "and so on" in one.documents[-1][-1].text + "and so on"]
     assert cut, "a record that is cut shows no end"
-    assert any(one.num_padding for one in found)
+    assert kind == "messages" or any(one.num_padding for one in found)
 
 
 def test_no_more_examples_than_an_epoch_has(read: Callable[..., tuple[MicroBatches, Tokenizer]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any
 
 from expertise.errors import DataError, ExpertiseError, RecipeError
 
@@ -114,7 +114,7 @@ def _next_line(number: int) -> str | None:
     return line.rstrip("\r\n")
 
 
-def _standard_input() -> TextIO:
+def _standard_input() -> Any:
     if sys.stdin is None:
         raise RecipeError("standard input is closed", "give a prompt, or --messages FILE")
     return sys.stdin

@@ -35,8 +35,8 @@ class Conversation:
 
     Raises:
         RunError: the model has no tokenizer, or no chat template.
-        DataError: the template refuses the messages.
-        RecipeError: there are two system prompts, or the template does not write one.
+        DataError: the template refuses the system prompt, or leaves it out.
+        RecipeError: there are two system prompts.
     """
 
     def __init__(
@@ -56,7 +56,8 @@ class Conversation:
         self._model, self._max_new_tokens, self._settings = model, max_new_tokens, settings
         self._first = self._num_system = _num_system(self.messages)
         self.answer: list[Piece] = []
-        self._refuse_unwritten_system_prompt(prompt_tokens(model, _QUESTION))
+        # Refused now and not at the first question: a model without a template, a system prompt it leaves out.
+        prompt_tokens(model, [*self.messages[: self._num_system], *_QUESTION])
 
     messages: list[Message]
     """All that was said, answers included."""
@@ -128,15 +129,6 @@ class Conversation:
         turns = [index for index in later if self.messages[index]["role"] == "user"]
         self._first = turns[0] if turns else self._first
         return bool(turns)
-
-    def _refuse_unwritten_system_prompt(self, without: tuple[list[int], list[int]]) -> None:
-        """Some templates pass over a system prompt without a word: it would have no effect."""
-        system = self.messages[: self._num_system]
-        if system and prompt_tokens(self._model, [*system, *_QUESTION]) == without:
-            raise RecipeError(
-                "the model's chat template does not write a system prompt: it would have no effect",
-                "say it in the user's first message",
-            )
 
 
 def _num_system(messages: Sequence[Message]) -> int:
