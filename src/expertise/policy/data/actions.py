@@ -32,10 +32,10 @@ class Bounds:
         A single component stands for all of them.
         """
         try:
-            ends = [np.atleast_1d(np.asarray(end, np.float64)).ravel() for end in (low, high)]
+            ends = np.broadcast_arrays(*(np.ravel(np.asarray(end, np.float64)) for end in (low, high)))
         except (TypeError, ValueError):
             return None
-        known = len(ends[0]) == len(ends[1]) and all((np.abs(end) < _UNBOUNDED).all() for end in ends)
+        known = all((np.abs(end) < _UNBOUNDED).all() for end in ends)
         return cls(*ends) if known and (ends[0] <= ends[1]).all() else None
 
     def spread(self, width: int, what: str, where: str) -> Bounds:

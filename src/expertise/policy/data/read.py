@@ -35,6 +35,8 @@ READERS = Registry(
 """Name → function from a path (or an id) to `Recorded`. To add a layout write one and add a line."""
 
 AUTO = "auto"
+Numbers = float | int | list[float | int]
+"""A number for all components, or one for each."""
 _HDF5 = (".hdf5", ".h5")
 _COSTS, _SEEN = "costs", "observations"
 
@@ -47,10 +49,10 @@ class DataConfig:
     """A file, a folder, the id of a Minari data set, or `shipped:BallRun`, which the package brings."""
     layout: str = AUTO
     """"dsrl", "d4rl", "robomimic", "minari" or "npz"; "auto" looks at the path."""
-    action_low: float | list[float] | None = None
+    action_low: Numbers | None = None
     """Lower bound of the recorded actions, or one for each component; they are scaled to [-1, 1] by it. None:
     as the file declares it, else -1."""
-    action_high: float | list[float] | None = None
+    action_high: Numbers | None = None
     """Upper bound, likewise; None: as the file declares it, else 1."""
     actions: Literal["refuse", "clip"] = "refuse"
     """What to do with actions outside their bounds: "refuse" the data, or "clip" to the bounds."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -76,19 +77,19 @@ class SkillRecipe:
         """Read the base, the library and the data; see `LearnRecipe`."""
         train, library = self.train, Library(self.library)
         base = base_at(self.base, train.device)
-        digest = _digest(self)
-        self._refuse_taken(library, digest)
         beside = library.load_all(self.beside, base.acting)
         data = read_all(self.data)
         observations, actions = behaviour(data)
         critics = critics_at(self.critics, train.device)
+        facts = facts_of(data, base=base.acting, critics=critics)
+        facts |= {f"skill {skill.name}": _digest_of(skill) for skill in beside}
+        digest = _digest(self, facts)
+        self._refuse_taken(library, digest)
         torch.manual_seed(train.seed)
         start = self.growth.new(base.acting, self.name, train.seed)
         policy = GrowingPolicy(base, start, self.growth, beside, self.beside_weights)
         weights = weights_for(self.weights, critics, observations, actions, train.device)
         task = PolicyTask(policy, observations, actions, train, weights=weights)
-        facts = facts_of(data, base=base.acting, critics=critics)
-        facts |= {f"skill {skill.name}": _digest_of(skill) for skill in beside}
 
         def finish() -> None:
             skill = policy.skill()
@@ -112,18 +113,40 @@ class SkillRecipe:
         if self.name not in library.names():
             return
         card = library.card(self.name)
-        if card is None or card.metrics.get("recipe") != digest:
+        if card is None or card.metrics.get("recipe") not in (digest, _digest_by_path(self)):
             raise SkillError(
                 f"{library.path} has a skill {self.name!r} that another recipe made",
                 "choose another name, or remove that one",
             )
 
 
-def _digest(recipe: SkillRecipe) -> str:
-    """Of all in a recipe that decides what is learnt, but for how long."""
+def _digest(recipe: SkillRecipe, facts: Mapping[str, str]) -> str:
+    """Of all that decides what is learnt, but for how long; what is read counts by content, not by place."""
+    values = _decisive(recipe)
+    for key in ("data", "base", "critics", "library"):
+        del values[key]
+    return hashlib.sha256(json.dumps([values, facts], sort_keys=True).encode()).hexdigest()
+
+
+def _digest_by_path(recipe: SkillRecipe) -> str:
+    """The digest on the cards of older skills: places counted then, and data had fewer keys."""
+    values = _decisive(recipe)
+    plain = dataclasses.asdict(DataConfig(path=""))
+    values["data"] = [
+        {key: v for key, v in table.items() if key in _FIRST_KEYS or v != plain[key]}
+        for table in values["data"]
+    ]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _decisive(recipe: SkillRecipe) -> dict[str, Any]:
     values = dataclasses.asdict(recipe)
     values["train"] = {k: v for k, v in values["train"].items() if not may_change(f"train.{k}")}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return values
+
+
+_FIRST_KEYS = ("path", "layout", "max_cost", "min_return", "trajectories", "seed")
+"""Keys of data that `_digest_by_path` always counted."""
 
 
 def _digest_of(skill: Skill) -> str:
