@@ -60,7 +60,8 @@ class Bounds:
         """
         middle, half = (self.high + self.low) / 2, (self.high - self.low) / 2
         # A component with nothing between its bounds says nothing.
-        return (actions.astype(np.float64) - middle) / np.where(half > 0, half, 1.0)
+        shares: np.ndarray = (actions.astype(np.float64) - middle) / np.where(half > 0, half, 1.0)
+        return shares
 
     def __str__(self) -> str:
         """As short as they can be said."""

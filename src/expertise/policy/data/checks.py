@@ -40,7 +40,7 @@ def checked(arrays: Mapping[str, Any], where: str) -> Transitions:
         row = int(np.abs(found["actions"]).max(1).argmax())
         raise DataError(f"{where}: 'actions' reach {worst:g} in row {row}; they must lie in [-1, 1]")
     np.clip(found["actions"], -1.0, 1.0, out=found["actions"])
-    return Transitions(**found)
+    return Transitions(**found, notes=())
 
 
 def structured(arrays: Mapping[str, Any], where: str) -> dict[str, np.ndarray]:

@@ -56,12 +56,12 @@ class Recorded:
         """
         notes = list(self.notes)
         found, broken, layout = self._structured(config)
-        if found:
-            width = found[0][1]["actions"].shape[1]
-            bounds, whose = self._bounds(config, width)
-            if bounds is None:
-                notes.append(assumed(*_range(found), self.where))
-                bounds = Bounds(np.full(width, -1.0), np.full(width, 1.0))
+        if not found:
+            raise self._too_much(broken, 0)
+        bounds, whose = self._bounds(config, found[0][1]["actions"].shape[1])
+        if not whose:
+            notes.append(assumed(*_range(found), self.where))
+            whose = "the file declares no bounds"
         kept: list[dict[str, np.ndarray]] = []
         cut = 0
         for name, arrays in found:
@@ -75,7 +75,8 @@ class Recorded:
                 continue
             kept.append({**arrays, "actions": actions})
             cut += outside
-        self._refuse_many(broken, len(kept))
+        if not kept or len(broken) > max(1, int(SKIPPED * (len(broken) + len(kept)))):
+            raise self._too_much(broken, len(kept))
         if broken:
             notes.append(
                 f"note: {len(broken)} of {len(broken) + len(kept)} episodes of {self.where} are broken and "
@@ -92,7 +93,8 @@ class Recorded:
         joined = {key: np.concatenate([arrays[key] for arrays in kept]) for key in kept[0]}
         if "next_observations" in joined:
             return Transitions(**joined, notes=tuple(notes))
-        data = _with_next(Transitions(**joined, next_observations=joined["observations"]), self.where)
+        joined["next_observations"] = joined["observations"]
+        data = _with_next(Transitions(**joined, notes=()), self.where)
         notes.append(
             f"note: {self.where} has no next observations: each is that of the row after; "
             f"{len(joined['rewards']) - len(data):,} last rows of trajectories, which have none, are left out"
@@ -127,14 +129,13 @@ class Recorded:
             if kind == usual:
                 alike.append(entry)
             else:
-                error = DataError(f"{entry[0]}: {_difference(kind, usual)}")
-                _pass_over(error, config, broken)
+                _pass_over(DataError(f"{entry[0]}: {_difference(kind, usual)}"), config, broken)
         if self.whole and config.on_bad == "skip":
             alike = list(_apart(*alike[0]))
         return alike, broken, usual[1]
 
-    def _bounds(self, config: DataConfig, width: int) -> tuple[Bounds | None, str]:
-        """The bounds of the actions, and who says so; a user is believed before a file."""
+    def _bounds(self, config: DataConfig, width: int) -> tuple[Bounds, str]:
+        """The bounds of the actions, and who says so, if anybody does; a user is believed before a file."""
         if config.action_low is not None:
             own = Bounds.of(config.action_low, config.action_high)
             assert own is not None, "DataConfig has looked at them"
@@ -142,20 +143,18 @@ class Recorded:
             return own.spread(width, whose, self.where), whose
         if self.bounds is not None:
             return self.bounds.spread(width, "the bounds that it declares", self.where), "declared there"
-        return None, "the file declares no bounds"
+        return Bounds(np.full(width, -1.0), np.full(width, 1.0)), ""
 
-    def _refuse_many(self, broken: list[DataError], kept: int) -> None:
-        """Refuse data of which too much is broken, or all."""
-        if not kept and not broken:
-            raise DataError(f"{self.where} has no episodes")
-        number = len(broken) + kept
-        if not kept or len(broken) > max(1, int(SKIPPED * number)):
-            raise DataError(
-                f'{len(broken)} of {number} episodes of {self.where} are broken: on_bad = "skip" leaves out '
-                f"one, or up to {SKIPPED:.0%}",
-                f"the first: {broken[0].message}",
-                *broken[0].hints,
-            )
+    def _too_much(self, broken: list[DataError], kept: int) -> DataError:
+        """The refusal of data of which more is broken than may be skipped, or of which nothing is left."""
+        if not broken:
+            return DataError(f"{self.where} has no episodes")
+        return DataError(
+            f'{len(broken)} of {len(broken) + kept} episodes of {self.where} are broken; on_bad = "skip" leaves '
+            f"out one, or up to {SKIPPED:.0%}",
+            f"the first: {broken[0].message}",
+            *broken[0].hints,
+        )
 
 
 def _pass_over(error: DataError, config: DataConfig, broken: list[DataError]) -> None:

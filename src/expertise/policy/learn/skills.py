@@ -115,7 +115,7 @@ class SkillRecipe:
         card = library.card(self.name)
         if card is None or card.metrics.get("recipe") not in (digest, _digest_by_path(self)):
             raise SkillError(
-                f"{library.path} has a skill {self.name!r} that another recipe made",
+                f"{library.path} has a skill {self.name!r} that another recipe made, or other data",
                 "choose another name, or remove that one",
             )
 
