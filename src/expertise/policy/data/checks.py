@@ -143,6 +143,8 @@ def flags_of(value: Any, key: str, where: str) -> np.ndarray:
 
 
 def _array(value: Any, key: str, where: str) -> np.ndarray:
+    if isinstance(value, Mapping):
+        raise DataError(f"{where}: {key!r} is a group, not an array")
     try:
         return np.asarray(value)
     except ValueError:

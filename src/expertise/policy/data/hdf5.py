@@ -60,11 +60,7 @@ def _read(path: str, needed_keys: tuple[str, ...] = ()) -> Recorded:
         for key in needed_keys:
             without = f'layout = "d4rl" in its [[data]] table (or --layout d4rl) {_WITHOUT[key]}'
             require(file, key, path, nearest(key, file), without)
-        found = {key: within(file, key, path) for key in file if wanted(key)}
-        for key, item in found.items():
-            if key not in ("observations", NEXT) and not hasattr(item, "shape"):
-                raise DataError(f"{path}: {key!r} is a group, not an array")
-        arrays = {key: loaded(file, key, path) for key in found}
+        arrays = {key: loaded(file, key, path) for key in file if wanted(key)}
         keys, bounds = list(file), _declared(file)
     return flat(arrays, path, keys, bounds)
 

@@ -150,8 +150,8 @@ class Recorded:
         if not broken:
             return DataError(f"{self.where} has no episodes")
         return DataError(
-            f'{len(broken)} of {len(broken) + kept} episodes of {self.where} are broken; on_bad = "skip" leaves '
-            f"out one, or up to {SKIPPED:.0%}",
+            f"{len(broken)} of {len(broken) + kept} episodes of {self.where} are broken; "
+            f'on_bad = "skip" leaves out one, or up to {SKIPPED:.0%}',
             f"the first: {broken[0].message}",
             *broken[0].hints,
         )
