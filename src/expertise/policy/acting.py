@@ -35,7 +35,7 @@ POLICIES = Registry(
 
 CRITIC_OF = {"first": "", "max-q": "reward", "min-qc": "safety"}
 """Pick → the critic that it asks."""
-_OTHER_PICK = 'or let it pick without: policy.pick = "first" (of a composition: pick = "first"; --pick first)'
+_OTHER_PICK = 'or pick without a critic: policy.pick = "first" in a recipe, --pick first in a command'
 
 
 class Policy(nn.Module, abc.ABC):

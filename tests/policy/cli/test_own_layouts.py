@@ -40,7 +40,7 @@ def test_a_layout_can_be_named(place: Path, expertise: Command) -> None:
     assert "layout" in done.stderr
     done = expertise(*learn, "--layout", "npz")
     assert done.returncode == 0, done.stderr
-    assert "plain.data has no next observations" in done.stderr
+    assert "no next observations in plain.data" in done.stderr
     assert "declares no bounds" in done.stderr
     done = expertise(*learn, "--layout", "nzp", "--run", "runs/other")
     assert done.returncode == 2

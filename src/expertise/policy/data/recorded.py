@@ -95,10 +95,11 @@ class Recorded:
             return Transitions(**joined, notes=tuple(notes))
         joined["next_observations"] = joined["observations"]
         data = _with_next(Transitions(**joined, notes=()), self.where)
-        notes.append(
-            f"note: {self.where} has no next observations: each is that of the row after; "
-            f"{len(joined['rewards']) - len(data):,} last rows of trajectories, which have none, are left out"
-        )
+        note = f"note: no next observations in {self.where}: each is that of the row after"
+        left_out = len(joined["rewards"]) - len(data)
+        if left_out:
+            note += f"; {left_out:,} last rows of trajectories, which have none, are left out"
+        notes.append(note)
         return dataclasses.replace(data, notes=tuple(notes))
 
     def _structured(
