@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -33,6 +33,8 @@ class Losses:
     """Scalars for the metrics; `loss` is the one that is shown."""
     tables: Mapping[str, Tensor]
     """Rows of numbers for the metrics (loads), empty unless `detail` was asked for."""
+    weights: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    """Table → what this micro-batch's counts within the step, a scalar; one that is left out counts 1."""
 
 
 @runtime_checkable
@@ -176,8 +178,7 @@ class _State:
             self._refuse_spoilt(done)
         if due:
             if not bad:
-                tables = {k: (sum(m.tables[k] for m in micro) / len(micro)) for k in micro[0].tables}
-                self._write(done, reported, tables, rate, norm)
+                self._write(done, reported, step_tables(micro), rate, norm)
             self._write_rate(done)
         self.progress.update(done, f"loss {reported['loss']:.3f}")
 
@@ -217,7 +218,8 @@ class _State:
         number = self.config.accumulation
         (losses.total / number if number > 1 else losses.total).backward()  # type: ignore[no-untyped-call]
         reported = {key: value.detach() for key, value in losses.reported.items()}
-        return Losses(losses.total.detach(), reported, {k: v.detach() for k, v in losses.tables.items()})
+        tables = {key: table.detach() for key, table in losses.tables.items()}
+        return Losses(losses.total.detach(), reported, tables, losses.weights)
 
     def _update(self, total_norm: Tensor) -> None:
         """Clip and step."""
@@ -282,6 +284,19 @@ class _State:
         # The time of an evaluation is its own: it must not spoil the next rate.
         self.log.timing(step=step, evaluation_seconds=round(time.monotonic() - started, 4))
         self._clock = time.monotonic()
+
+
+def step_tables(micro: Sequence[Losses]) -> dict[str, Tensor]:
+    """The tables of a whole step: the mean over its micro-batches, each with its weight."""
+    if len(micro) == 1:
+        return dict(micro[0].tables)
+    tables = {}
+    for name in micro[0].tables:
+        each = torch.stack([losses.tables[name] for losses in micro]).double()
+        weights = each.new_tensor([float(losses.weights.get(name, 1.0)) for losses in micro])
+        total = weights.sum()
+        tables[name] = (weights @ each) / total.where(total > 0, 1.0)
+    return tables
 
 
 def _rounded(table: Tensor) -> list[float]:
