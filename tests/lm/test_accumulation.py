@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -95,6 +94,13 @@ def distance(first: Tensor, second: Tensor) -> float:
     return float((first - second).norm() / first.norm())
 
 
+def small_model() -> LanguageModel:
+    torch.manual_seed(0)
+    router, parts = TopP.Config(p=0.5), SwiGLUExperts.Config(num_parts=4, hidden=16)
+    sizes = {"dim": 16, "num_layers": 1, "num_heads": 2, "context": CONTEXT, "vocab_size": 250}
+    return LanguageModel(ModelConfig(**sizes, router=router, parts=parts, always=SwiGLU.Config(hidden=16)))
+
+
 @pytest.fixture(scope="module")
 def make(small_recipe: Make) -> Make:
     """`make(balance keys)`: a recipe for windows of documents, and its text."""
@@ -158,7 +164,7 @@ def test_statistics_per_batch_weigh_micro_batches_by_their_tokens(make: Make, lo
     share = ROWS["ragged"][0] / (sum(ROWS["ragged"]) / 4)
     expected = share * alone[0].reported[f"balance_{loss}"]
     torch.testing.assert_close(micro[0].reported[f"balance_{loss}"], expected)
-    whole, (at_once,) = step(recipe, prepared, batch_of((20, 9, 0, 0)), 1)
+    whole, _ = step(recipe, prepared, batch_of((20, 9, 0, 0)), 1)
     cut, micro = step(recipe, prepared, batch_of((20, 9, 0, 0)), 2)
     assert distance(gradients(whole), gradients(cut)) < 1e-9
     assert float(micro[1].reported[f"balance_{loss}"].detach()) == 0
@@ -189,19 +195,7 @@ def test_each_sequence_is_what_it_is_alone_and_padding_alone_is_nothing(make: Ma
 @pytest.mark.parametrize("per", ["sequence", "batch"])
 @pytest.mark.parametrize("sizes", [(0, 0), (0, 7)])
 def test_padding_alone_gives_zeros_in_python_too(per: Any, sizes: tuple[int, ...]) -> None:
-    torch.manual_seed(0)
-    model = LanguageModel(
-        ModelConfig(
-            dim=16,
-            num_layers=1,
-            num_heads=2,
-            context=CONTEXT,
-            vocab_size=250,
-            router=TopP.Config(p=0.5),
-            parts=SwiGLUExperts.Config(num_parts=4, hidden=16),
-            always=SwiGLU.Config(hidden=16),
-        )
-    )
+    model = small_model()
     batch = batch_of(sizes)
     config = BalanceConfig(expert=1.0, device=1.0, device_groups=2, entropy=1.0, z=1.0, per=per)
     found = objective.losses(
@@ -219,10 +213,9 @@ def test_padding_alone_gives_zeros_in_python_too(per: Any, sizes: tuple[int, ...
     [(torch.float64, torch.float64), (torch.float32, torch.float32), (torch.bfloat16, torch.float32)],
 )
 def test_the_loss_is_in_float32_or_better(dtype: torch.dtype, expected: torch.dtype) -> None:
-    logits = torch.randn(2, 5, 7, dtype=torch.float64).to(dtype)
-    targets = torch.randint(7, (2, 5))
-    found = objective.next_token_loss(lambda *_, **__: logits, logits[..., 0].long(), targets)  # type: ignore[arg-type]
+    model, batch = small_model().to(dtype), batch_of(ROWS["ragged"])
+    found = objective.next_token_loss(model, batch.tokens, batch.targets, batch.documents)
     assert found.dtype == expected
-    exact = torch.nn.functional.cross_entropy(logits.double().flatten(0, 1), targets.flatten())
-    rounding = 1e-14 if dtype == torch.float64 else 1e-6
-    assert abs(float(found) - float(exact)) < rounding
+    logits = model(batch.tokens, documents=batch.documents).double().flatten(0, 1)
+    exact = torch.nn.functional.cross_entropy(logits, batch.targets.flatten())
+    assert abs(float(found.detach()) - float(exact.detach())) < (1e-14 if dtype == torch.float64 else 1e-6)

@@ -68,7 +68,13 @@ class Task(Protocol):
         """Text files that belong into every checkpoint."""
 
 
-def train(run: Path, task: Task, config: TrainConfig, optimizer_config: OptimizerConfig) -> None:
+def train(
+    run: Path,
+    task: Task,
+    config: TrainConfig,
+    optimizer_config: OptimizerConfig,
+    memory_hints: Sequence[str] = (),
+) -> None:
     """Train to the last step, going on from the newest whole checkpoint of the run if there is one.
 
     Args:
@@ -76,6 +82,7 @@ def train(run: Path, task: Task, config: TrainConfig, optimizer_config: Optimize
         task: what is trained.
         config: steps, saving, evaluation.
         optimizer_config: AdamW and schedule.
+        memory_hints: what helps where the device has too little memory, a line each.
 
     Raises:
         Stopped: a signal asked for it; everything is saved.
@@ -91,7 +98,7 @@ def train(run: Path, task: Task, config: TrainConfig, optimizer_config: Optimize
     try:
         with Interrupts() as interrupts, progress:
             state = _State(run, task, config, optimizer_config, optimizer, log, progress, interrupts, first)
-            with memory_errors("train.batch_size (or raise train.accumulation)", "model.context"):
+            with memory_errors(memory_hints):
                 if first and not is_evaluated(run, first):
                     state.look_and_save(first)  # a signal may have broken that evaluation off
                 for step in range(first, config.steps):
