@@ -144,7 +144,7 @@ def token_z(routes: Routes) -> Float[Tensor, " tokens"]:
     return torch.logsumexp(exact(routes.logits), dim=-1).square()
 
 
-def exact(values: Tensor) -> Tensor:
+def exact(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """The values in at least float32: bfloat16 is too coarse for a loss, and float64 stays as it is."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 

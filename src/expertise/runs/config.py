@@ -21,7 +21,8 @@ class TrainConfig:
     batch_size: Annotated[int, Ge(1)]
     """Sequences (of policies: transitions) per step, all micro-batches together."""
     accumulation: Annotated[int, Ge(1)] = 1
-    """Micro-batches that a step is cut into: the same step to rounding, in less memory."""
+    """Micro-batches that a step is cut into: the same step to rounding (but for balance losses that count
+    per batch), in less memory."""
     evaluate_every: Annotated[int, Ge(0)] = 0
     """Steps between evaluations; 0: only at the end."""
     save_every: Annotated[int, Ge(0)] = 0
