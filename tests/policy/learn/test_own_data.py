@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +13,13 @@ import pytest
 from expertise.errors import DataError, RecipeError, RunError, SkillError
 from expertise.policy import load_critics
 from expertise.policy.data import DataConfig
-from expertise.policy.learn import SkillRecipe, learn, recipe_of, skills
+from expertise.policy.learn import learn, recipe_of
 from expertise.policy.learn.common import read_all
+from expertise.runs import recipe as recipes
 from expertise.skills.library import Library
 
 Write = Callable[..., Path]
+WRITTEN_BEFORE = Path(__file__).parents[2] / "written_before" / "files"
 TRAIN = {"steps": 2, "batch_size": 16, "device": "cpu", "threads": 1}
 NETWORK = {"network": {"name": "mlp", "hidden": 16, "num_layers": 2, "time_features": 4}}
 
@@ -93,24 +92,25 @@ def test_another_base_in_another_place_is_another_base(made: Path) -> None:
         train(made, "skill", base=f"{made}/other")
 
 
-def test_a_skill_that_an_older_version_made_is_known_again(
-    made: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("run", ["base", "critics", "skill-reward", "composed-context"])
+def test_runs_of_the_version_before_go_on_also_with_moved_data(
+    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def by_place(recipe: SkillRecipe, facts: object) -> str:
-        plain = dataclasses.asdict(recipe)
-        length = ("steps", "evaluate_every", "save_every", "log_every", "keep", "keep_every", "device")
-        for key in (*length, "threads", "tensorboard", "on_non_finite", "skip_limit"):
-            del plain["train"][key]
-        keys = ("path", "layout", "max_cost", "min_return", "trajectories", "seed")
-        plain["data"] = [{key: table[key] for key in keys} for table in plain["data"]]
-        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-
-    with monkeypatch.context() as before:
-        before.setattr(skills, "_digest", by_place)
-        train(made, "older", name="older")
-    train(made, "older", name="older")
-    with pytest.raises(SkillError, match="another recipe made"):
-        train(made, "new", name="older", train={**TRAIN, "seed": 1})
+    pytest.importorskip("h5py", reason="`make setup-policy` installs it")
+    shutil.copytree(WRITTEN_BEFORE, tmp_path / "files")
+    monkeypatch.chdir(tmp_path / "files")
+    told = recipes.parse(Path(run, "recipe.toml").read_text(), run)
+    learn(recipe_of(told), Path(run), print)
+    Path("few.hdf5").rename("moved.hdf5")
+    for table in told["data"]:
+        table["path"] = "moved.hdf5"
+    learn(recipe_of(told), Path(run), print)
+    if run.startswith("skill"):
+        learn(recipe_of(told), Path("again"), print)  # its skill is in the library
+    for table in told["data"]:  # other numbers are other data
+        table |= {"action_low": -2.0, "action_high": 2.0}
+    with pytest.raises((RunError, SkillError), match=r"changed since it was made|or other data"):
+        learn(recipe_of(told), Path(run), print)
 
 
 def test_critics_of_data_without_costs(made: Path) -> None:
