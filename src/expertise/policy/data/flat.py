@@ -45,7 +45,9 @@ def flat(found: Mapping[str, Any], where: str, keys: Iterable[str], bounds: Boun
         raise DataError(f"{where}: 'observations' is empty")
     ends = ends_of(found, rows, where)
     arrays = {key: found[key] for key in (*_READ[:4], "costs") if key in found}
-    if _LOW in found and _HIGH in found:
+    if (_LOW in found) != (_HIGH in found):
+        raise DataError(f"{where} has one of {_LOW!r} and {_HIGH!r}, not both")
+    if _LOW in found:
         bounds = Bounds.of(found[_LOW], found[_HIGH])
     return Recorded(
         where=where,
