@@ -110,7 +110,8 @@ class Batches(Windows):
         positions = windows[:, None] * self.context + np.arange(self.context + 1)
         ids = torch.from_numpy(self.stream.tokens[positions].astype(np.int64))
         domains = torch.from_numpy(self.stream.domain_of(positions[:, :-1]))
-        targets = ids[:, 1:].contiguous()
+        # A copy: with one row `contiguous` would give a view, and the marks below would go into the inputs.
+        targets = ids[:, 1:].clone()
         if self.stream.learnt is not None:
             targets[~torch.from_numpy(self.stream.learnt[positions[:, 1:]])] = IGNORED
         return Batch(ids[:, :-1].contiguous(), targets, domains)

@@ -18,7 +18,7 @@ from expertise.lm.data.kinds import Kind
 from expertise.lm.data.packed import PackedBatches
 from expertise.lm.data.sources import digest_of, open_sources
 from expertise.lm.data.split import SPLITS
-from expertise.lm.data.streams import TokenStream, build_streams, open_stream
+from expertise.lm.data.streams import STREAMS, TokenStream, build_streams, open_stream
 from expertise.lm.data.tokenizer import end_of_text, load_tokenizer, plain, train_tokenizer, vocab_size
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ class Prepared:
         )
         tokens = self._tokens()
         self.tokens_count = tokens.facts["tokens"]
+        self.notes += tuple(tokens.facts.get("notes", ()))
         self.tokenizer = load_tokenizer(tokens.path / "tokenizer.json")
         self.end_of_text = end_of_text(self.tokenizer)
         self.vocab_size = vocab_size(self.tokenizer)
@@ -185,7 +186,8 @@ class Prepared:
             return build_streams(text.path, chosen, self.domains, folder)
 
         given = _file_digest(Path(self._config.path)) if self._config.path else _text_digest(self._given)
-        asked = [given] if given else [self._config.vocab_size, self._config.train_bytes]
+        # A tokenizer that is trained here has a token for each byte: what it made before holds as it is.
+        asked = [given, STREAMS] if given else [self._config.vocab_size, self._config.train_bytes]
         return entry("tokens", key_of(self._text_key(), asked, *self._data.domains), build)
 
     def _given_tokenizer(self) -> tokenizers.Tokenizer:
