@@ -76,6 +76,17 @@ def _unmarked_utf16(head: bytes) -> str | None:
     return None
 
 
+def escaped(text: str) -> str:
+    r"""Text that can be printed and written: bytes that are not UTF-8 show as `\xe9`.
+
+    Python keeps such bytes of a file's name as halves of surrogate pairs, which no file or terminal takes.
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # other halves, which do not stand for bytes
+        return text.encode("utf-8", "backslashreplace").decode()
+
+
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn a full, read-only or forbidden disk, or a path where nothing can be, into one clear line.

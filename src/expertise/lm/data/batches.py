@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from expertise.errors import DataError
+from expertise.errors import DataError, counted
 from expertise.lm.data.streams import TokenStream
 from expertise.shapes import Int
 
@@ -104,6 +104,17 @@ class Batches(Windows):
             )
         super().__init__((have - 1) // context, batch_size, seed)
         self.stream, self.context = stream, context
+
+    def notes(self) -> list[str]:
+        """How many tokens at the end fill no window, and are never seen."""
+        total = len(self.stream.tokens)
+        left = total - 1 - self.num_windows * self.context
+        if not left:
+            return []
+        return [
+            f"left out: the last {left:,} of {counted(total, 'training token')}, "
+            f"which fill no window of {self.context}"
+        ]
 
     def read(self, windows: Int[np.ndarray, " batch"]) -> Batch:
         """These windows, in this order."""

@@ -15,6 +15,7 @@ from expertise.lm.data.config import KINDS, DataConfig, TokenizerConfig
 from expertise.lm.data.corpus import build_text, stored_documents
 from expertise.lm.data.documents import Document
 from expertise.lm.data.kinds import Kind
+from expertise.lm.data.left_out import size
 from expertise.lm.data.packed import PackedBatches
 from expertise.lm.data.sources import digest_of, open_sources
 from expertise.lm.data.split import SPLITS
@@ -101,7 +102,7 @@ class Prepared:
         self.digest = digest_of(open_sources(data))
         text = self._text()
         self.domains = _chosen(data.domains, text.facts["domains"])
-        self.notes = tuple(text.facts["notes"])
+        self.notes = (*text.facts["notes"], *_not_chosen(self.domains, text.facts["bytes"]))
         self.bytes, self.documents_count = (
             {side: {domain: counts[domain] for domain in self.domains} for side, counts in facts.items()}
             for facts in (text.facts["bytes"], text.facts["documents"])
@@ -199,7 +200,8 @@ class Prepared:
 
     def _text_key(self) -> str:
         data = self._data
-        return key_of(self.digest, data.cap_bytes, data.deduplicate, *self._kind.settings())
+        skipping = [data.on_bad, data.bad_share] if data.on_bad != "stop" else []
+        return key_of(self.digest, data.cap_bytes, data.deduplicate, *self._kind.settings(), *skipping)
 
     def _training_texts(self, text: Path) -> Iterator[str]:
         """The first documents of each domain's training text, an equal number of bytes for each."""
@@ -220,6 +222,16 @@ def _chosen(asked: list[str], known: list[str]) -> tuple[str, ...]:
         if domain not in known:
             raise RecipeError(f"the text has no domain {domain!r}", nearest(domain, known))
     return tuple(domain for domain in known if domain in asked or not asked)
+
+
+def _not_chosen(chosen: tuple[str, ...], num_bytes: dict[str, dict[str, int]]) -> list[str]:
+    """A note of the text's other domains, which `data.domains` leaves out."""
+    total: dict[str, int] = {}
+    for of_side in num_bytes.values():
+        for domain, number in of_side.items():
+            total[domain] = total.get(domain, 0) + number
+    others = [f"{domain} ({size(number)})" for domain, number in total.items() if domain not in chosen]
+    return [f"left out by data.domains: {', '.join(others)}"] if others else []
 
 
 def _side(split: str) -> str:

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from expertise.errors import DataError
+from expertise.errors import DataError, counted
 from expertise.lm.data.corpus import stored_documents
 from expertise.lm.data.documents import Document
 from expertise.lm.data.encoded import Encoded, encode_documents
@@ -157,8 +157,8 @@ def _notes(left_out: list[str], num_documents: int) -> list[str]:
     if not left_out:
         return []
     return [
-        f"{len(left_out):,} of {num_documents:,} documents are left out: the tokenizer makes no token of what "
-        f"is to be learnt in them (the first is {left_out[0]})"
+        f"left out: {len(left_out):,} of {counted(num_documents, 'document')} in which the tokenizer makes "
+        f"no token of what is to be learnt (the first: {left_out[0]})"
     ]
 
 
