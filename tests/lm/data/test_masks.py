@@ -23,6 +23,7 @@ from expertise.lm.data import (
     Document,
     PackedBatches,
     Prepared,
+    TokenizerConfig,
     TokenStream,
     evaluation_windows,
     prepare,
@@ -142,6 +143,43 @@ def test_what_has_no_token_to_learn_is_not_evaluated_either(tmp_path: Path) -> N
     assert windows.num_bytes == sum(len(learnt_of(r).encode()) for r in kept)
     targets = windows.targets[windows.targets != IGNORED].tolist()
     assert targets == [t for r in kept for t in (*ids_of(learnt_of(r)), found.end_of_text)]
+
+
+def unknown_to(model: tokenizers.models.Model) -> tokenizers.Tokenizer:
+    made = tokenizers.Tokenizer(model)
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.add_special_tokens(["<|endoftext|>"])
+    return made
+
+
+def test_characters_without_a_token_are_counted(write) -> None:
+    path = write("t.txt", "".join(f"a漢b {i} 字字\n" for i in range(100)))
+    notes = prepare(DataConfig(source=str(path)), TOKENIZER).notes
+    (note,) = [note for note in notes if "characters" in note]
+    assert "300 of" in note
+    assert "'字', '漢'" in note
+    assert not prepare(DataConfig(source=str(path)), TokenizerConfig(vocab_size=300)).notes
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        tokenizers.models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"),
+        tokenizers.models.Unigram([("<unk>", 0.0), ("a", -1.0)], unk_id=0),
+    ],
+)
+def test_unknown_tokens_are_counted(write, model: tokenizers.models.Model) -> None:
+    path = write("t.txt", "a 漢 a\n" * 100)
+    found = prepare(DataConfig(source=str(path), deduplicate=False), unknown_to(model))
+    (note,) = [note for note in found.notes if "'<unk>'" in note]
+    assert note.startswith("100 of 300 tokens")
+
+
+def test_a_vocabulary_of_words_that_knows_them_all_loses_nothing(write) -> None:
+    path = write("t.txt", "stone river\n" * 100)
+    model = tokenizers.models.WordLevel({"stone": 0, "river": 1})
+    found = prepare(DataConfig(source=str(path), deduplicate=False), unknown_to(model))
+    assert found.notes == ()
 
 
 # --- lengths --------------------------------------------------------------------------------------------

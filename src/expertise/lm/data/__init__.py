@@ -1,8 +1,9 @@
 """Text for language models: sources → divided text → tokens → batches, each step cached and repeatable.
 
-Reading order: `config.py` → `sources.py` (`readers.py`, `hub.py`, `installed.py`) → `kinds.py` (`chat.py`) →
-`corpus.py` (`split.py`) → `tokenizer.py`, `encoded.py` → `streams.py` → `prepare.py`, which joins them →
-`batches.py`, `packed.py`, `windows.py`.
+Reading order: `config.py` → `sources.py` (`folders.py`, `readers.py`, `hub.py`, `installed.py`) → `kinds.py`
+(`chat.py`) → `corpus.py` (`split.py`) → `tokenizer.py`, `encoded.py` → `streams.py` (`coverage.py`) →
+`prepare.py`, which joins them → `batches.py`, `packed.py`, `windows.py`. What is left out on the way is counted
+by `left_out.py`.
 """
 
 from __future__ import annotations

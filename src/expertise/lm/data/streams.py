@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from expertise.errors import DataError, counted
 from expertise.lm.data.corpus import stored_documents
+from expertise.lm.data.coverage import Coverage
 from expertise.lm.data.documents import Document
 from expertise.lm.data.encoded import Encoded, encode_documents
 from expertise.lm.data.split import SPLITS
@@ -86,6 +87,7 @@ def build_streams(
     end = np.array([end_of_text(tokenizer)], dtype=dtype)
     number = {domain: i for i, domain in enumerate(domains)}
     counts = {side: dict.fromkeys(domains, 0) for side in SPLITS}
+    coverage = Coverage(tokenizer)
     num_documents = 0
     left_out: list[str] = []
     for side in SPLITS:
@@ -101,6 +103,7 @@ def build_streams(
                 if not encoded.teaches:
                     left_out.append(document.id)
                     continue
+                coverage.add(document.text, encoded.ids)
                 starts.append(at)
                 owners.append(number[document.domain])
                 end.tofile(file)
@@ -119,7 +122,7 @@ def build_streams(
         _write(folder / f"{side}.starts", starts)
         _write(folder / f"{side}.domains", owners)
         open_stream(folder, side, dtype, domains)
-    return {"dtype": dtype, "tokens": counts, "notes": _notes(left_out, num_documents)}
+    return {"dtype": dtype, "tokens": counts, "notes": _notes(left_out, num_documents) + coverage.notes()}
 
 
 def open_stream(folder: Path, side: str, dtype: str, domains: tuple[str, ...]) -> TokenStream:
