@@ -91,7 +91,7 @@ def test_too_many_are_refused_with_the_first_and_the_counts(
     with pytest.raises(DataError) as caught:
         prepare(data, SMALL)
     assert f"4 of {number + 4} rows of q" in caught.value.message
-    assert "10%" in caught.value.message
+    assert "10 %" in caught.value.message
     assert f"{path}, line 4: not valid JSON" in caught.value.message
     assert "\n" not in caught.value.message
     assert "data.bad_share" in " ".join(caught.value.hints)

@@ -2,8 +2,8 @@
 
 Reading order: `config.py` → `sources.py` (`folders.py`, `readers.py`, `hub.py`, `installed.py`) → `kinds.py`
 (`chat.py`) → `corpus.py` (`split.py`) → `tokenizer.py`, `encoded.py` → `streams.py` (`coverage.py`) →
-`prepare.py`, which joins them → `batches.py`, `packed.py`, `windows.py`. What is left out on the way is counted
-by `left_out.py`.
+`prepare.py`, which joins them → `batches.py`, `packed.py`, `windows.py`; `left_out.py` counts what is left
+out on the way.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ class BadRows:
         """
         if self._first is not None and self._num_bad > self._share * self._num_rows:
             raise DataError(
-                f"{self._counts()} cannot be used, more than {self._share:.0%}; "
+                f"{self._counts()} cannot be used, more than {100 * self._share:g} %; "
                 f"the first: {self._first.message}",
                 *self._first.hints[:2],
                 "mend them, or raise data.bad_share if they may be missing",

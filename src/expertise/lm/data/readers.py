@@ -105,9 +105,11 @@ def read_text(path: Path, name: str, fields: tuple[str, ...]) -> Iterator[Row | 
     except OSError as error:
         raise unreadable(path, error) from None
     try:
-        yield Row(name, shown(path), {fields[0]: _decode(raw, path, 0)})
+        text = _decode(raw, path, 0)
     except DataError as error:
         yield error
+    else:
+        yield Row(name, shown(path), {fields[0]: text})
 
 
 def read_json_lines(path: Path, name: str, fields: tuple[str, ...]) -> Iterator[Row | DataError]:
@@ -125,14 +127,12 @@ def read_json_lines(path: Path, name: str, fields: tuple[str, ...]) -> Iterator[
                     line = _decode(raw, path, offset).removeprefix("\ufeff")
                     if "\0" in line:
                         raise DataError(f"{where}: a NUL byte, which JSON cannot hold", encoding_hint(raw))
-                    found = (
-                        Row(f"{name}:{number}", where, _object(line, fields, where)) if line.strip() else None
-                    )
+                    values = _object(line, fields, where) if line.strip() else None
                 except DataError as error:
                     yield error
                 else:
-                    if found is not None:
-                        yield found
+                    if values is not None:
+                        yield Row(f"{name}:{number}", where, values)
                 offset += len(raw)
     except OSError as error:
         raise unreadable(path, error) from None

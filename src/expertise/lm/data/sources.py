@@ -230,9 +230,9 @@ def _from_path(root: Path, kind: Kind) -> Iterator[Source]:
     for key in set(groups) - set(with_text):
         for _ in groups[key]:
             found.passed_over.add(PassedOver.EMPTY)
-    passed_over = found.passed_over
+    passed_over, all_tables = found.passed_over, set(found.tables)
     for key in sorted(with_text):
-        tables = [path for path in groups[key] if path in set(found.tables)]
+        tables = [path for path in groups[key] if path in all_tables]
         yield PathSource(_table(root, key or name), kind, _Found(groups[key], passed_over, tables))
         # What was passed over is told once.
         passed_over = PassedOver()
