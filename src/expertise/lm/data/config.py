@@ -99,8 +99,8 @@ class DataConfig:
     over all domains."""
 
     on_bad: Literal["stop", "skip"] = "stop"
-    """A row or a file that cannot be used: `"stop"` refuses all of the data and names its line, `"skip"` leaves
-    it out and counts it."""
+    """A row or a file that cannot be used: `"stop"` refuses all of the data and names its line, `"skip"`
+    leaves it out and counts it."""
 
     bad_share: Annotated[float, Ge(0), Le(1)] = 0.1
     """The share of a source's rows that may be left out by `on_bad = "skip"`; more is refused."""
