@@ -54,7 +54,7 @@ class Coverage:
                 f"left out: {sum(self._lost.values()):,} of {self._num_characters:,} characters, of which "
                 f"the tokenizer makes no token (most often {', '.join(map(repr, most))})"
             )
-        if self._num_unknown:
+        if self._unknown is not None and self._num_unknown:
             name = self._tokenizer.id_to_token(self._unknown)
             notes.append(
                 f"{self._num_unknown:,} of {self._num_tokens:,} tokens are {name!r}: "
