@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import hashlib
@@ -28,6 +29,62 @@ _DISK_TROUBLE = {
 }
 _WRONG_PLACE = {errno.EEXIST, errno.EISDIR, errno.ENOENT}
 """Of a path that is written to; of another one they are faults of ours."""
+
+
+_MARKS = (
+    (codecs.BOM_UTF8, "UTF-8"),
+    # Before UTF-16: the mark of UTF-32 in little-endian order begins with that of UTF-16.
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+"""Byte-order marks at the start of a file, and the encoding that each tells, as iconv calls it."""
+
+
+def marked_encoding(raw: bytes) -> str | None:
+    """The encoding that a file's byte-order mark tells, as iconv calls it; None: there is no mark.
+
+    Args:
+        raw: the file's first bytes, four at least where it has so many.
+    """
+    return next((name for mark, name in _MARKS if raw.startswith(mark)), None)
+
+
+def encoding_hint(raw: bytes) -> str:
+    """A hint for text that is not UTF-8: how to convert it from the encoding that it seems to be in.
+
+    Args:
+        raw: the file's content, or its beginning.
+
+    Returns:
+        One line, without a full stop.
+    """
+    marked = marked_encoding(raw)
+    if marked not in (None, "UTF-8"):
+        return f"its first bytes mark it as {marked}; convert it: iconv -f {marked} -t UTF-8 …"
+    if unmarked := _unmarked_utf16(raw[:1024]):
+        return f"it looks like {unmarked}; convert it: iconv -f {unmarked} -t UTF-8 …"
+    return "convert it: iconv -f … -t UTF-8 …, where -f is the encoding that it is in, such as latin1"
+
+
+def _unmarked_utf16(head: bytes) -> str | None:
+    """UTF-16 without a mark, known by its NULs: most text has one in every second byte."""
+    for name, highs in (("UTF-16LE", head[1::2]), ("UTF-16BE", head[::2])):
+        if len(head) > 3 and highs.count(0) > 0.8 * len(highs) and head.count(0) < 0.6 * len(head):
+            return name
+    return None
+
+
+def escaped(text: str) -> str:
+    r"""Text that can be printed and written: bytes that are not UTF-8 show as `\xe9`.
+
+    Python keeps such bytes of a file's name as halves of surrogate pairs, which no file or terminal takes.
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # other halves, which do not stand for bytes
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 @contextlib.contextmanager
