@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from expertise.lm.data import Batch, Prepared
+from expertise.lm.data import Batch, ContextKeys, Prepared
 from expertise.runs.config import TrainConfig
 
 
@@ -13,15 +13,18 @@ class MicroBatches:
         prepared: the text.
         context: tokens per window.
         train: batch size, accumulation and seed.
+        keys: what sets the context, for the error.
 
     Raises:
         DataError: there is too little text for one batch.
     """
 
-    def __init__(self, prepared: Prepared, context: int, train: TrainConfig) -> None:
+    def __init__(
+        self, prepared: Prepared, context: int, train: TrainConfig, keys: ContextKeys | None = None
+    ) -> None:
         self._prepared, self._accumulation = prepared, train.accumulation
         # Also refuses too little text, by the recipe's key.
-        self.notes = prepared.batches(context, train.batch_size, train.seed).notes()
+        self.notes = prepared.batches(context, train.batch_size, train.seed, keys or ContextKeys()).notes()
         self._micro = prepared.batches(context, train.batch_size // train.accumulation, train.seed)
         self._targets: tuple[int, float | None] = (-1, None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import difflib
 import errno
 import hashlib
 import json
@@ -127,6 +128,21 @@ def require_utf8(text: str, what: str) -> str:
             "write it anew, or rename the file or the folder that has such a name",
         ) from None
     return text
+
+
+def nearest_beside(path: Path, pattern: str = "*") -> list[str]:
+    """A hint for a mistyped path: the nearest name beside it; none where nothing is near.
+
+    Args:
+        path: what the user wrote; nothing is there.
+        pattern: of the names that are looked at.
+    """
+    try:
+        names = [each.name for each in path.parent.glob(pattern)]
+    except OSError:
+        return []
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
+    return [f"did you mean {escaped(str(path.with_name(close[0])))}?"] if close else []
 
 
 def expand_paths(config: object, *fields: str) -> None:

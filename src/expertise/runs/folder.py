@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from expertise.errors import RunError
 from expertise.runs import recipe as recipes
-from expertise.runs.files import disk_errors, left_overs, write_atomic
+from expertise.runs.files import disk_errors, left_overs, nearest_beside, write_atomic
 
 T = TypeVar("T")
 
@@ -30,7 +30,9 @@ def require_run(path: Path) -> Path:
         RunError: it does not exist or is something else.
     """
     if not path.exists():
-        raise RunError(f"no run at {path}", "`expertise train demo` makes one in runs/demo")
+        raise RunError(
+            f"no run at {path}", *nearest_beside(path), "`expertise train demo` makes one in runs/demo"
+        )
     if not is_run(path):
         raise RunError(f"{path} is not a run: it has no {RECIPE}")
     return path
@@ -88,7 +90,7 @@ def refuse_changes(run: Path, recipe: Any, may_change: Callable[[str], bool]) ->
     for key, (old, new) in changed.items():
         if not may_change(key):
             raise RunError(
-                f"{run} was made with {key} = {old!r}; the recipe now says {new!r}",
+                f"{run} was made with {key} = {recipes.shown(old)}; the recipe now says {recipes.shown(new)}",
                 "use another --out for the changed recipe, or take the change back",
             )
     return bool(changed)
