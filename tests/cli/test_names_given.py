@@ -32,7 +32,8 @@ def test_no_command_takes_an_argument_that_is_not_utf8(home: Path, expertise, gi
         done = expertise(*command, given)
         assert done.returncode == 2, command
         lines = done.stderr.splitlines()
-        assert lines[0].startswith("error: ") and "is not UTF-8" in lines[0], command
+        assert lines[0].startswith("error: "), command
+        assert "is not UTF-8" in lines[0], command
         assert "\\xe9" in lines[0] or "\\xff" in lines[0]
         assert len(lines) <= 4
     assert sorted(home.rglob("*")) == before

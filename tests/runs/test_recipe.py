@@ -120,7 +120,7 @@ def test_recipes_are_found_by_name_and_by_path(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no recipe at "):
         recipes.find(str(tmp_path / "other.toml"))
     (tmp_path / "latin.toml").write_bytes(b"a = '\xe9'\n")
-    with pytest.raises(RecipeError, match="latin.toml is not UTF-8: byte 5"):
+    with pytest.raises(RecipeError, match=r"latin\.toml is not UTF-8: byte 5"):
         recipes.find(str(tmp_path / "latin.toml"))
     (tmp_path / "folder.toml").mkdir()
     with pytest.raises(RecipeError, match="cannot read the recipe "):

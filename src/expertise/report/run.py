@@ -124,9 +124,8 @@ def _skipped(lines: list[dict[str, Any]]) -> list[str]:
     if not skipped:
         return []
     first, last, what = skipped[0]["step"], skipped[-1]["step"], skipped[-1]["reason"]
-    return [
-        f"{counted(len(skipped), 'step was', 'steps were')} skipped, from {first} to {last}: the last because {what} was not finite"
-    ]
+    number = counted(len(skipped), "step was", "steps were")
+    return [f"{number} skipped, from {first} to {last}: the last because {what} was not finite"]
 
 
 def _timing(lines: list[dict[str, Any]]) -> dict[str, float]:

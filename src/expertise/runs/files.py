@@ -100,7 +100,8 @@ def decoded(raw: bytes, where: str, error: type[ExpertiseError]) -> str:
 def escaped(text: str) -> str:
     r"""Text that can be printed and written: bytes that are not UTF-8 show as `\xe9`.
 
-    Python keeps such bytes of a file's name as halves of surrogate pairs, which no file and no terminal takes.
+    Python keeps such bytes of a file's name as halves of surrogate pairs, which no file and no terminal
+    takes.
     """
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -28,7 +28,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from expertise.errors import counted
 from expertise.lm.data.documents import Document, Source
 
 DISTRIBUTIONS = (
@@ -110,9 +109,7 @@ class InstalledSource(Source):
         """How many files were skipped."""
         if not self.num_skipped:
             return []
-        return [
-            f"installed, {self.domain}: {counted(self.num_skipped, 'file')} skipped that could not be read"
-        ]
+        return [f"installed, {self.domain}: {self.num_skipped} files that could not be read were skipped"]
 
 
 def installed_sources() -> list[InstalledSource]:
