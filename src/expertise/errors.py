@@ -16,7 +16,7 @@ Anything else that reaches the top is our fault: exit code 1, with a traceback.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 _LONG = 160
 """Characters of another library's error that are shown."""
@@ -120,3 +120,17 @@ def counted(number: int, noun: str, plural: str = "") -> str:
         plural: where it is not the singular with an s.
     """
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def json_kind(value: object) -> str:
+    """The kind of a value in the words of JSON: "null", "an object", "a list", "text", "a number"."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    kinds: tuple[tuple[type | tuple[type, ...], str], ...] = (
+        (str, "text"),
+        ((int, float), "a number"),
+        ((list, tuple), "a list"),
+        (Mapping, "an object"),
+    )
+    other = f"a value of type {type(value).__name__}"
+    return next((name for kind, name in kinds if isinstance(value, kind)), other)

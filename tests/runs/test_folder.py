@@ -125,7 +125,7 @@ def test_every_key_is_either_taken_or_refused_by_name(tmp_path: Path, small_valu
             continue
         with pytest.raises(RunError) as caught:
             folder.refuse_changes(tmp_path, changed, may_change)
-        start = f"{tmp_path} was made with {key} = {value!r}; the recipe now says "
+        start = f"{tmp_path} was made with {key} = {recipes.shown(value)}; the recipe now says "
         assert caught.value.message.startswith(start)
         refused.add(key)
     assert taken == {

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from expertise.lm.data import PADDING, Batch, Prepared
+from expertise.lm.data import PADDING, Batch, ContextKeys, Prepared
 from expertise.runs.config import TrainConfig
 
 
@@ -45,15 +45,18 @@ class MicroBatches:
         prepared: the text.
         context: tokens per window.
         train: batch size, accumulation and seed.
+        keys: what sets the context, for the error.
 
     Raises:
         DataError: there is too little text for one batch.
     """
 
-    def __init__(self, prepared: Prepared, context: int, train: TrainConfig) -> None:
+    def __init__(
+        self, prepared: Prepared, context: int, train: TrainConfig, keys: ContextKeys | None = None
+    ) -> None:
         self._prepared, self._accumulation = prepared, train.accumulation
         # Also refuses too little text, by the recipe's key.
-        self.notes = prepared.batches(context, train.batch_size, train.seed).notes()
+        self.notes = prepared.batches(context, train.batch_size, train.seed, keys or ContextKeys()).notes()
         self._micro = prepared.batches(context, train.batch_size // train.accumulation, train.seed)
         self._counts: tuple[int, StepCounts | None] = (-1, None)
 

@@ -12,6 +12,7 @@ from expertise.lm.config import ModelConfig
 from expertise.lm.data import DataConfig, TokenizerConfig
 from expertise.runs import config
 from expertise.runs.config import TrainConfig
+from expertise.runs.files import expand_paths
 from expertise.runs.optim import OptimizerConfig
 
 
@@ -69,6 +70,7 @@ class Recipe:
     """A run or a checkpoint whose weights and tokenizer a new run starts from; empty: from random weights."""
 
     def __post_init__(self) -> None:
+        expand_paths(self, "init")
         router = self.model.router
         asked = [name for name, value in self.balance.coefficients().items() if value]
         if router is not None and asked and not router.has_logits():

@@ -13,6 +13,9 @@ from expertise.errors import DeviceError, nearest
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
 
+_OTHERS = "choose the device 'auto' or 'cpu': with --device, or with train.device in a recipe"
+
+
 def resolve(name: str) -> torch.device:
     """The device of a name; "auto" is CUDA where present, else the CPU.
 
@@ -24,9 +27,9 @@ def resolve(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
-        raise DeviceError("no CUDA device on this machine", "set train.device to 'auto' or 'cpu'")
+        raise DeviceError("no CUDA device on this machine", _OTHERS)
     if name == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError("no Metal device (mps) on this machine", "set train.device to 'auto' or 'cpu'")
+        raise DeviceError("no Metal device (mps) on this machine", _OTHERS)
     return torch.device(name)
 
 

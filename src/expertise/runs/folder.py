@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from expertise.errors import RunError
 from expertise.runs import recipe as recipes
-from expertise.runs.files import disk_errors, left_overs, write_atomic
+from expertise.runs.files import disk_errors, left_overs, nearest_beside, write_atomic
 
 T = TypeVar("T")
 
@@ -38,7 +38,9 @@ def require_run(path: Path) -> Path:
         RunError: it does not exist or is something else.
     """
     if not path.exists():
-        raise RunError(f"no run at {path}", "`expertise train demo` makes one in runs/demo")
+        raise RunError(
+            f"no run at {path}", *nearest_beside(path), "`expertise train demo` makes one in runs/demo"
+        )
     if not is_run(path):
         raise RunError(f"{path} is not a run: it has no {RECIPE}")
     return path
@@ -98,7 +100,7 @@ def refuse_changes(run: Path, recipe: Any, may_change: Callable[[str], bool]) ->
         reason = recipe.why_kept(key) if isinstance(recipe, Keeping) else ""
         if reason or not may_change(key):
             raise RunError(
-                f"{run} was made with {key} = {old!r}; the recipe now says {new!r}",
+                f"{run} was made with {key} = {recipes.shown(old)}; the recipe now says {recipes.shown(new)}",
                 *([reason] if reason else []),
                 "use another --out for the changed recipe, or take the change back",
             )

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from expertise.cli.options import Device, Json, Set, Threads, print_json, settings
+from expertise.cli.options import IS_PATH, Device, Json, Set, Threads, print_json, settings
 from expertise.cli.policy.options import (
     BatchSize,
     Candidates,
@@ -23,13 +23,16 @@ from expertise.errors import RecipeError
 
 
 def compose(
-    base: Annotated[str, typer.Option("--base", help="The run of the diffusion policy under the skills.")],
+    base: Annotated[
+        str, typer.Option("--base", help="The run of the diffusion policy under the skills."), IS_PATH
+    ],
     run: RunFolder,
     data: Annotated[
         list[str] | None,
         typer.Option(
             "--data", metavar="PATH", help="What is wanted: a few recorded trajectories; repeat for more."
         ),
+        IS_PATH,
     ] = None,
     layout: Layout = None,
     skill: Annotated[
@@ -39,6 +42,7 @@ def compose(
     policy: Annotated[
         list[str] | None,
         typer.Option("--policy", metavar="RUN", help="In noise and actions: a further policy; repeat."),
+        IS_PATH,
     ] = None,
     level: Annotated[
         str,

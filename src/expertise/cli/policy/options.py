@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from expertise.cli.options import IS_PATH
 from expertise.errors import RecipeError
+from expertise.runs.files import expanded
 
 RunFolder = Annotated[Path, typer.Option("--run", "--out", help="The run's folder.")]
 Data = Annotated[
@@ -19,6 +22,7 @@ Data = Annotated[
         metavar="PATH",
         help="Recorded data: a file, the id of a Minari data set, or shipped:BallRun; repeat for more.",
     ),
+    IS_PATH,
 ]
 Layout = Annotated[
     str | None,
@@ -80,7 +84,7 @@ def named_runs(texts: list[str]) -> dict[str, str]:
     for text in texts:
         name, equals, path = text.partition("=")
         # A path may hold the sign as well.
-        if not equals or "/" in name or Path(text).exists():
+        if not equals or "/" in name or os.path.exists(text):
             name = path = text
         if not name or not path:
             raise RecipeError(f"{text!r} lacks a name or a run", "write it as PSEC=runs/psec")
@@ -88,7 +92,7 @@ def named_runs(texts: list[str]) -> dict[str, str]:
             raise RecipeError(
                 f"two policies are called {name!r}", "name them, as in first=runs/a second=runs/b"
             )
-        found[name] = path
+        found[name] = expanded(path)
     return found
 
 

@@ -8,7 +8,7 @@ out on the way.
 
 from __future__ import annotations
 
-from expertise.lm.data.batches import IGNORED, PADDING, Batch, Batches, Windows
+from expertise.lm.data.batches import IGNORED, PADDING, Batch, Batches, ContextKeys, Windows
 from expertise.lm.data.chat import Chat
 from expertise.lm.data.config import DataConfig, SourceTable, TokenizerConfig, require_source
 from expertise.lm.data.documents import Document, Source
@@ -26,6 +26,7 @@ __all__ = [
     "Batch",
     "Batches",
     "Chat",
+    "ContextKeys",
     "DataConfig",
     "Document",
     "EvaluationWindows",

@@ -41,6 +41,17 @@ class Batch:
         return int((self.targets != IGNORED).sum())
 
 
+@dataclass(frozen=True)
+class ContextKeys:
+    """What sets the context, for advice where there is too little text; empty: nothing can."""
+
+    lower: str = "model.context"
+    higher: str = "model.context"
+
+
+CONTEXT_KEYS = ContextKeys()
+
+
 class Windows(abc.ABC):
     """Windows in random order, each once per epoch.
 
@@ -90,17 +101,25 @@ class Batches(Windows):
         context: tokens per sequence.
         batch_size: sequences per batch.
         seed: of the permutations, 0 or more.
+        keys: what sets `context`, for the error.
 
     Raises:
         DataError: the stream is shorter than one batch.
     """
 
-    def __init__(self, stream: TokenStream, context: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        stream: TokenStream,
+        context: int,
+        batch_size: int,
+        seed: int,
+        keys: ContextKeys = CONTEXT_KEYS,
+    ) -> None:
         have, needed = len(stream.tokens), batch_size * context + 1
         if have < needed:
             raise DataError(
-                f"the training text has {have:,} tokens, but one batch needs {needed:,}",
-                f"lower train.batch_size ({batch_size}) or model.context ({context}), or add text",
+                f"the training text has {counted(have, 'token')}, but one batch needs {needed:,}",
+                smaller((have - 1) // context, batch_size, context, keys.lower, "add text"),
             )
         super().__init__((have - 1) // context, batch_size, seed)
         self.stream, self.context = stream, context
@@ -126,3 +145,19 @@ class Batches(Windows):
         if self.stream.learnt is not None:
             targets[~torch.from_numpy(self.stream.learnt[positions[:, 1:]])] = IGNORED
         return Batch(ids[:, :-1].contiguous(), targets, domains)
+
+
+def smaller(windows: int, batch_size: int, context: int, context_key: str, more: str) -> str:
+    """A hint for too little training text: what can be made smaller, as far as that helps, or what to add.
+
+    Args:
+        windows: how many windows the text fills.
+        batch_size: how many are wanted.
+        context: tokens of a window.
+        context_key: what sets that; empty: it cannot be changed.
+        more: what to do else, in words.
+    """
+    ways = [f"lower train.batch_size ({batch_size}) to {windows} or less"] if windows else []
+    if context_key and context > 1:
+        ways.append(f"{'' if ways else 'lower '}{context_key} ({context})")
+    return ", or ".join([*ways, more])

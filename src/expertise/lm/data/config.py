@@ -9,6 +9,7 @@ from annotated_types import Ge, Le
 
 from expertise.errors import RecipeError, nearest
 from expertise.registry import Registry
+from expertise.runs.files import expand_paths
 
 INSTALLED = "installed"
 """The source that reads the text which comes with this package's environment."""
@@ -63,6 +64,7 @@ class SourceTable:
     """Which files of a folder are read."""
 
     def __post_init__(self) -> None:
+        expand_paths(self, "path")
         if bool(self.path) == bool(self.hub):
             raise RecipeError(f"the source of domain {self.domain!r} needs a path or a hub, one of the two")
         check_domain(self.domain)
@@ -106,6 +108,7 @@ class DataConfig:
     """The share of a source's rows that may be left out by `on_bad = "skip"`; more is refused."""
 
     def __post_init__(self) -> None:
+        expand_paths(self, "source")
         if not 0 <= self.bad_share <= 1:
             raise RecipeError(f"data.bad_share is {self.bad_share}, but must be from 0 to 1")
         if self.cap_bytes < 0:
@@ -137,6 +140,7 @@ class TokenizerConfig:
     """How much of the training text the tokenizer is trained on at most, an equal share of each domain."""
 
     def __post_init__(self) -> None:
+        expand_paths(self, "path")
         if self.vocab_size < SMALLEST_VOCABULARY:
             raise RecipeError(
                 f"tokenizer.vocab_size is {self.vocab_size}, but must be at least {SMALLEST_VOCABULARY}",

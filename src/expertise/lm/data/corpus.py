@@ -253,7 +253,7 @@ def _divide(domain: str, pieces: list[_Piece], spool: IO[bytes]) -> Iterator[tup
         records = any(piece.spans for piece in pieces)
         pieces = [part for piece in pieces for part in _sections(piece, target, spool)]
         if len(pieces) < len(SPLITS):
-            has = f"{len(pieces)} records" if records else f"{total} bytes"
+            has = counted(len(pieces), "record") if records else counted(total, "byte")
             raise DataError(
                 f"the domain {domain!r} has only {has}, too few to give train, validation and test",
                 "add text to its source",

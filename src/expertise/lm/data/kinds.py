@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from typing import Any, ClassVar
 
-from expertise.errors import DataError, nearest
+from expertise.errors import DataError, json_kind, nearest
 from expertise.lm.data.chat import Chat, Message
 from expertise.lm.data.config import DataConfig, SourceTable
 from expertise.lm.data.documents import Document, normalise
@@ -115,7 +115,7 @@ class Messages(Kind):
 def _messages(value: object, field: str, where: str) -> list[Message]:
     if not isinstance(value, list):
         raise DataError(
-            f"{where}: {field!r} is {type(value).__name__}, not a list of messages",
+            f"{where}: {field!r} is {json_kind(value)}, not a list of messages",
             'write it as [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]',
         )
     messages = [_message(one, f"{where}, message {number}") for number, one in enumerate(value, start=1)]
@@ -126,7 +126,7 @@ def _messages(value: object, field: str, where: str) -> list[Message]:
 
 def _message(value: Any, where: str) -> Message:
     if not isinstance(value, dict):
-        raise DataError(f"{where}: {type(value).__name__}, not an object with role and content")
+        raise DataError(f"{where}: {json_kind(value)}, not an object with role and content")
     for key in ("role", "content"):
         if key not in value:
             raise DataError(f"{where}: no field {key!r}", nearest(key, value))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expertise.errors import DataError, RecipeError, nearest
-from expertise.lm.data.batches import Batches, Windows
+from expertise.lm.data.batches import CONTEXT_KEYS, Batches, ContextKeys, Windows
 from expertise.lm.data.cache import Entry, entry, key_of
 from expertise.lm.data.chat import Chat
 from expertise.lm.data.config import KINDS, DataConfig, TokenizerConfig
@@ -129,19 +129,20 @@ class Prepared:
         """The chat template that made text of messages, where there was one."""
         return self._kind.chat
 
-    def batches(self, context: int, batch_size: int, seed: int) -> Windows:
+    def batches(self, context: int, batch_size: int, seed: int, keys: ContextKeys = CONTEXT_KEYS) -> Windows:
         """Training batches, packed as the recipe says.
 
         Args:
             context: tokens per sequence.
             batch_size: sequences per batch.
             seed: of their order.
+            keys: what sets the context, for the error.
 
         Raises:
             DataError: there is too little text for one batch.
         """
         kind = PackedBatches if self.packed else Batches
-        return kind(self.stream("train"), context, batch_size, seed)
+        return kind(self.stream("train"), context, batch_size, seed, keys)
 
     def stream(self, split: str) -> TokenStream:
         """The tokens of `train`, `validation` or `test`, memory-mapped."""

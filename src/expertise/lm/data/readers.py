@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expertise.errors import DataError, MissingExtra, nearest
+from expertise.errors import DataError, MissingExtra, json_kind, nearest
 from expertise.runs.files import encoding_hint, escaped, marked_encoding
 
 
@@ -186,10 +186,8 @@ def text_value(value: object, field: str, where: str) -> str:
     """
     if isinstance(value, str):
         return value
-    raise DataError(
-        f"{where}: {field!r} is {type(value).__name__}, not text",
-        _OTHER_FIELD,
-    )
+    hint = "leave such rows out, or give them a text" if value is None else _OTHER_FIELD
+    raise DataError(f"{where}: {field!r} is {json_kind(value)}, not text", hint)
 
 
 def _object(line: str, fields: tuple[str, ...], where: str) -> dict[str, Any]:
@@ -200,9 +198,7 @@ def _object(line: str, fields: tuple[str, ...], where: str) -> dict[str, Any]:
     except RecursionError:
         raise DataError(f"{where}: the JSON is nested too deeply to be read") from None
     if not isinstance(row, dict):
-        raise DataError(
-            f"{where}: a JSON {type(row).__name__}, not an object", "each line must be one JSON object"
-        )
+        raise DataError(f"{where}: {json_kind(row)}, not an object", "each line must be one JSON object")
     for field in fields:
         if field not in row:
             raise DataError(

@@ -88,7 +88,9 @@ def _naming_work() -> Iterator[None]:
     try:
         yield
     except RunError as error:
-        raise RunError(error.message, "delete that folder, or name another one with --work") from None
+        hints = [hint.replace("--out", "--work") for hint in error.hints]
+        anew = "delete that folder, or name another one with --work"
+        raise RunError(error.message, *(hints or [anew])) from None
 
 
 def digests_of(skills: Sequence[Skill]) -> dict[str, str]:

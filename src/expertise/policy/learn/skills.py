@@ -27,6 +27,7 @@ from expertise.policy.learn.common import (
 from expertise.policy.objective import WEIGHTS, Uniform, Weights
 from expertise.policy.task import PolicyTask
 from expertise.runs.config import TrainConfig, may_change
+from expertise.runs.files import expand_paths
 from expertise.runs.recipe import Choice
 from expertise.skills.card import Card
 from expertise.skills.folders import require_name
@@ -68,6 +69,7 @@ class SkillRecipe:
     """AdamW and its schedule."""
 
     def __post_init__(self) -> None:
+        expand_paths(self, "base", "library", "critics")
         require_name(self.name)
         if len(self.beside) != len(self.beside_weights):
             raise RecipeError(
