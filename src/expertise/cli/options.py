@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from expertise.runs.metrics import finite
+
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Set = Annotated[
     list[str] | None,
@@ -28,6 +30,13 @@ BasePath = Annotated[str | None, typer.Option("--base", help="Where a composed m
 Data = Annotated[
     str | None, typer.Option("--data", help="Text: a file or a folder, or 'installed' for this machine's.")
 ]
+Split = Annotated[
+    str | None,
+    typer.Option(
+        help="validation (default), or test: look at it once, at the end. Of --data: all (default), or "
+        "a side, divided as for training."
+    ),
+]
 Kind = Annotated[str | None, typer.Option("--kind", help="Kind of data: text (default), prompt or messages.")]
 Domain = Annotated[
     list[str] | None, typer.Option("--domain", help="Only this domain of the data; repeat for more.")
@@ -42,7 +51,7 @@ def data_settings(data: str | None, kind: str | None, domains: list[str] | None)
 
 def print_json(result: dict[str, Any] | list[Any]) -> None:
     """A result for machines."""
-    print(json.dumps(result, indent=1, ensure_ascii=False))
+    print(json.dumps(finite(result), indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def settings(values: list[str] | None, device: str | None = None, threads: int | None = None) -> list[str]:

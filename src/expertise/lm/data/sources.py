@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from expertise.errors import DataError
@@ -25,7 +26,7 @@ from expertise.lm.data.readers import has_fields, is_binary, reader_for, unreada
 
 
 def open_sources(data: DataConfig) -> list[Source]:
-    """The sources that a recipe names, in its order.
+    """The sources that `data.source` names, in its order.
 
     Raises:
         RecipeError: it names none, or its chat template cannot be used.
@@ -40,6 +41,32 @@ def open_sources(data: DataConfig) -> list[Source]:
     return [HubSource(table, kind) if table.hub else PathSource(table, kind) for table in data.source]
 
 
+def open_both(data: DataConfig) -> tuple[list[Source], list[Source]]:
+    """The sources of `data.source` and of `data.validation`; there are none of the latter where it is empty.
+
+    A file that both name is validation text and is not trained on, with a note.
+
+    Raises:
+        RecipeError: the recipe names no data.
+        DataError: a path does not exist or holds no text, or nothing is left to train on.
+    """
+    sources = open_sources(data)
+    if not data.validation:
+        return sources, []
+    validation = open_sources(dataclasses.replace(data, source=data.validation, validation=""))
+    in_training, in_validation = _paths(sources), _paths(validation)
+    for source in validation:
+        if isinstance(source, PathSource):
+            source.num_in_both = sum(path.resolve() in in_training for path in source.files)
+    for source in sources:
+        if isinstance(source, PathSource):
+            source.files = [path for path in source.files if path.resolve() not in in_validation]
+    sources = [source for source in sources if not isinstance(source, PathSource) or source.files]
+    if not sources:
+        raise DataError("every file of data.source is in data.validation too: nothing is left to train on")
+    return sources, validation
+
+
 def source_digest(data: DataConfig) -> str:
     """SHA-256 over everything the sources hold (for `installed`: over its list of files), in hexadecimal.
 
@@ -49,13 +76,15 @@ def source_digest(data: DataConfig) -> str:
         RecipeError: the recipe names no data.
         DataError: something is missing or cannot be read.
     """
-    return digest_of(open_sources(data))
+    return digest_of(*open_both(data))
 
 
-def digest_of(sources: list[Source]) -> str:
-    """SHA-256 over domains and digests of sources, in their order."""
-    listed = json.dumps([[source.domain, source.digest()] for source in sources])
-    return hashlib.sha256(listed.encode()).hexdigest()
+def digest_of(sources: list[Source], validation: Sequence[Source] = ()) -> str:
+    """SHA-256 over domains and digests of sources, and of a validation source's, in their order."""
+    listed = [[[source.domain, source.digest()] for source in side] for side in (sources, validation) if side]
+    # Without a validation source it is what it was before there were such.
+    whole = json.dumps(listed if validation else listed[0])
+    return hashlib.sha256(whole.encode()).hexdigest()
 
 
 class PathSource(Source):
@@ -97,6 +126,8 @@ class PathSource(Source):
             raise DataError(f"{self.root} {what}", f"the source of domain {self.domain!r} needs some text")
         # The order is spread over sub-folders, so that a cap does not keep only the first of them.
         self.files.sort(key=lambda path: hashlib.sha256(self._id(path).encode()).digest())
+        self.num_in_both = 0
+        """Of a validation source: how many of its files the training source names too."""
 
     def documents(self) -> Iterator[Document]:
         """The files' documents; a file of plain text is one."""
@@ -117,14 +148,23 @@ class PathSource(Source):
         return whole.hexdigest()
 
     def notes(self) -> list[str]:
-        """How many files of a folder were passed over."""
-        if not self.num_passed_over:
-            return []
-        what = "binary or plain text files" if self.kind.records else "binary files"
-        return [f"{self.root}: {self.num_passed_over} {what} were passed over"]
+        """How many files of a folder were passed over, or are not trained on because they are here."""
+        notes = []
+        if self.num_passed_over:
+            what = "binary or plain text files" if self.kind.records else "binary files"
+            notes.append(f"{self.root}: {self.num_passed_over} {what} were passed over")
+        if self.num_in_both:
+            files = "1 file is" if self.num_in_both == 1 else f"{self.num_in_both:,} files are"
+            notes.append(f"{self.root}: {files} in data.source and data.validation, and not trained on")
+        return notes
 
     def _id(self, path: Path) -> str:
         return path.name if path == self.root else path.relative_to(self.root).as_posix()
+
+
+def _paths(sources: list[Source]) -> set[Path]:
+    """The files of sources, by the paths that links lead to."""
+    return {path.resolve() for source in sources if isinstance(source, PathSource) for path in source.files}
 
 
 def _from_path(root: Path, kind: Kind) -> Iterator[Source]:
