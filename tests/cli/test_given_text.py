@@ -116,6 +116,69 @@ def test_text_that_cannot_be_scored_is_refused(run_folder: Path, expertise: Any,
         assert why in done.stderr
 
 
+def test_a_run_with_a_validation_source(expertise: Any, home: Path) -> None:
+    (home / "own-valid.txt").write_text("red stone sings quietly and then walks\n" * 40)
+    learnt = expertise(
+        "train",
+        "small.toml",
+        "--set",
+        "data.validation=own-valid.txt",
+        "--set",
+        "train.steps=2",
+        "--out",
+        "own",
+    )
+    assert learnt.returncode == 0, learnt.stderr
+    own = json.loads(expertise("evaluate", "own", "--json").stdout)
+    given = json.loads(expertise("evaluate", "own", "--data", "own-valid.txt", "--json").stdout)
+    assert list(own["bytes"]) == ["own-valid"]
+    for key in ("bits_per_byte", "parts_per_token", "bytes", "documents"):
+        assert own[key] == given[key]
+    done = expertise("evaluate", "own", "--split", "test")
+    assert (done.returncode, "there is no test text" in done.stderr) == (2, True)
+    assert "--data" in done.stderr
+    assert expertise("inspect", "own").returncode == 0
+    assert expertise("train", "small.toml", "--out", "own").returncode == 2, (
+        "it was made with a validation source"
+    )
+
+
+def test_skills_are_measured_on_a_validation_source(run_folder: Path, expertise: Any, home: Path) -> None:
+    (home / "skill-valid.txt").write_text("blue river walks and then sings quietly\n" * 30)
+    few = ("--steps", "2", "--batch-size", "2", "--set", "data.validation=skill-valid.txt", "--threads", "1")
+    learnt = expertise(
+        "skill", "learn", "run", "--data", "text/code", "--name", "own", "--library", "own-skills",
+        "--work", "own-work", "--json", *few
+    )  # fmt: skip
+    assert learnt.returncode == 0, learnt.stderr
+    assert list(json.loads(learnt.stdout)["metrics"]["bits_per_byte"]["after"]) == ["skill-valid", "mean"]
+    assert f"{(home / 'skill-valid.txt').stat().st_size:,} bytes are held out" in learnt.stderr
+    mixed = expertise(
+        "skill", "compose", "run", "--skills", "own", "--library", "own-skills", "--data", "text/code",
+        "--out", "own-mixed", "--work", "own-mixing", "--json", *few
+    )  # fmt: skip
+    assert mixed.returncode == 0, mixed.stderr
+    # The composed folder keeps its held-out text too, whole within its own checksums.
+    (home / "skill-valid.txt").unlink()
+    for command in (("evaluate", "own-mixed"), ("skill", "report", "own-mixed")):
+        done = expertise(*command, "--threads", "1")
+        assert done.returncode == 0, done.stderr
+        assert "cannot be read any more" in done.stderr
+    done = expertise("skill", "report", "own-mixed", "--data", "given-cjk.txt", "--max-bytes", "2")
+    assert (done.returncode, "nothing to look at" in done.stderr) == (2, True)
+    file = home / "own-mixed" / "held-out" / "validation.jsonl.gz"
+    file.write_bytes(file.read_bytes()[:-1])
+    done = expertise("evaluate", "own-mixed")
+    assert (done.returncode, "damaged composed model" in done.stderr) == (2, True)
+
+
+def test_results_for_machines_hold_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    from expertise.cli.options import print_json
+
+    print_json({"a": [float("nan"), 1.5, {"b": float("inf")}], "c": (2, None)})
+    assert json.loads(capsys.readouterr().out) == {"a": [None, 1.5, {"b": None}], "c": [2, None]}
+
+
 def test_the_tokenizer_of_a_model_is_left_as_it_is(run_folder: Path, given: dict[str, Path]) -> None:
     from expertise.lm import load
     from expertise.lm.data import DataConfig, all_of

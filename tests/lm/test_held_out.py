@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from expertise.errors import RunError
-from expertise.lm.data import HELD_OUT, DataConfig, TokenizerConfig, held_out, prepare
+from expertise.lm.data import HELD_OUT, DataConfig, SourceTable, TokenizerConfig, held_out, prepare
 from expertise.lm.evaluate.run import evaluate_run
 from expertise.lm.train import train
 from expertise.report.run import write_report
@@ -181,3 +181,46 @@ def test_records_keep_what_is_learnt_of_them(tmp_path: Path, small_recipe: Make)
     before = scores(tmp_path / "run")
     chats.unlink()
     assert scores(tmp_path / "run") == before | {"source_changed": None}
+
+
+def test_looks_at_less_than_a_character_have_no_value(tmp_path: Path, small_recipe: Make) -> None:
+    """As a run's own look: the metrics hold null, the words a dash, and the page is drawn."""
+    for domain, text in (("cjk", "漢字語"), ("latin", "stone ")):
+        (tmp_path / "text" / domain).mkdir(parents=True)
+        (tmp_path / "text" / domain / "a.txt").write_text(text * 1200)
+    recipe = small_recipe(
+        f"data.source={tmp_path / 'text'}", "data.deduplicate=false", "evaluation.bytes_per_domain=2"
+    )
+    train(recipe, tmp_path / "run", quiet)
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["bits_per_byte"]["cjk"] is None
+    assert last["bits_per_byte"]["mean"] == last["bits_per_byte"]["latin"] > 0
+    write_report(tmp_path / "run", quiet, device="cpu")
+    record = (tmp_path / "run" / "report.json").read_text()
+    assert "NaN" not in record
+    compressors = json.loads(record)["compressors"]
+    assert all(set(of.values()) == {None} for of in compressors.values())
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "nan" not in page.lower().split()
+    assert not {"zlib", "lzma"} & set(page.replace("<", " ").replace(">", " ").split())
+
+
+@pytest.mark.parametrize(("size", "shown"), [(4095, False), (4096, True)])
+def test_compressors_are_shown_on_enough_text_only(tmp_path: Path, size: int, shown: bool) -> None:
+    from expertise.lm.evaluate import domain_texts
+    from expertise.report.run import _compressors
+
+    source, held, more = (tmp_path / f"{name}.txt" for name in ("source", "held", "more"))
+    source.write_text(" ".join(f"stone {i}" for i in range(900)))
+    held.write_text("".join(f"{i:07d}\n" for i in range(600))[:size])
+    more.write_text("".join(f"{i:07d}\n" for i in range(600, 1400)))
+    tables = [{"path": str(path), "domain": path.stem} for path in (held, more)]
+    prepared = prepare(DataConfig(source=str(source), validation=str(held)), TokenizerConfig(vocab_size=300))
+    alone = _compressors(prepared.tokenizer, domain_texts(prepared, "validation", 0, 32))
+    assert {name: of["held"] is not None for name, of in alone.items()} == {"zlib": shown, "lzma": shown}
+    both = DataConfig(source=str(source), validation=[SourceTable(**table) for table in tables])
+    prepared = prepare(both, TokenizerConfig(vocab_size=300))
+    found = _compressors(prepared.tokenizer, domain_texts(prepared, "validation", 0, 32))
+    assert found["zlib"]["more"] is not None
+    # Half of the text has none: a mean over the rest would stand beside the model's over all.
+    assert (found["zlib"]["mean"] is not None) is shown

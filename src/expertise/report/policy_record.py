@@ -107,7 +107,7 @@ def _group(environment: str, evaluations: Mapping[str, Evaluations]) -> dict[str
                 {
                     "name": row,
                     "mean": summary[name],
-                    "error": summary[f"{name}_error"],
+                    "error": summary.get(f"{name}_error"),
                     "paper": _paper(environment, row, name, evaluations[row]),
                 }
                 for row, summary in summaries.items()

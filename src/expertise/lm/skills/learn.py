@@ -188,5 +188,10 @@ def _effort(task: CompositionTask) -> dict[str, int]:
 
 
 def _amount(prepared: Prepared) -> str:
+    """What is learnt from, and what is held out to look at."""
     tokens = sum(prepared.tokens_count["train"].values())
-    return f"{tokens:,} training tokens from {', '.join(prepared.domains_of('train'))}"
+    held_out = sum(prepared.bytes["validation"].values())
+    return (
+        f"{tokens:,} training tokens from {', '.join(prepared.domains_of('train'))}; "
+        f"{held_out:,} bytes are held out and measured on"
+    )
