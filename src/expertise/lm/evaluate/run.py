@@ -173,7 +173,7 @@ def _evaluated(
         texts = domain_texts(look.text, look.split, max_bytes, window)
         result = evaluate(model, texts, batch_size, bfloat16).to_json()
     # A dense model takes none; of no token nothing is known.
-    none = {"mean": None if model.mixtures() else 0.0, "layers": [], "domains": {}}
+    none: dict[str, Any] = {"mean": None if model.mixtures() else 0.0, "layers": [], "domains": {}}
     parts = result.pop("parts_per_token", none)
     return {
         "bits_per_byte": result.pop("bits_per_byte"),
