@@ -50,7 +50,7 @@ def evaluate(
     """Bits per byte of each domain on held-out text, and how many parts a token took there.
 
     Without --data: on the held-out part of the text that a run, or a composed model's router, was trained on,
-    as its folder keeps it. With --data: on all of that text.
+    as its folder keeps it. With --data: on all of what is given.
 
     Example: expertise evaluate runs/demo --split test --json
 
@@ -85,7 +85,9 @@ def evaluate(
     print(f"{'domain':<16}{'bits per byte':>14}{'parts per token':>18}")
     parts = result["parts_per_token"]
     for domain, bits in result["bits_per_byte"].items():
-        shown = parts["mean"] if domain == "mean" else parts["domains"].get(domain)
+        # A dense model has no layers to tell apart: it takes no parts anywhere.
+        whole = domain == "mean" or not parts["layers"]
+        shown = parts["mean"] if whole else parts["domains"].get(domain)
         print(f"{domain:<16}{number(bits, 4):>14}{number(shown, 3):>18}")
     for domain, weights in result.get("skills", {}).items():
         print(f"{domain:<16}" + "  ".join(f"{name} {number(weight, 3)}" for name, weight in weights.items()))

@@ -35,7 +35,7 @@ def report(
 ) -> None:
     """Draw a composed model's page: who is good at what, how alike the skills are, who is used where.
 
-    Without --data: on held-out text of what its router was learnt from. With --data: on all of that text.
+    Without --data: on held-out text of what its router was learnt from. With --data: on all of what is given.
 
     Example: expertise skill report mixed --data installed
     """
