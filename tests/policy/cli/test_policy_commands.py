@@ -376,8 +376,14 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
     refused(shipped, "", "make setup-policy")
 
 
-def test_shipped_recipes_follow_each_other() -> None:
-    names = ("policy-critics", "policy-base", "policy-reward-skill", "policy-safety-skill", "policy-compose")
+PAPER = ("policy-critics", "policy-base", "policy-reward-skill", "policy-safety-skill", "policy-compose")
+OWN = (
+    "policy-own-critics", "policy-own-base", "policy-own-reward", "policy-own-safety", "policy-own-compose",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [PAPER, OWN])
+def test_shipped_recipes_follow_each_other(names: tuple[str, ...]) -> None:
     made, skills = set(), set()
     for name in names:
         recipe = recipe_of(recipes.parse(recipes.shipped()[name], name))
@@ -386,8 +392,22 @@ def test_shipped_recipes_follow_each_other() -> None:
         assert set(getattr(recipe, "skills", [])) <= skills
         made.add(f"runs/{name}")
         skills.add(getattr(recipe, "name", ""))
-    assert {name for name in recipes.shipped() if name.startswith("policy-")} == set(names)
+
+
+def test_every_recipe_of_policies_is_one_of_the_papers_or_for_data_of_ones_own() -> None:
+    there = {name for name in recipes.shipped() if name.startswith("policy-")}
+    assert there == {*PAPER, *OWN, "policy-collect"}
     assert len(RECIPES) == 5
+
+
+def test_a_recipe_of_data_is_named_by_the_command_that_takes_it(expertise: Command) -> None:
+    refused(
+        expertise("policy", "learn", "policy-collect"), "the recipe makes data", "expertise policy collect"
+    )
+    refused(
+        expertise("train", "policy-collect"), "policy-collect is", "expertise policy collect policy-collect"
+    )
+    refused(expertise("policy", "learn", "policy-own-base"), "the recipe names no data", "--data")
 
 
 def test_help_says_what_to_type(expertise: Command) -> None:

@@ -29,6 +29,7 @@ from expertise.policy.learn.common import (
     read_all,
     weights_for,
 )
+from expertise.policy.learn.doubts import LONGER, no_better_than_nothing, of_base
 from expertise.policy.load import load
 from expertise.policy.objective import WEIGHTS, ActionError, NoiseError, Uniform, Weights
 from expertise.policy.policy import DiffusionPolicy
@@ -146,7 +147,16 @@ class CompositionRecipe:
             penalty=self._penalty(policy, skills),
         )
         facts = facts_of(data, parts=policy, critics=critics)
-        return Prepared(task=task, facts=facts, note=note)
+        if data is None:
+            return Prepared(task=task, facts=facts, note=note)
+        learns = any(parameter.requires_grad for parameter in policy.parameters())
+        return Prepared(
+            task=task,
+            facts=facts,
+            note=note,
+            warnings=of_base(observations, base),
+            doubts=lambda: no_better_than_nothing(task, LONGER) if learns else [],
+        )
 
     def _learns(self) -> bool:
         """Whether alpha is searched for, and not given."""

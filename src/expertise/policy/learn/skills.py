@@ -23,6 +23,7 @@ from expertise.policy.learn.common import (
     read_all,
     weights_for,
 )
+from expertise.policy.learn.doubts import LONGER, no_better_than_nothing, of_base
 from expertise.policy.objective import WEIGHTS, Uniform, Weights
 from expertise.policy.task import PolicyTask
 from expertise.runs.config import TrainConfig, may_change
@@ -106,7 +107,14 @@ class SkillRecipe:
                 scale_convention="raw",
             )
 
-        return Prepared(task=task, facts=facts, note=described(data), finish=finish)
+        return Prepared(
+            task=task,
+            facts=facts,
+            note=described(data),
+            warnings=of_base(observations, base),
+            finish=finish,
+            doubts=lambda: no_better_than_nothing(task, LONGER),
+        )
 
     def _refuse_taken(self, library: Library, digest: str) -> None:
         if self.name not in library.names():
