@@ -9,7 +9,7 @@ import typer
 
 from expertise.cli.options import Device, Json, Set, Threads, print_json, settings
 from expertise.cli.policy.options import BatchSize, Candidates, Pick, RunFolder, data_setting, quoted
-from expertise.cli.skill.options import LibraryPath, Seed, numbers_of
+from expertise.cli.skill.options import Force, LibraryPath, Seed, numbers_of
 from expertise.errors import RecipeError
 
 
@@ -56,6 +56,7 @@ def compose(
     ] = None,
     candidates: Candidates = None,
     pick: Pick = None,
+    force: Force = False,
     set_: Set = None,
     device: Device = None,
     threads: Threads = None,
@@ -85,6 +86,7 @@ def compose(
         "train.steps": steps,
         "train.batch_size": batch_size,
         "train.seed": seed,
+        "force": force or None,
     }
     changes = [f"{key}={_toml(value)}" for key, value in values.items() if value is not None]
     kept = {"min_return": min_return, "max_cost": max_cost, "trajectories": trajectories}

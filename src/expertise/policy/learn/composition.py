@@ -18,6 +18,7 @@ from expertise.policy.baselines.actions import ActionComposition
 from expertise.policy.baselines.noise import NoiseComposition
 from expertise.policy.compose import ComposedPolicy
 from expertise.policy.data import DataConfig
+from expertise.policy.export.describe import describe
 from expertise.policy.learn.common import (
     PlainOptimizer,
     Prepared,
@@ -71,6 +72,8 @@ class CompositionRecipe:
     """Names in the library, in the order of alpha. In noise and in actions each is the base with it."""
     library: str = "skills"
     """Folder of the library."""
+    force: bool = False
+    """Take skills of another base, as long as their shapes fit."""
     policies: list[str] = dataclasses.field(default_factory=list)
     """In noise and in actions: further policies, by path."""
     with_base: bool = True
@@ -115,7 +118,8 @@ class CompositionRecipe:
         train = self.train
         base = base_at(self.base, train.device)
         critics = critics_at(self.critics, train.device) or base.critics
-        skills = Library(self.library).load_all(self.skills, base.acting) if self.skills else []
+        library = Library(self.library)
+        skills = library.load_all(self.skills, base.acting, force=self.force) if self.skills else []
         if self.data or self._learns():
             data = read_all(self.data)
             observations, actions = behaviour(data)
@@ -136,6 +140,8 @@ class CompositionRecipe:
         if self.pick is not None:
             policy.pick = self.pick
         policy.require_critic()
+        if self.level != "parameters":
+            _require_exportable(policy, "this composition", "choose other parts or another alpha")
         by_action = self.loss == "action" or self.level == "actions"
         task = PolicyTask(
             policy,
@@ -168,7 +174,11 @@ class CompositionRecipe:
         alone = FixedAlpha.Config(values=[1.0])
         members: dict[str, Policy] = {"base": base} if self.with_base else {}
         for path in self.policies:
-            _put(members, Path(path).name, load(path, self.train.device))
+            member = load(path, self.train.device)
+            _require_exportable(
+                member, f"a composition of {path}", "where a skill was learnt there, name the skill: --skill"
+            )
+            _put(members, Path(path).name, member)
         for skill in skills:
             _put(members, skill.name, ComposedPolicy(base, [skill], alone))
         if self.level == "actions":
@@ -192,6 +202,18 @@ class CompositionRecipe:
             return strength * ((raw.mean() - scaling / 2) ** 2 + (raw[:, index].mean() - scaling) ** 2)
 
         return penalty
+
+
+def _require_exportable(policy: Policy, what: str, hint: str) -> None:
+    """Refuse before any training what `policy export` would refuse after it.
+
+    Raises:
+        RecipeError: there are no words for a part of the policy.
+    """
+    try:
+        describe(policy)
+    except RecipeError as error:
+        raise RecipeError(f"{what} could not be exported: {error.message}", hint) from None
 
 
 def _put(members: dict[str, Policy], name: str, policy: Policy) -> None:

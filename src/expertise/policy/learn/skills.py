@@ -63,6 +63,8 @@ class SkillRecipe:
     """Skills of the library that are there already while this one learns."""
     beside_weights: list[float] = dataclasses.field(default_factory=list)
     """Their constant weights."""
+    force: bool = False
+    """Take skills of another base beside it, as long as their shapes fit."""
     optimizer: PolicyOptimizer = dataclasses.field(default_factory=PolicyOptimizer)
     """AdamW and its schedule."""
 
@@ -79,7 +81,7 @@ class SkillRecipe:
         base = base_at(self.base, train.device)
         digest = _digest(self)
         self._refuse_taken(library, digest)
-        beside = library.load_all(self.beside, base.acting)
+        beside = library.load_all(self.beside, base.acting, force=self.force)
         data = read_all(self.data)
         observations, actions = behaviour(data)
         critics = critics_at(self.critics, train.device)
@@ -130,6 +132,7 @@ class SkillRecipe:
 def _digest(recipe: SkillRecipe) -> str:
     """Of all in a recipe that decides what is learnt, but for how long."""
     values = dataclasses.asdict(recipe)
+    del values["force"]  # it permits, it changes nothing of what is learnt
     values["train"] = {k: v for k, v in values["train"].items() if not may_change(f"train.{k}")}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
