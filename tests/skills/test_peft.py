@@ -234,8 +234,8 @@ Q_A, Q_B = "base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight
         ({Q_B: torch.ones(4, 2).half()}, "must share a floating dtype"),
         ({"base_model.model.q.lora_magnitude_vector": torch.ones(4)}, "belongs to no plain LoRA"),
         (
-            {"base_model.model.lm_head.weight": torch.ones(4, 4)},
-            "lm_head.weight in .* belongs to no plain LoRA",
+            {"base_model.model.norm.weight": torch.ones(4)},
+            "norm.weight in .* belongs to no plain LoRA",
         ),
         ({"q.lora_A.weight": torch.ones(2, 3)}, "q.lora_A.weight in .* belongs to no plain LoRA"),
         ({"base_model.model.q.lora_embedding_A": torch.ones(2, 3)}, "as a layer and as an embedding"),

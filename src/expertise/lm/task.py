@@ -71,7 +71,7 @@ class LanguageModelTask:
                 detail,
                 self._balance.count,
                 None if batch.documents is None else batch.documents.to(device),
-                self._batches.num_targets(step),
+                self._batches.counts(step),
             )
 
     def after_step(self) -> None:

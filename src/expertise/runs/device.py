@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -49,9 +49,9 @@ def products(device: torch.device, bfloat16: bool) -> contextlib.AbstractContext
 
 
 @contextlib.contextmanager
-def memory_errors(*keys: str) -> Iterator[None]:
-    """Turn running out of device memory into one line that says which keys to lower."""
+def memory_errors(hints: Sequence[str]) -> Iterator[None]:
+    """Turn running out of device memory into one line, with hints that say what helps."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise DeviceError("the device ran out of memory", f"lower one of {', '.join(keys)}") from error
+        raise DeviceError("the device ran out of memory", *hints) from error

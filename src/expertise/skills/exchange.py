@@ -33,6 +33,7 @@ from expertise.skills.folders import (
     writing,
 )
 from expertise.skills.peft_config import CONFIG
+from expertise.skills.peft_export import for_peft
 from expertise.skills.reading import read_adapter, require_same_base
 
 
@@ -49,6 +50,7 @@ def import_adapter(
     files = read_files(folder, before)
     name = require_name(folder.resolve().name if name is None else name)
     adapter = read_adapter(folder, files, base)
+    mended = for_peft(files, adapter, base)
     card = before or Card(name=name, scale_convention=adapter.convention)
     if known["data"] is not None:
         card = dataclasses.replace(card, data_digest=None)  # that of other data
@@ -60,7 +62,7 @@ def import_adapter(
         **known,
     )
     if not inside:
-        return put(library, card, files)
+        return put(library, card, mended)
     with writing(library):
         card = dataclasses.replace(card, date=now(), files=entries(files))
         write_atomic(skill_folder(library, name) / CARD, card_text(card))
@@ -89,7 +91,7 @@ def export_adapter(library: Path, name: str, path: Path) -> Path:
     folder = skill_folder(library, name)
     files = read_files(folder, read_card(folder))
     with exporting(path) as aside:
-        for file, content in files.items():
+        for file, content in for_peft(files, read_adapter(folder, files, None)).items():
             (aside / file).write_bytes(content)
     return path
 

@@ -143,7 +143,11 @@ class Library:
         data_digest: str | None = None,
         metrics: Mapping[str, Any] | None = None,
     ) -> Card:
-        """Take an adapter that PEFT saved; its files are copied as they are.
+        """Take an adapter that PEFT saved: its files are copied, or converted from an older layout.
+
+        Converted are stacks of experts that PEFT before 0.19.1 saved; linear layers of single experts
+        (transformers 4), if `base` holds their weights in stacks; and a configuration that PEFT could not
+        read back.
 
         The folder of a skill of this library may be named too: then it gets the card that it lacks, or a
         card that knows the base.

@@ -9,6 +9,8 @@ A folder holds `adapter_config.json` (see `peft_config.py`) and `adapter_model.s
 
 Rows of a stack's A are sorted by expert, columns of its B by rank. Several stacks of one module wrap each
 other in the order in which the module registers them: the first is innermost, under most `.base_layer`.
+Older layouts of experts are read too: stacks with input and output exchanged (PEFT before 0.19.1), and linear
+layers of single experts (`experts.3.w1`, transformers 4), which `expert_layers.py` joins to stacks.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from expertise.errors import SkillError
+from expertise.skills.expert_layers import ExpertLayers
 from expertise.skills.fit import not_there, require_finite, submodule
-from expertise.skills.peft_config import WEIGHTS, PeftConfig, read_config
+from expertise.skills.peft_config import CONFIG, LAYOUT_VERSION, WEIGHTS, PeftConfig, read_config
 from expertise.skills.skill import Factors
 from expertise.skills.targets import is_conv1d
 
@@ -46,7 +49,9 @@ class Adapter:
     convention: str
     """How its scalings came about, one of `skill.CONVENTIONS`."""
     copies: Mapping[str, Tensor]
-    """Weights of the base that PEFT wrote beside adapted embeddings, by their name in the base."""
+    """Weights of the base that PEFT wrote beside adapted embeddings and heads, by their name in the base."""
+    is_older: bool
+    """Whether the files have an older layout of experts than the one that we write."""
 
 
 @dataclasses.dataclass
@@ -75,11 +80,15 @@ def read(config: bytes, weights: bytes, where: str, base: nn.Module | None = Non
     pairs, copies = _gather(_tensors(weights, where), where)
     depths = Counter(path for path, _ in pairs)
     factors: dict[str, Factors] = {}
+    single = ExpertLayers(base, where)
     # From the inside out, so that stacks of a module stand in the order of the module.
     for (path, depth), pair in sorted(pairs.items(), key=lambda item: (_natural(item[0][0]), -item[0][1])):
-        if base is not None and submodule(base, path) is None:
-            raise not_there(where, path, base)
         down, up = (_present(tensor, which, path, where) for tensor, which in ((pair.A, "A"), (pair.B, "B")))
+        if base is not None and submodule(base, path) is None:
+            if pair.embedding or not single.has_place_for(path):
+                raise not_there(where, path, base)
+            single.add(path, _plain(path, down, up, settings, where, embedding=False))
+            continue
         names = _parameters(path, settings, base)
         if not names and depth:
             raise SkillError(f"{where}: no name in target_parameters fits {path}")
@@ -94,10 +103,22 @@ def read(config: bytes, weights: bytes, where: str, base: nn.Module | None = Non
         else:
             address, made = path, _plain(path, down, up, settings, where, embedding=pair.embedding)
         factors[address] = made
+    # A single expert's product is the same in both layouts.
+    stacks = {address: made for address, made in factors.items() if (made.num_experts or 1) > 1}
+    swapped = bool(stacks) and _are_swapped(stacks, settings, where, base)
+    if swapped:
+        factors |= {address: _exchanged(made) for address, made in stacks.items()}
+    joined = single.joined()
+    factors |= joined
     if not factors:
         raise SkillError(f"{where}: {WEIGHTS} holds no factors")
     require_finite(factors, where)
-    return Adapter(factors=factors, convention=settings.convention, copies=copies)
+    return Adapter(
+        factors=factors,
+        convention=settings.convention,
+        copies=copies,
+        is_older=swapped or bool(joined),
+    )
 
 
 def _tensors(weights: bytes, where: str) -> dict[str, Tensor]:
@@ -136,10 +157,11 @@ def _gather(
             raise SkillError(f"{where}: {path} is adapted as a layer and as an embedding at once")
         setattr(pair, which, tensor)
     copies = {}
-    adapted_embedding = any(pair.embedding for pair in pairs.values())
     for key, tensor in others.items():
         name = key.removeprefix(PREFIX).replace(f"{INNER}.", ".")
-        if not (key.startswith(PREFIX) and name.endswith(".weight") and adapted_embedding) or "lora_" in name:
+        # PEFT adds the weights of embedding and head where one of them is adapted, or on request.
+        is_copy = key.startswith(PREFIX) and name.endswith(".weight") and tensor.ndim == 2
+        if not is_copy or "lora_" in name:
             raise SkillError(f"{where}: {key} in {WEIGHTS} belongs to no plain LoRA")
         copies[name] = tensor
     return pairs, copies
@@ -204,6 +226,32 @@ def _stacked(
     if module is not None and (isinstance(module, nn.Embedding) or is_conv1d(module)):
         raise SkillError(f"{where}: {full} is stored the other way round; adapt {path} by target_modules")
     return path, Factors(A=down[0], B=up[0], scaling=scaling)
+
+
+def _are_swapped(
+    stacks: Mapping[str, Factors], settings: PeftConfig, where: str, base: nn.Module | None
+) -> bool:
+    """Whether factors of stacks, read as today's PEFT writes them, have input and output exchanged."""
+    if settings.stacks != "unknown":
+        return settings.stacks == "swapped"
+    # One release wrote them all, so that one weight that is not square tells.
+    for address, made in stacks.items():
+        shape = () if base is None else tuple(base.get_parameter(address).shape[1:])
+        upright = made.out_features, made.in_features
+        if shape and shape[0] != shape[1] and shape in (upright, upright[::-1]):
+            return shape != upright
+    raise SkillError(
+        f"{where}: the layout of the factors of {next(iter(stacks))} cannot be known, because {CONFIG} names "
+        "no release of PEFT",
+        f'write "peft_version" into it: "0.18.1" if PEFT before {LAYOUT_VERSION} saved the adapter, else '
+        f'"{LAYOUT_VERSION}"',
+        *(() if base is not None else ("or name the base: where a weight is not square, its shape tells",)),
+    )
+
+
+def _exchanged(made: Factors) -> Factors:
+    """Factors of the transposed weights."""
+    return dataclasses.replace(made, A=made.B.mT.contiguous(), B=made.A.mT.contiguous())
 
 
 def _natural(path: str) -> list[tuple[int, str]]:

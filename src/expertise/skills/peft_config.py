@@ -30,14 +30,45 @@ _READ = {
     "target_parameters",
     "bias",
     "init_lora_weights",
+    "peft_version",
 }
 """What `read_config` looks at."""
+
+LAYOUT_VERSION = "0.19.1"
+"""The first release of PEFT whose factors of a stack `[E, out, in]` map input to output; we write them so.
+
+Releases before it took the first dimension of such a weight for its input and the second for its output.
+"""
+
+OUR_FIELDS = frozenset(
+    {
+        "peft_type",
+        "task_type",
+        "base_model_name_or_path",
+        "inference_mode",
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+        "bias",
+        "use_rslora",
+        "use_dora",
+        "fan_in_fan_out",
+        "target_modules",
+        "target_parameters",
+        "modules_to_save",
+        "rank_pattern",
+        "alpha_pattern",
+    }
+)
+"""The fields that we wrote before we also wrote `peft_version`; PEFT always writes more."""
+
+_DEFAULTS: dict[str, Any] = {"rank_pattern": {}, "alpha_pattern": {}, "lora_dropout": 0.0, "bias": "none"}
+"""Fields that PEFT cannot read as `null`, and what `null` stands for."""
 
 _WITHOUT_EFFECT = {
     # Where an adapter comes from and how it was started, trained and run.
     "task_type",
     "auto_mapping",
-    "peft_version",
     "base_model_name_or_path",
     "revision",
     "inference_mode",
@@ -102,6 +133,8 @@ class PeftConfig:
     """Names or ends of names of adapted layers; a single string is a regular expression."""
     target_parameters: tuple[str, ...]
     """Names or ends of names of adapted bare parameters."""
+    stacks: Literal["upright", "swapped", "unknown"]
+    """Whether factors of stacked experts map input to output, or the reverse as before `LAYOUT_VERSION`."""
 
     def rank_of(self, name: str) -> int:
         """Rank of one adapted layer or parameter, by its full name."""
@@ -152,6 +185,7 @@ def read_config(data: bytes, where: str) -> PeftConfig:
             convention="alpha/sqrt(r)" if values.get("use_rslora") else "alpha/r",
             target_modules=_names(values.get("target_modules"), single=True),
             target_parameters=tuple(_names(values.get("target_parameters"), single=False)),
+            stacks=_stacks(values),
         )
         for pattern in (*config.rank_pattern, *config.alpha_pattern):
             re.compile(pattern)
@@ -161,6 +195,47 @@ def read_config(data: bytes, where: str) -> PeftConfig:
     return config
 
 
+def readable_by_peft(data: bytes) -> bytes:
+    """A configuration that `read_config` accepted, in a form that PEFT reads too.
+
+    PEFT wants UTF-8 without a byte-order mark, and values where we also accept `null`. The bytes are
+    unchanged when nothing stands in PEFT's way.
+    """
+    values = json.loads(data)
+    missing = {key: default for key, default in _DEFAULTS.items() if key in values and values[key] is None}
+    if not missing and data.lstrip()[:1] == b"{" and _is_utf8(data):
+        return data
+    return config_bytes(values | missing)
+
+
+def config_bytes(values: Mapping[str, Any]) -> bytes:
+    """The content of an `adapter_config.json`."""
+    return (json.dumps(values, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _is_utf8(data: bytes) -> bool:
+    # UTF-16 without a mark also begins with a brace, followed by a NUL.
+    try:
+        return "\0" not in data.decode()
+    except UnicodeDecodeError:
+        return False
+
+
+def _stacks(values: Mapping[str, Any]) -> Literal["upright", "swapped", "unknown"]:
+    """The layout of stacked experts, from the version of PEFT that wrote the configuration."""
+    version = values.get("peft_version")
+    if version is None:
+        return "upright" if set(values) == OUR_FIELDS else "unknown"
+    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", str(version))
+    if found is None:
+        return "unknown"
+    release = tuple(int(part or 0) for part in found.groups())
+    first = tuple(int(part) for part in LAYOUT_VERSION.split("."))
+    if release == first and not re.fullmatch(r"[\d.]+(\.?post\d+)?(\+.*|@.*)?", str(version)):
+        return "unknown"  # a development version may be from before or after the change
+    return "swapped" if release < first else "upright"
+
+
 def _refuse(values: Mapping[str, Any], where: str) -> None:
     """Name the first field that stands against a composition."""
     if (kind := values.get("peft_type")) != "LORA":
@@ -168,7 +243,7 @@ def _refuse(values: Mapping[str, Any], where: str) -> None:
     for field, reason in _REFUSED.items():
         if values.get(field) not in _OFF:
             raise SkillError(f"{where} cannot be composed: {field} is set, and {reason}")
-    if (bias := values.get("bias", "none")) != "none":
+    if (bias := values.get("bias")) not in (None, "none"):
         raise SkillError(f"{where} cannot be composed: bias is {bias!r}, so it learns biases of the base")
     start = values.get("init_lora_weights", True)
     if isinstance(start, str) and start not in _BASE_UNCHANGED:

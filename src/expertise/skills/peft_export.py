@@ -8,16 +8,40 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from expertise.errors import SkillError
 from expertise.skills.fit import submodule
-from expertise.skills.peft import INNER, PREFIX
+from expertise.skills.peft import INNER, PREFIX, Adapter
+from expertise.skills.peft_config import CONFIG, LAYOUT_VERSION, WEIGHTS, config_bytes, readable_by_peft
 from expertise.skills.skill import Factors
 from expertise.skills.targets import is_conv1d
 
+_KEPT = ("task_type", "base_model_name_or_path", "revision", "auto_mapping")
+"""Fields of an adapter's configuration that stay when its files are written anew."""
 
-def write(factors: Mapping[str, Factors], base: nn.Module | None = None) -> tuple[str, bytes]:
+
+def for_peft(
+    files: Mapping[str, bytes], adapter: Adapter | None = None, base: nn.Module | None = None
+) -> dict[str, bytes]:
+    """An adapter's two files in the form that the present PEFT reads; unchanged where they have it.
+
+    Args:
+        files: their content, by name, as `read` accepted it.
+        adapter: what `read` gave; None: only the configuration is looked at.
+        base: the model it belongs to, nothing attached.
+    """
+    if adapter is None or not adapter.is_older:
+        return {**files, CONFIG: readable_by_peft(files[CONFIG])}
+    config, weights = write(adapter.factors, base, adapter.copies)
+    before = json.loads(files[CONFIG])
+    values = json.loads(config) | {key: before[key] for key in _KEPT if key in before}
+    return {**files, CONFIG: config_bytes(values), WEIGHTS: weights}
+
+
+def write(
+    factors: Mapping[str, Factors], base: nn.Module | None = None, copies: Mapping[str, Tensor] | None = None
+) -> tuple[str, bytes]:
     """The content of the two files, for PEFT to load: `adapter_config.json`, `adapter_model.safetensors`.
 
     Scalings are written as `alpha / r`. Without a base, several stacks of one module are taken to stand in
@@ -26,6 +50,7 @@ def write(factors: Mapping[str, Factors], base: nn.Module | None = None) -> tupl
     Args:
         factors: address → factors.
         base: the model they belong to, nothing attached.
+        copies: weights of the base that go into the file too, by their name in the base.
 
     Raises:
         SkillError: PEFT's layout has no place for an address.
@@ -58,11 +83,14 @@ def write(factors: Mapping[str, Factors], base: nn.Module | None = None) -> tupl
                 f"{PREFIX}{path}{inner}.lora_A.weight": made.A.flatten(0, 1),
                 f"{PREFIX}{path}{inner}.lora_B.weight": made.B.permute(1, 2, 0).flatten(1),
             }
+    for name, tensor in (copies or {}).items():
+        owner = name.rpartition(".")[0]
+        tensors[f"{PREFIX}{owner}{INNER if owner in factors else ''}.weight"] = tensor
     plain = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
     layers = [] if base is None else [submodule(base, name) for name in modules]
     conv1d = any(layer is not None and is_conv1d(layer) for layer in layers)
     config = _config(factors, modules, parameters, fan_in_fan_out=conv1d)
-    return json.dumps(config, indent=2, sort_keys=True) + "\n", save(plain, metadata={"format": "pt"})
+    return config_bytes(config).decode(), save(plain, metadata={"format": "pt"})
 
 
 def _registered(base: nn.Module, path: str, names: list[str]) -> list[str]:
@@ -83,6 +111,7 @@ def _config(
     rank, alpha = (Counter(table.values()).most_common(1)[0][0] for table in (ranks, alphas))
     return {
         "peft_type": "LORA",
+        "peft_version": LAYOUT_VERSION,
         "task_type": None,
         "base_model_name_or_path": None,
         "inference_mode": True,

@@ -27,7 +27,7 @@ def import_adapter(
     library: LibraryPath = Path("skills"),
     as_json: Json = False,
 ) -> None:
-    """Take a LoRA adapter of PEFT's into a library; its files are copied as they are.
+    """Take a LoRA adapter of PEFT's into a library; its files are copied, older layouts converted.
 
     With --base its card says which model it belongs to, and it is held against that model's layers. A folder
     of the library itself gets the card that it lacks, or a card that says more.

@@ -63,14 +63,14 @@ class CompositionTask:
     def losses(self, step: int, micro: int, detail: bool) -> Losses:
         """The loss of one micro-batch."""
         batch, device = self._batches.batch(step, micro), self.composed.device
-        bfloat16 = self.config.train.bfloat16
+        counts, bfloat16 = self._batches.counts(step), self.config.train.bfloat16
         with products(device, bfloat16):
             loss = next_token_loss(
                 self.composed,
                 batch.tokens.to(device),
                 batch.targets.to(device),
                 None if batch.documents is None else batch.documents.to(device),
-                self._batches.num_targets(step),
+                None if counts is None else counts.targets,
             )
         return Losses(total=loss, reported={"loss": loss}, tables={})
 

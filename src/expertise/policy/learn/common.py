@@ -77,6 +77,8 @@ class PolicyOptimizer:
     """At first (release: 3e-4)."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Down to 0, or not at all (release: cosine)."""
+    schedule_steps: Annotated[int, Ge(0)] = 0
+    """Steps that the schedule is laid out over; after them the rate stays. 0: train.steps."""
     weight_decay: Annotated[float, Ge(0)] = 1e-4
     """Of matrices (release: 1e-4)."""
 

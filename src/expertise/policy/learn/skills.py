@@ -133,7 +133,10 @@ def _digest(recipe: SkillRecipe) -> str:
     """Of all in a recipe that decides what is learnt, but for how long."""
     values = dataclasses.asdict(recipe)
     del values["force"]  # it permits, it changes nothing of what is learnt
-    values["train"] = {k: v for k, v in values["train"].items() if not may_change(f"train.{k}")}
+    for name in ("train", "optimizer"):
+        values[name] = {k: v for k, v in values[name].items() if not may_change(f"{name}.{k}")}
+    # It was part of the digests of skills that stand in libraries: most were learnt in one piece.
+    values["train"]["accumulation"] = 1
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
