@@ -8,7 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from expertise.cli.options import Device, Json, Set, Threads, print_json, settings
-from expertise.cli.policy.options import BatchSize, Candidates, Pick, RunFolder, data_setting, quoted
+from expertise.cli.policy.options import (
+    BatchSize,
+    Candidates,
+    Layout,
+    Pick,
+    RunFolder,
+    data_setting,
+    quoted,
+    require_data,
+)
 from expertise.cli.skill.options import Force, LibraryPath, Seed, numbers_of
 from expertise.errors import RecipeError
 
@@ -22,6 +31,7 @@ def compose(
             "--data", metavar="PATH", help="What is wanted: a few recorded trajectories; repeat for more."
         ),
     ] = None,
+    layout: Layout = None,
     skill: Annotated[
         list[str] | None, typer.Option("--skill", metavar="NAME", help="A skill; repeat, in alpha's order.")
     ] = None,
@@ -73,6 +83,7 @@ def compose(
 
     if not data and weights is None:
         raise RecipeError("--data is missing: alpha learns from a few trajectories", "or give --weights")
+    require_data(data, layout)
     values = {
         "kind": "composition",
         "base": base,
@@ -90,7 +101,7 @@ def compose(
     }
     changes = [f"{key}={_toml(value)}" for key, value in values.items() if value is not None]
     kept = {"min_return": min_return, "max_cost": max_cost, "trajectories": trajectories}
-    changes += [data_setting(data, **kept)] if data else []
+    changes += [data_setting(data, layout=layout, **kept)] if data else []
     recipe = learning.recipe_of(recipes.override({}, changes + settings(set_, device, threads)))
     learning.learn(recipe, run, say)
     result = learning.result(run)
