@@ -211,7 +211,7 @@ def _require_exportable(policy: Policy, what: str, hint: str) -> None:
         RecipeError: there are no words for a part of the policy.
     """
     try:
-        describe(policy)
+        describe(policy, pick="first")  # whether the critic is there that it picks by is looked at apart
     except RecipeError as error:
         raise RecipeError(f"{what} could not be exported: {error.message}", hint) from None
 

@@ -71,7 +71,7 @@ def far_from_unit(observations: Tensor, scale: Scale, advice: str, *, small: boo
         far |= (size < _LEAST) & (varies > _NOISE)
     if not bool(far.any()):
         return []
-    known = _listed(f"component {index} is about {float(size[index]):.2g}" for index in _where(far))
+    known = _listed(f"component {index} is about {float(size[index]):.4g}" for index in _where(far))
     return [f"observations are far from unit scale ({known}): {advice}"]
 
 
