@@ -23,6 +23,7 @@ from expertise.cli.options import (
 from expertise.cli.skill.options import (
     Base,
     BatchSize,
+    Force,
     LearningRate,
     LibraryPath,
     Seed,
@@ -70,6 +71,7 @@ def learn(
     learning_rate: LearningRate = None,
     seed: Seed = None,
     work: Work = None,
+    force: Force = False,
     set_: Set = None,
     device: Device = None,
     threads: Threads = None,
@@ -99,6 +101,7 @@ def learn(
         beside=names_of(beside, "--beside") if beside else [],
         weights=numbers_of(weights, "--weights") if weights else None,
         purpose=purpose,
+        force=force,
         say=say,
     )
     if as_json:
