@@ -37,9 +37,12 @@ class SideBySide:
         Returns:
             `name` (of a skill, or "base"), its `bits_per_byte` and those of `composed`; None: none is better.
         """
-        alone = {"base": self.base, **self.skills}
-        bits = {name: round(found.mean_bits_per_byte, 4) for name, found in alone.items()}
-        best, own = min(bits, key=bits.__getitem__), round(self.composed.mean_bits_per_byte, 4)
+        composed = self.composed.mean_bits_per_byte
+        alone = {"base": self.base, **self.skills}.items()
+        bits = {n: round(b, 4) for n, found in alone if (b := found.mean_bits_per_byte) is not None}
+        if composed is None or not bits:
+            return None
+        best, own = min(bits, key=bits.__getitem__), round(composed, 4)
         return {"name": best, "bits_per_byte": bits[best], "composed": own} if bits[best] < own else None
 
     def to_json(self) -> dict[str, Any]:
