@@ -27,7 +27,7 @@ def prepare_for(model: CausalLM, data: DataConfig, say: Callable[[str], None]) -
     """
     if model.tokenizer is None:
         raise RunError("this model has no tokenizer: it can read no text")
-    if data.kind == "messages" and not data.template and model.chat is not None:
+    if data.kind == "messages" and not (data.template or data.template_file) and model.chat is not None:
         data = dataclasses.replace(data, template=model.chat.template)
     return prepare(data, model.tokenizer, say)
 

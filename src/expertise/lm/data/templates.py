@@ -88,7 +88,7 @@ def complete(template: str, names: Mapping[str, str] | None = None, date: str = 
     read = Chat(template).names
     known = names or {}
     head = {name: known.get(name, "") for name in ("bos_token", "eos_token") if name in read}
-    if date and "strftime_now" in read and _NO_DATE.match(template):
+    if date and "strftime_now" in template and _NO_DATE.match(template):
         head["strftime_date"] = date
     # The line end after a block is not part of what a template writes.
     lines = [f"{{% set {name} = {json.dumps(value, ensure_ascii=False)} %}}\n" for name, value in head.items()]

@@ -201,6 +201,6 @@ def text_of(run: Path, recipe: Recipe, say: Callable[[str], None]) -> Prepared:
     Raises:
         RunError: the sources now give other text.
     """
-    prepared = prepare(recipe.data, tokenizer_of(recipe, run), say)
+    prepared = prepare(recipe.read_data, tokenizer_of(recipe, run), say)
     refuse_other_text(run, data_of(run)["digest"], prepared.digest)
     return prepared
