@@ -288,12 +288,11 @@ class Chat:
         first, last = (own[0], own[-1] + 1) if own else (len(whole), 0)
         start = end = -1
         with contextlib.suppress(DataError):  # some templates refuse a conversation that ends with a user
-            asked = self._raw(records[: number - 1], where, True, tools).plain
+            asked = self._raw(records[: number - 1], where, True, tools)
             start = len(asked) if whole.startswith(asked) and len(asked) <= first else -1
             if start < 0:
-                before = self._raw(records[: number - 1], where, False, tools).plain
-                opening = asked.removeprefix(before) if asked.startswith(before) else ""
-                start = _after(opening, whole.plain, _before(speakers, first), first)
+                opening = asked.plain[_end_of_said([ord(label) >> 1 for label in asked.labels]) :]
+                start = _after(opening, whole.plain, _end_of_said(speakers[:first]), first)
         with contextlib.suppress(DataError):
             turn = self._raw(records[:number], where, tools=tools).plain
             end = len(turn) - self._after_end if whole.startswith(turn) else -1
@@ -327,19 +326,18 @@ def _runs(flags: Iterable[Any]) -> Spans:
     return tuple(found)
 
 
-def _before(speakers: Sequence[int], first: int) -> int:
-    """Where what somebody said before a place ends."""
-    return next((place + 1 for place in range(first - 1, -1, -1) if speakers[place]), 0)
+def _end_of_said(speakers: Sequence[int]) -> int:
+    """Where the last character that is not the template's ends."""
+    return next((place + 1 for place in range(len(speakers) - 1, -1, -1) if speakers[place]), 0)
 
 
 def _after(opening: str, text: str, start: int, stop: int) -> int:
-    """Where a turn's opening ends in the text between two places, or as much of it as stands there."""
+    """Where a turn's opening, or as much of it as stands there, ends in the text between two places."""
     pieces = _PIECES.findall(opening)
     for number in range(len(pieces), 0, -1):
         beginning = "".join(pieces[:number])
-        at = text.rfind(beginning, start, stop)
-        if at >= 0:
-            return at + len(beginning)
+        if text.startswith(beginning, start, stop):
+            return start + len(beginning)
     return -1
 
 
