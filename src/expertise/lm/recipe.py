@@ -88,7 +88,7 @@ class Recipe:
     def read_data(self) -> DataConfig:
         """The text as a run reads it.
 
-        A run's recipe has its chat template in full; one of before that has none means ChatML, whatever stands
+        A run's recipe has its chat template in full; an older one that has none means ChatML, whatever stands
         beside its tokenizer now.
         """
         data = self.data

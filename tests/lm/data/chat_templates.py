@@ -1,4 +1,4 @@
-"""Chat templates with the constructs of published ones, in our own words, and tokenizers that go with them."""
+"""Chat templates with the constructs of published ones, in our own words, with their tokenizers."""
 
 from __future__ import annotations
 

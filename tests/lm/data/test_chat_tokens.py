@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chat_templates import CASES, IM, THINKING, THOUGHT, Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -19,7 +20,6 @@ from expertise.lm.data.documents import Document
 from expertise.lm.data.encoded import Encoded, encode_documents, encode_prompt
 from expertise.lm.data.messages import Message, read_messages
 from expertise.lm.data.templates import complete
-from tests.lm.data.chat_templates import CASES, IM, THINKING, THOUGHT, Case
 
 transformers = pytest.importorskip("transformers")
 
@@ -84,7 +84,7 @@ def test_tokens_are_those_of_the_judge(name: str) -> None:
     ],
 )
 def test_a_turn_is_learnt_with_what_ends_it(name: str, turns: list[str]) -> None:
-    case, tokenizer, chat, _ = opened(name)
+    _, tokenizer, chat, _ = opened(name)
     found = chat.render(said("why?", "because.", "really?", "yes"))
     assert learnt(found) == turns
     ids = encoded(tokenizer, chat, found)
@@ -147,8 +147,10 @@ def test_a_token_that_the_template_never_writes_is_as_the_tokenizer_has_it() -> 
 
 
 def test_reasoning_within_an_answer_becomes_the_templates_own_tokens() -> None:
-    case, tokenizer, chat, judge = opened("thinking")
-    messages = said("why?", "<think>\nhm\n</think>\n\nso", "</think> really?", "<think>\nwell\n</think>\n\nyes")
+    _, tokenizer, chat, judge = opened("thinking")
+    messages = said(
+        "why?", "<think>\nhm\n</think>\n\nso", "</think> really?", "<think>\nwell\n</think>\n\nyes"
+    )
     found = chat.render(messages)
     assert found.text == judge.apply_chat_template(messages, tokenize=False)
     assert learnt(found) == ["so<|im_end|>", "<think>\nwell\n</think>\n\nyes<|im_end|>"]
@@ -212,7 +214,9 @@ def test_a_space_that_a_tokenizer_puts_before_a_text_is_put_where_the_judge_has_
 
 
 FRAGMENTS = ["why", " ", "   ", "\n", "<", "|", ">", "[INST]", "<|im_end|>", "</s>", "<tool_call>", "é", "1"]
-CONTENT = st.lists(st.sampled_from(FRAGMENTS), min_size=1, max_size=6).map(lambda parts: "".join(["a", *parts, "b"]))
+CONTENT = st.lists(st.sampled_from(FRAGMENTS), min_size=1, max_size=6).map(
+    lambda parts: "".join(["a", *parts, "b"])
+)
 
 
 @QUICK

@@ -140,10 +140,8 @@ class Chat:
 
     def _set_form_of_content(self) -> None:
         """Find how the template takes content (as text or as parts), and what ends a turn."""
-        from expertise.lm.data.traced import Traced
-
-        sample = [{"role": role, "content": _SAMPLE} for role in ("user", "assistant")]
-        in_parts = [
+        sample: list[Message] = [{"role": role, "content": _SAMPLE} for role in ("user", "assistant")]
+        in_parts: list[Message] = [
             {**message, "content": [{"type": "text", "text": message["content"]}]} for message in sample
         ]
         self._takes_text = self._takes_parts = True
@@ -155,7 +153,9 @@ class Chat:
                 found.append(error)
         text, parts = found
         self._takes_text = isinstance(text, list) and len(text) == 3
-        self._takes_parts = isinstance(parts, list) and len(parts) == 3 and parts == (text if self._takes_text else parts)
+        self._takes_parts = (
+            isinstance(parts, list) and len(parts) == 3 and parts == (text if self._takes_text else parts)
+        )
         pieces = text if self._takes_text or not self._takes_parts else parts
         if isinstance(pieces, DataError):
             raise pieces
@@ -192,7 +192,7 @@ class Chat:
                 )
 
     def _records(self, messages: Sequence[Message]) -> list[Record]:
-        """Messages as the template is given them, in which what people wrote is labelled with their number."""
+        """Messages as the template is given them, with each one's number as the label of its text."""
         from expertise.lm.data.traced import Record, label_of, traced
 
         records = []
@@ -252,17 +252,14 @@ class Chat:
                 )
             if number not in heard and text_of(message).strip():
                 raise DataError(
-                    f"{where}, message {number}: the chat template leaves out what the {message['role']} says",
+                    f"{where}, message {number}: the chat template leaves out what the "
+                    f"{message['role']} says",
                     "use a template that writes it, or take the message out of the data",
                 )
         if tools and not self.reads_tools:
-            raise DataError(
-                f"{where}: the chat template does not read the tools", "use a template that does"
-            )
+            raise DataError(f"{where}: the chat template does not read the tools", "use a template that does")
 
-    def _marked(
-        self, messages: Sequence[Message], whole: Traced, speakers: Sequence[int]
-    ) -> Spans:
+    def _marked(self, messages: Sequence[Message], whole: Traced, speakers: Sequence[int]) -> Spans:
         """What stands within `{% generation %}`, but for turns that are not to be learnt."""
         kept = []
         for start, end in _runs(ord(label) & 1 for label in whole.labels):

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expertise.lm.data.chat import Chat, Message
+from expertise.lm.data.chat import Chat
 from expertise.lm.data.documents import Document
+from expertise.lm.data.messages import Message
 from expertise.lm.data.tokenizer import encode, tokenizer_from, without_prefix
 from expertise.shapes import Bool, Int
 

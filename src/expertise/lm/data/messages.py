@@ -20,10 +20,14 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 """Names under which an assistant's reasoning goes; a template may read any of them."""
 
 MEANINGFUL = frozenset(
-    "name tool_calls tool_call_id tool_responses function_call refusal prefix recipient channel eot end_turn "
-    "images image audio video videos documents tools citations loss mask masked training trainable train_detail"
-    "".split()
-) | frozenset(REASONING)
+    (
+        *("name", "tool_calls", "tool_call_id", "tool_responses", "function_call", "tools", "documents"),
+        *("refusal", "prefix", "recipient", "channel", "eot", "end_turn", "citations"),
+        *("image", "images", "audio", "video", "videos"),
+        *("loss", "mask", "masked", "training", "trainable", "train_detail"),
+        *REASONING,
+    )
+)
 """Keys that change what a message says or how it is learnt: refused where the template does not read them."""
 
 _SPEAKERS = {
@@ -64,7 +68,9 @@ def is_learnt(message: Message) -> bool:
 def _message(value: Any, where: str) -> Message:
     if not isinstance(value, dict):
         raise DataError(f"{where}: {type(value).__name__}, not an object with role and content")
-    message = {key: _clean(inner) for key, inner in value.items() if inner is not None and inner not in ([], {})}
+    message = {
+        key: _clean(inner) for key, inner in value.items() if inner is not None and inner not in ([], {})
+    }
     if "role" not in value and "from" in value:
         message["role"] = message.pop("from", None)
         if "content" not in value and "value" in value:

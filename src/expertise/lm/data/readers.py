@@ -24,7 +24,7 @@ class Row:
 
 
 Reader = Callable[[Path, str, tuple[str, ...], tuple[str, ...]], Iterator[Row]]
-"""(file, its id, fields, fields that may lack) → rows; a file of plain text holds itself under the first field."""
+"""(file, its id, fields, fields that a row may lack) → rows; plain text stands under the first field."""
 
 _HEAD_BYTES = 8192
 _OTHER_FIELD = "a source's table names its fields: field, prompt_field and completion_field, messages_field"

@@ -101,7 +101,9 @@ class PathSource(Source):
     def documents(self) -> Iterator[Document]:
         """The files' documents; a file of plain text is one."""
         for path in self.files:
-            for row in reader_for(path)(path, self._id(path), self.fields, self.kind.optional_fields(self.table)):
+            for row in reader_for(path)(
+                path, self._id(path), self.fields, self.kind.optional_fields(self.table)
+            ):
                 yield self.kind.document(row, self.table)
 
     def digest(self) -> str:

@@ -4,6 +4,8 @@ A chat template mixes text of its own with text from a conversation, and may cut
 of the result's characters came from the conversation decides what is a control token and what is learnt.
 """
 
+# ruff: noqa: D102, N802 (methods of str, dict and jinja2, which document them)
+
 from __future__ import annotations
 
 import datetime
@@ -11,7 +13,7 @@ import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, SupportsIndex
+from typing import Any, ClassVar, SupportsIndex
 
 from jinja2 import Undefined, nodes, pass_context, pass_eval_context
 from jinja2.compiler import CodeGenerator
@@ -48,7 +50,7 @@ class Traced(str):
     """Text with a label for each character.
 
     Methods that take pieces out of a text give their labels too. What any other method makes has the first
-    label of what it was made from, if a conversation gave any of it: such text never counts as the template's.
+    label of what it was made from, if a conversation gave any of it: it never counts as the template's.
     """
 
     labels: str
@@ -133,9 +135,7 @@ class Traced(str):
         return found
 
 
-_EXACT = frozenset(
-    ("strip lstrip rstrip removeprefix removesuffix split rsplit splitlines partition rpartition replace").split()
-)
+_EXACT = frozenset(name for name, made in vars(Traced).items() if callable(made) and not name.startswith("_"))
 """Methods of `Traced` that keep each character's own label."""
 
 
@@ -148,7 +148,10 @@ class Record(dict[str, Any]):
 
     def unread(self) -> list[str]:
         """Keys that were not asked for."""
-        return [key for key in dict.keys(self) if key not in self._seen]
+        return [key for key in self._all() if key not in self._seen]
+
+    def _all(self) -> list[str]:
+        return list(super().keys())
 
     def __getitem__(self, key: str) -> Any:
         self._seen.add(key)
@@ -163,19 +166,19 @@ class Record(dict[str, Any]):
         return super().get(key, default)
 
     def __iter__(self) -> Iterator[str]:
-        self._seen.update(dict.keys(self))
+        self._seen.update(self._all())
         return super().__iter__()
 
     def keys(self) -> Any:
-        self._seen.update(dict.keys(self))
+        self._seen.update(self._all())
         return super().keys()
 
     def values(self) -> Any:
-        self._seen.update(dict.keys(self))
+        self._seen.update(self._all())
         return super().values()
 
     def items(self) -> Any:
-        self._seen.update(dict.keys(self))
+        self._seen.update(self._all())
         return super().items()
 
 
@@ -222,7 +225,7 @@ class TracingEnvironment(ImmutableSandboxedEnvironment):
             self.write("))")
 
     code_generator_class = _Generator
-    concat = staticmethod(joined)  # type: ignore[assignment]
+    concat = staticmethod(joined)
     intercepted_binops = frozenset("%")
 
     def __init__(self) -> None:
@@ -258,7 +261,7 @@ class TracingEnvironment(ImmutableSandboxedEnvironment):
 class _Generation(Extension):
     """`{% generation %}…{% endgeneration %}`: what stands between is what a model is to learn."""
 
-    tags = {"generation"}
+    tags: ClassVar[set[str]] = {"generation"}
 
     def parse(self, parser: Parser) -> nodes.Node:
         """The block as a call of `_mark`."""
@@ -310,9 +313,7 @@ def _labelling(function: Callable[..., Any]) -> Callable[..., Any]:
     return labelled
 
 
-def _formatted(
-    make: Callable[..., str], form: str, given: Iterable[Any], named: Mapping[str, Any]
-) -> str:
+def _formatted(make: Callable[..., str], form: str, given: Iterable[Any], named: Mapping[str, Any]) -> str:
     """A form filled in, where text of a conversation keeps its labels."""
     held: dict[str, str] = {}
 
@@ -326,7 +327,9 @@ def _formatted(
     made = make(*map(hold, given), **{key: hold(value) for key, value in named.items()})
     pieces = re.split(f"([{''.join(held)}])", made) if held else [made]
     label = first_label(form)
-    return joined([held.get(piece) or (Traced(piece, label) if number_of(label) else piece) for piece in pieces])
+    return joined(
+        [held.get(piece) or (Traced(piece, label) if number_of(label) else piece) for piece in pieces]
+    )
 
 
 def _join_with(between: str, parts: Iterable[Any]) -> str:
@@ -359,7 +362,9 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     """The filter `tojson`, which escapes no HTML."""
-    made = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    made = json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
     return Traced(made, first_label(value))
 
 
