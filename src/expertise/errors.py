@@ -16,7 +16,7 @@ Anything else that reaches the top is our fault: exit code 1, with a traceback.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 _LONG = 160
 """Characters of another library's error that are shown."""
@@ -109,3 +109,28 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(known) or 'none'}"
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun: "1 record", "12,345 records".
+
+    Args:
+        number: how many.
+        noun: in the singular.
+        plural: where it is not the singular with an s.
+    """
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def json_kind(value: object) -> str:
+    """The kind of a value in the words of JSON: "null", "an object", "a list", "text", "a number"."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    kinds: tuple[tuple[type | tuple[type, ...], str], ...] = (
+        (str, "text"),
+        ((int, float), "a number"),
+        ((list, tuple), "a list"),
+        (Mapping, "an object"),
+    )
+    other = f"a value of type {type(value).__name__}"
+    return next((name for kind, name in kinds if isinstance(value, kind)), other)

@@ -18,8 +18,8 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     "broken TOML": ("\n[model\ndim = 3", "bad.toml is not valid TOML: ", ""),
     "empty": ("\n", "bad.toml is empty", "`expertise recipes demo` prints one to start from"),
     "missing source": ("data.source=nowhere/at-all", "the source nowhere/at-all does not exist", "starts at"),
-    "wrong type": ("model.dim=thirty", "model.dim: input should be a valid integer, not 'thirty'", ""),
-    "out of range": ("train.steps=0", "train.steps: input should be greater than or equal to 1, not 0", ""),
+    "wrong type": ("model.dim=thirty", "model.dim: input should be a whole number, not 'thirty'", ""),
+    "out of range": ("train.steps=0", "train.steps: input should be at least 1, not 0", ""),
     "k over the parts": (
         "model.router={name='top_k', k=5}",
         "k (5)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from expertise.errors import DiskError
 from expertise.runs import files
+from expertise.runs.files import encoding_hint
 
 
 def names(folder: Path) -> list[str]:
@@ -125,3 +127,25 @@ def test_a_folder_stays_when_moving_it_fails(
 def test_sha256_of_a_known_text(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert files.sha256_of(tmp_path / "a").startswith("ba7816bf8f01cfea414140de5dae2223")
+
+
+@pytest.mark.parametrize(
+    ("raw", "name"),
+    [
+        ("größer".encode("utf-16"), "UTF-16"),
+        (codecs.BOM_UTF16_BE + "größer".encode("utf-16-be"), "UTF-16"),
+        ("größer".encode("utf-32"), "UTF-32"),
+        (codecs.BOM_UTF32_BE + "größer".encode("utf-32-be"), "UTF-32"),
+        ("größer".encode("utf-16-le"), "UTF-16LE"),
+        ("größer".encode("utf-16-be"), "UTF-16BE"),
+    ],
+)
+def test_the_hint_for_other_encodings_names_one_that_reads_them(raw: bytes, name: str) -> None:
+    assert f"iconv -f {name} -t UTF-8" in encoding_hint(raw)
+    assert raw.decode(name).removeprefix("\ufeff") == "größer"
+
+
+def test_the_hint_for_an_encoding_that_nothing_tells_leaves_it_open() -> None:
+    for raw in (b"caf\xe9", codecs.BOM_UTF8 + b"caf\xe9", bytes(range(256)), b""):
+        assert "UTF-16" not in encoding_hint(raw)
+        assert "iconv -f …" in encoding_hint(raw)

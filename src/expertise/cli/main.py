@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 import traceback
@@ -10,8 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from expertise import __version__
-from expertise.errors import ExpertiseError
+from expertise.cli.options import with_home
+from expertise.errors import DiskError, ExpertiseError
 from expertise.registry import Registry
+from expertise.runs.files import escaped, require_utf8
 
 COMMANDS = Registry(
     "command",
@@ -67,12 +71,15 @@ def _group(commands: Registry) -> typer.Typer:
         if isinstance(entry, Registry):
             app.add_typer(_group(entry), name=name, help=entry.about)
         else:
-            app.command(name)(entry)
+            app.command(name)(with_home(entry))
     return app
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and end the process: 0 done, 2 a mistake of the user, 1 our fault, 128 + n: signal n."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A folder's name may hold bytes that are no text, and some terminals lack our arrows.
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(run(arguments))
 
 
@@ -81,6 +88,8 @@ def run(arguments: list[str] | None = None) -> int:
     from expertise.runs.signals import Terminated, terminating
 
     try:
+        for argument in sys.argv[1:] if arguments is None else arguments:
+            require_utf8(argument, "the argument")
         with terminating():
             result: Any = build_app()(args=arguments, standalone_mode=False)
     except _USAGE_ERRORS as error:
@@ -91,13 +100,14 @@ def run(arguments: list[str] | None = None) -> int:
     except Terminated:
         result = 143
     except ExpertiseError as error:
-        print("\n".join([f"error: {error.message}", *(f"  {hint}" for hint in error.hints)]), file=sys.stderr)
-        return 128 + getattr(error, "signal_number", 2 - 128)
+        return _told(error)
     except BrokenPipeError:
         # The reader of our output went away (`| head`): end quietly, and keep Python from complaining.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except Exception:
+    except Exception as error:
+        if mistake := _mistake_behind(error):
+            return _told(mistake)
         traceback.print_exc()
         print(
             f"error: this is a fault of expertise {__version__}, not yours; please report it", file=sys.stderr
@@ -108,3 +118,22 @@ def run(arguments: list[str] | None = None) -> int:
         how = "interrupted" if result == 130 else "terminated"
         print(f"{how}; what was saved before is whole", file=sys.stderr)
     return result if isinstance(result, int) else 0
+
+
+def _told(error: ExpertiseError) -> int:
+    """Print a mistake; the exit code that goes with it."""
+    lines = [f"error: {error.message}", *(f"  {hint}" for hint in error.hints)]
+    print("\n".join(map(escaped, lines)), file=sys.stderr)
+    return 128 + getattr(error, "signal_number", 2 - 128)
+
+
+def _mistake_behind(error: Exception) -> ExpertiseError | None:
+    """The user's mistake behind an error of Python's that may come up wherever a name of a file is used."""
+    if isinstance(error, UnicodeEncodeError):
+        try:
+            require_utf8(error.object, "a name or a text:")
+        except ExpertiseError as mistake:
+            return mistake
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return DiskError(f"a name is too long for a file: {str(error.filename)[:60]}…")
+    return None

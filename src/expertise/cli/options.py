@@ -2,16 +2,71 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
+import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from expertise.errors import RecipeError
+from expertise.runs.files import expanded
+
+IS_PATH = "a path"
+"""Marks an option that takes a path as text: it may be a name or an id instead, or have one before it."""
+
+
+def with_home(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command that takes `~` in every path: in options of the type `Path`, and in those marked `IS_PATH`.
+
+    The shell expands `--out ~/run`, but not `--out=~/run` and nothing in quotes.
+    """
+    hints = typing.get_type_hints(command, include_extras=True)
+    paths = {name for name in inspect.signature(command).parameters if _is_path(hints.get(name))}
+
+    @functools.wraps(command)
+    def run(**given: Any) -> Any:
+        return command(**{key: _home(value) if key in paths else value for key, value in given.items()})
+
+    return run
+
+
+def _is_path(hint: Any) -> bool:
+    marks = getattr(hint, "__metadata__", ())
+    return hint is Path or IS_PATH in marks or any(map(_is_path, typing.get_args(hint)))
+
+
+def _home(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_home(each) for each in value]
+    if isinstance(value, Path):
+        return Path(expanded(str(value)))
+    return value if value is None else expanded(value)
+
+
+def _settings_have_values(settings: list[str] | None) -> list[str] | None:
+    """Refuse `--set key value` before the value is taken for another argument."""
+    for setting in settings or []:
+        if "=" not in setting:
+            raise RecipeError(
+                f"--set {setting}: a setting is one word, key=value, without spaces",
+                f"write it as --set {setting}=VALUE",
+            )
+    return settings
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe, such as train.steps=50."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        callback=_settings_have_values,
+        help="Change a key of the recipe, such as train.steps=50.",
+    ),
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="The run's folder; default runs/<recipe's name>.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.")]
@@ -23,10 +78,15 @@ Model = Annotated[
         help="A run (such as runs/demo), a checkpoint, a composed model, or a folder or hub id of a model "
         "of transformers."
     ),
+    IS_PATH,
 ]
-BasePath = Annotated[str | None, typer.Option("--base", help="Where a composed model's base is now.")]
+BasePath = Annotated[
+    str | None, typer.Option("--base", help="Where a composed model's base is now."), IS_PATH
+]
 Data = Annotated[
-    str | None, typer.Option("--data", help="Text: a file or a folder, or 'installed' for this machine's.")
+    str | None,
+    typer.Option("--data", help="Text: a file or a folder, or 'installed' for this machine's."),
+    IS_PATH,
 ]
 Kind = Annotated[str | None, typer.Option("--kind", help="Kind of data: text (default), prompt or messages.")]
 Domain = Annotated[

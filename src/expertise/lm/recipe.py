@@ -13,6 +13,7 @@ from expertise.lm.data import DataConfig, TokenizerConfig
 from expertise.lm.data.chat import CHATML
 from expertise.runs import config
 from expertise.runs.config import TrainConfig
+from expertise.runs.files import expand_paths
 from expertise.runs.optim import OptimizerConfig
 
 
@@ -23,9 +24,9 @@ class BalanceConfig:
     expert: Annotated[float, Ge(0)] = 0.0
     """Of the expert-level balance loss (alpha; DeepSeekMoE Eq. 12)."""
     per: Literal["batch", "sequence"] = "batch"
-    """Where its loads are counted: over a micro-batch, or over each sequence."""
+    """Where expert and device balance count loads: over a micro-batch's tokens, or over each sequence."""
     device: Annotated[float, Ge(0)] = 0.0
-    """Of the device-level balance loss (DeepSeekMoE Eq. 15)."""
+    """Of the device-level balance loss (DeepSeekMoE Eq. 15); its loads are counted as `per` says."""
     device_groups: Annotated[int, Ge(1)] = 1
     """Into how many groups of consecutive parts it divides each layer."""
     entropy: Annotated[float, Ge(0)] = 0.0
@@ -70,6 +71,7 @@ class Recipe:
     """A run or a checkpoint whose weights and tokenizer a new run starts from; empty: from random weights."""
 
     def __post_init__(self) -> None:
+        expand_paths(self, "init")
         router = self.model.router
         asked = [name for name, value in self.balance.coefficients().items() if value]
         if router is not None and asked and not router.has_logits():
@@ -104,6 +106,19 @@ class Recipe:
         """
         router = self.model.feed_forward.router
         return self.balance if router is None or router.has_logits() else BalanceConfig()
+
+    def why_kept(self, key: str) -> str:
+        """Why a run of this recipe cannot go on with another value of a dotted key; empty: it can."""
+        balance = self.applied_balance
+        if key != "train.accumulation" or self.model.router is None or balance.per != "batch":
+            return ""
+        used = [name for name in ("expert", "device") if balance.coefficients()[name]]
+        if not used:
+            return ""
+        return (
+            f'with balance.per = "batch" balance.{used[0]} counts loads over one micro-batch: '
+            "in other pieces the run would train on another loss"
+        )
 
 
 def may_change(key: str) -> bool:

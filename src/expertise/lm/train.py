@@ -15,8 +15,10 @@ from expertise.lm.load import TOKENIZER
 from expertise.lm.recipe import Recipe, may_change
 from expertise.lm.task import LanguageModelTask
 from expertise.runs import checkpoint, folder, loop, metrics
+from expertise.runs.config import memory_hints
 from expertise.runs.device import limit_threads, resolve, shortfalls
 from expertise.runs.files import write_atomic
+from expertise.runs.schedule import rate_notes
 
 DATA = "data.json"
 """What the run was trained on: digest of the sources, domains, bytes, and the weights that it began with."""
@@ -42,7 +44,9 @@ def train(recipe: Recipe, run: Path, say: Callable[[str], None]) -> None:
         _adopt_data(run, prepared, initial)
         if not (run / TOKENIZER).is_file():
             write_atomic(run / TOKENIZER, prepared.tokenizer.to_str())
-        loop.train(run, task, recipe.train, recipe.optimizer)
+        accumulation_stays = bool(recipe.why_kept("train.accumulation"))
+        hints = memory_hints(recipe.train, "model.context", accumulation_stays=accumulation_stays)
+        loop.train(run, task, recipe.train, recipe.optimizer, hints)
 
 
 def check(recipe: Recipe, run: Path, say: Callable[[str], None]) -> None:
@@ -57,6 +61,8 @@ def _ready(
     folder.require_free_or_run(run)
     if folder.is_run(run):
         folder.refuse_changes(run, recipe, may_change)
+        for note in rate_notes(run, recipe):
+            say(note)
     if recipe.train.tensorboard:
         metrics.require_tensorboard()
     require_source(recipe.data)

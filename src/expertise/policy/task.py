@@ -15,6 +15,8 @@ from expertise.policy.critic import costs_of
 from expertise.policy.critics import Critics
 from expertise.policy.load import texts_of
 from expertise.policy.objective import NoiseError, Objective
+from expertise.policy.pieces import piece_of
+from expertise.runs.checkpoint import random_states, restore_random_states
 from expertise.runs.config import TrainConfig
 from expertise.runs.device import products, resolve
 from expertise.runs.loop import Losses
@@ -39,7 +41,7 @@ class PolicyTask:
     """Cloning, or cloning with a weight for each transition.
 
     A step draws rows with replacement, and what the objective needs, from its number and the seed alone, on
-    the CPU: cut into micro-batches and on another device it is the same step.
+    the CPU: cut into micro-batches it is the same step, dropout included, and on another device but for that.
 
     Args:
         policy: what is trained: those of its parameters that need gradients.
@@ -49,7 +51,7 @@ class PolicyTask:
         weights: of each row; None: 1.
         held_out: observations and actions that are only looked at; None: the data itself is looked at.
         objective: the error that is descended; None: that of the predicted noise.
-        penalty: what is descended besides: observations → a scalar.
+        penalty: what is descended besides: all observations of a step → a scalar, which need be no mean.
 
     Raises:
         DataError: there are no rows, their widths are not the policy's, or every weight is 0.
@@ -86,22 +88,29 @@ class PolicyTask:
         self._objective, self._penalty = objective or NoiseError(), penalty
         self._step = -1
         self._drawn: list[tuple[Tensor, ...]] = []
+        self._random: dict[str, Tensor] = {}
 
     def losses(self, step: int, micro: int, detail: bool) -> Losses:
         """The weighted error on one micro-batch."""
+        pieces = self._config.accumulation
         if micro == 0:
             self._step, self._drawn = step, self._draw(step)
+            self._random = random_states() if pieces > 1 else {}
+        else:
+            restore_random_states(self._random)
         rows, *drawn = self._drawn[micro]
         observations = self._observations.index_select(0, rows)
         actions = self._actions.index_select(0, rows)
-        with products(self._device, self._config.bfloat16):
+        with products(self._device, self._config.bfloat16), piece_of(self.model, micro, pieces):
             errors = self._objective.errors(self.model, observations, actions, tuple(drawn), acting=False)
         if self._weights is not None:
             errors = errors * self._weights.index_select(0, rows)
         loss = errors.mean()
         if self._penalty is None:
             return Losses(loss, {"loss": loss}, {})
-        penalty = self._penalty(observations)
+        # A penalty may be of the mean over a step, such as its square: every micro-batch sees the whole step.
+        every = torch.cat([piece[0] for piece in self._drawn])
+        penalty = self._penalty(self._observations.index_select(0, every))
         return Losses(loss + penalty, {"loss": loss, "penalty": penalty}, {})
 
     def after_step(self) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from expertise import __version__
+from expertise.errors import counted
 from expertise.report.language_model import render
 from expertise.report.text import vocabulary
 from expertise.runs import checkpoint, folder
@@ -123,9 +124,8 @@ def _skipped(lines: list[dict[str, Any]]) -> list[str]:
     if not skipped:
         return []
     first, last, what = skipped[0]["step"], skipped[-1]["step"], skipped[-1]["reason"]
-    return [
-        f"{len(skipped)} steps were skipped, from {first} to {last}: the last because {what} was not finite"
-    ]
+    number = counted(len(skipped), "step was", "steps were")
+    return [f"{number} skipped, from {first} to {last}: the last because {what} was not finite"]
 
 
 def _timing(lines: list[dict[str, Any]]) -> dict[str, float]:

@@ -1,8 +1,10 @@
-"""Writing files so that they appear whole or not at all."""
+"""Files that appear whole or not at all, and text and names of files that must be UTF-8."""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import difflib
 import errno
 import hashlib
 import json
@@ -13,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from expertise.errors import DiskError
+from expertise.errors import DiskError, ExpertiseError, RecipeError
 
 _DISK_TROUBLE = {
     errno.ENOSPC,
@@ -28,6 +30,150 @@ _DISK_TROUBLE = {
 }
 _WRONG_PLACE = {errno.EEXIST, errno.EISDIR, errno.ENOENT}
 """Of a path that is written to; of another one they are faults of ours."""
+
+
+_MARKS = (
+    (codecs.BOM_UTF8, "UTF-8"),
+    # Before UTF-16: the mark of UTF-32 in little-endian order begins with that of UTF-16.
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+"""Byte-order marks at the start of a file, and the encoding that each tells, as iconv calls it."""
+
+
+def marked_encoding(raw: bytes) -> str | None:
+    """The encoding that a file's byte-order mark tells, as iconv calls it; None: there is no mark.
+
+    Args:
+        raw: the file's first bytes, four at least where it has so many.
+    """
+    return next((name for mark, name in _MARKS if raw.startswith(mark)), None)
+
+
+def encoding_hint(raw: bytes) -> str:
+    """A hint for text that is not UTF-8: how to convert it from the encoding that it seems to be in.
+
+    Args:
+        raw: the file's content, or its beginning.
+
+    Returns:
+        One line, without a full stop.
+    """
+    marked = marked_encoding(raw)
+    if marked not in (None, "UTF-8"):
+        return f"its first bytes mark it as {marked}; convert it: iconv -f {marked} -t UTF-8 …"
+    if unmarked := _unmarked_utf16(raw[:1024]):
+        return f"it looks like {unmarked}; convert it: iconv -f {unmarked} -t UTF-8 …"
+    return "convert it: iconv -f … -t UTF-8 …, where -f is the encoding that it is in, such as latin1"
+
+
+def _unmarked_utf16(head: bytes) -> str | None:
+    """UTF-16 without a mark, known by its NULs: most text has one in every second byte."""
+    for name, highs in (("UTF-16LE", head[1::2]), ("UTF-16BE", head[::2])):
+        if len(head) > 3 and highs.count(0) > 0.8 * len(highs) and head.count(0) < 0.6 * len(head):
+            return name
+    return None
+
+
+def decoded(raw: bytes, where: str, error: type[ExpertiseError]) -> str:
+    """The text of a file that must be UTF-8, without a byte-order mark.
+
+    Args:
+        raw: the file's content.
+        where: what to call it in the message.
+        error: the class to raise.
+
+    Raises:
+        ExpertiseError: it is not UTF-8; the hint names the encoding, where something tells it.
+    """
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as found:
+        raise error(f"{where} is not UTF-8: byte {found.start}", encoding_hint(raw)) from None
+    if "\0" in text and _unmarked_utf16(raw[:1024]):
+        raise error(f"{where} is not UTF-8: it is full of NUL bytes", encoding_hint(raw))
+    return text
+
+
+def escaped(text: str) -> str:
+    r"""Text that can be printed and written: bytes that are not UTF-8 show as `\xe9`.
+
+    Python keeps such bytes of a file's name as halves of surrogate pairs, which no file and no terminal
+    takes.
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # other halves, which do not stand for bytes
+        return text.encode("utf-8", "backslashreplace").decode()
+
+
+def require_utf8(text: str, what: str) -> str:
+    """The text, when it can be written as UTF-8.
+
+    Args:
+        text: a prompt, a path, a value of a recipe.
+        what: what to call it in the message.
+
+    Raises:
+        RecipeError: it holds bytes that are not UTF-8, or halves of surrogate pairs.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        near = text[max(0, error.start - 30) : error.start + 30]
+        shown = "".join(character if character.isprintable() else " " for character in escaped(near))
+        raise RecipeError(
+            f"{what} '{shown}' is not UTF-8",
+            "write it anew, or rename the file or the folder that has such a name",
+        ) from None
+    return text
+
+
+def nearest_beside(path: Path, pattern: str = "*") -> list[str]:
+    """A hint for a mistyped path: the nearest name beside it; none where nothing is near.
+
+    Args:
+        path: what the user wrote; nothing is there.
+        pattern: of the names that are looked at.
+    """
+    try:
+        names = [each.name for each in path.parent.glob(pattern)]
+    except OSError:
+        return []
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
+    return [f"did you mean {escaped(str(path.with_name(close[0])))}?"] if close else []
+
+
+def expand_paths(config: object, *fields: str) -> None:
+    """Put the home folder in place of a leading `~` in some fields of a frozen configuration.
+
+    Args:
+        config: a dataclass, in its `__post_init__`.
+        fields: those that hold a path or a list of paths; what is no text in them stays as it is.
+
+    Raises:
+        RecipeError: a path holds a NUL, which no path can.
+    """
+    for field in fields:
+        value = getattr(config, field)
+        if isinstance(value, str):
+            object.__setattr__(config, field, expanded(value))
+        elif isinstance(value, list):
+            paths = [expanded(each) if isinstance(each, str) else each for each in value]
+            object.__setattr__(config, field, paths)
+
+
+def expanded(path: str) -> str:
+    """A path with the home folder in place of a leading `~`.
+
+    Raises:
+        RecipeError: it holds a NUL, which no path can.
+    """
+    if "\0" in path:
+        raise RecipeError(f"{path!r} cannot be a path: it holds a NUL")
+    return os.path.expanduser(path)
 
 
 @contextlib.contextmanager
@@ -104,7 +250,11 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     Raises:
         DiskError: the disk is full, read-only or forbidden; the old content stays.
     """
-    data = content.encode() if isinstance(content, str) else content
+    data = (
+        require_utf8(content, f"what is to be written to {path},").encode()
+        if isinstance(content, str)
+        else content
+    )
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     with disk_errors(path):
         try:

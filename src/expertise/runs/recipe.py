@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import math
+import os
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping
@@ -13,8 +14,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-from expertise.errors import RecipeError, nearest
+from expertise.errors import RecipeError, json_kind, nearest
 from expertise.registry import Registry
+from expertise.runs.files import decoded, expanded, nearest_beside, require_utf8
 
 T = TypeVar("T")
 
@@ -62,18 +64,32 @@ def find(name: str) -> tuple[str, str]:
     Raises:
         RecipeError: there is no such file and no such recipe, or the file cannot be read.
     """
-    path = Path(name)
-    if path.suffix != ".toml" and not path.is_file():
+    path = Path(expanded(name))
+    # Not `Path.is_file`, to which a name that is too long for a file is an error.
+    if path.suffix != ".toml" and not os.path.isfile(path):
         known = shipped()
         if name in known:
             return name, known[name]
+        if os.path.isdir(path):
+            raise RecipeError(f"{name} is a folder, not a recipe", *_recipe_in(path))
         raise RecipeError(f"no recipe {name!r}", nearest(name, known), "or give the path of a .toml file")
     try:
-        return path.stem, path.read_text("utf-8")
+        raw = path.read_bytes()
     except FileNotFoundError:
-        raise RecipeError(f"no recipe at {path}", "`expertise recipes` lists the shipped ones") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error}") from None
+        near = nearest_beside(path, "*.toml")
+        raise RecipeError(
+            f"no recipe at {path}", *near, "`expertise recipes` lists the shipped ones"
+        ) from None
+    except OSError as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from None
+    return path.stem, decoded(raw, f"the recipe {path}", RecipeError)
+
+
+def _recipe_in(folder: Path) -> list[str]:
+    """A hint where somebody names the folder of a run instead of a recipe."""
+    if not (folder / "recipe.toml").is_file():
+        return ["give the path of a .toml file, or the name of a shipped recipe: `expertise recipes`"]
+    return [f"it is a run; to go on with it: {folder / 'recipe.toml'} --out {folder}"]
 
 
 def parse(text: str, where: str) -> dict[str, Any]:
@@ -103,8 +119,15 @@ def override(values: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
     for setting in settings:
         path, equals, text = setting.partition("=")
         keys = [key.strip() for key in path.split(".")]
-        if not equals or not all(keys):
-            raise RecipeError(f"cannot use {setting!r}", "write a setting as key.key=value")
+        if not equals:
+            raise RecipeError(
+                f"cannot use the setting {setting!r}: it has no value",
+                f"write key and value as one word, without spaces: --set {path.strip() or 'key'}=VALUE",
+            )
+        if not all(keys):
+            raise RecipeError(
+                f"cannot use the setting {setting!r}: a key is empty", "write it as key.key=value"
+            )
         try:
             read = tomllib.loads(f"value = {text}")
         except tomllib.TOMLDecodeError:
@@ -180,13 +203,17 @@ def _dataclasses_in(cls: Any) -> set[Any]:
 def _refuse_what_json_lacks(value: Any, path: str) -> None:
     if isinstance(value, Mapping):
         for key, inner in value.items():
+            if isinstance(key, str):
+                require_utf8(key, f"the key {path}." if path else "the key")
             _refuse_what_json_lacks(inner, f"{path}.{_shown(key)}" if path else _shown(key))
     elif isinstance(value, list | tuple):
         for index, inner in enumerate(value):
             _refuse_what_json_lacks(inner, f"{path}.{index}")
+    elif isinstance(value, str):
+        require_utf8(value, f"{path}:")
     elif isinstance(value, float) and not math.isfinite(value):
         raise RecipeError(f"{path} must be a finite number, not {value}")
-    elif not isinstance(value, str | int | float | None):
+    elif not isinstance(value, int | float | None):
         raise RecipeError(f"{path} is a date or a time, which no key takes: {value}", "put it in quotes")
 
 
@@ -210,16 +237,77 @@ def _first_mistake(errors: list[Any], cls: type) -> RecipeError:
     if kind == "union_tag_not_found" and isinstance(error.get("input"), dict):
         return RecipeError(f"the recipe lacks {path}.name", *hints)
     if kind == "union_tag_not_found":
-        return RecipeError(f"{path}: a table with a name is needed, not {error.get('input')!r}", *hints)
+        return RecipeError(f"{path}: a table with a name is needed, not {_shown_value(error)}", *hints)
     if kind == "union_tag_invalid":
         names = error["ctx"]["expected_tags"].replace("'", "").split(", ")
         return RecipeError(
             f"{path}.name: unknown {error['ctx']['tag']!r}", nearest(error["ctx"]["tag"], names)
         )
-    message = error["msg"][0].lower() + error["msg"][1:]
+    wanted, hint = _wanted(error, path)
+    return RecipeError(f"{path}: {wanted}, not {_shown_value(error)}", *hint, *hints)
+
+
+_WANTED = {
+    "string_type": "input should be text",
+    "int_type": "input should be a whole number",
+    "int_from_float": "input should be a whole number",
+    "float_type": "input should be a number",
+    "bool_type": "input should be true or false",
+    "list_type": "input should be a list, as [a, b]",
+    "dict_type": "input should be a table",
+    "dataclass_type": "input should be a table",
+    "greater_than_equal": "input should be at least {ge}",
+    "greater_than": "input should be greater than {gt}",
+    "less_than_equal": "input should be at most {le}",
+    "less_than": "input should be less than {lt}",
+}
+"""Kinds of mistakes that pydantic finds, in the words of TOML instead of Python's."""
+
+
+def _wanted(error: Any, path: str) -> tuple[str, list[str]]:
+    """What should stand where a wrong value does, and how to write this one where it was meant right."""
+    kind, got, limits = error["type"], error.get("input"), error.get("ctx", {})
+    if kind not in _WANTED:
+        return error["msg"][0].lower() + error["msg"][1:], []
+    hints = []
+    if kind == "string_type" and isinstance(got, bool | int | float):
+        hints.append(f'put it in quotes: {path} = "{_as_toml(got)}", or --set \'{path}="{_as_toml(got)}"\'')
+    elif isinstance(got, str) and kind in ("int_type", "float_type", "bool_type") and _is_toml(got):
+        hints.append(f"write it without quotes: {path} = {got}")
+    elif kind in ("int_type", "int_from_float") and isinstance(got, float) and got.is_integer():
+        hints.append(f"write it without a point: {path} = {int(got)}")
+    elif kind == "list_type" and isinstance(got, str | bool | int | float):
+        hints.append(f"write one as {path} = [{json.dumps(got, ensure_ascii=False)}]")
+    bounds = {name: f"{bound:g}" if isinstance(bound, float) else bound for name, bound in limits.items()}
+    return _WANTED[kind].format(**bounds), hints
+
+
+def _shown_value(error: Any) -> str:
+    """What stood there; of a table or a list, which may be long, its kind alone."""
     got = error.get("input")
-    shown = "" if isinstance(got, dict) else f", not {got!r}"
-    return RecipeError(f"{path}: {message}{shown}", *hints)
+    return json_kind(got) if got is None or isinstance(got, dict | list) else _as_toml(got)
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: as TOML writes it, but for what is not there at all."""
+    if isinstance(value, dict):
+        inner = ", ".join(f"{_shown(key)} = {shown(each)}" for key, each in value.items() if each is not None)
+        return f"{{{inner}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(shown, value))}]"
+    return "nothing" if value is None else _as_toml(value)
+
+
+def _as_toml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _is_toml(text: str) -> bool:
+    """Whether a text would be a number, true or false if it stood without quotes."""
+    try:
+        return isinstance(tomllib.loads(f"value = {text}")["value"], bool | int | float)
+    except tomllib.TOMLDecodeError:
+        return False
 
 
 def _locate(loc: tuple[Any, ...], cls: Any) -> tuple[str, list[str]]:

@@ -140,7 +140,7 @@ def test_conversations_of_speakers_and_values_are_read(write) -> None:
     [
         ({"role": "user", "content": [{"type": "image", "url": "x"}]}, "no text: 'image'"),
         ({"role": "user", "content": ["a"]}, "no text: 'str'"),
-        ({"role": "user", "content": {"a": 1}}, "'content' is dict, not text"),
+        ({"role": "user", "content": {"a": 1}}, "'content' is an object, not text"),
         ({"role": "user", "content": None}, "no field 'content'"),
         ({"role": "assistant", "tool_calls": []}, "no field 'content'"),
         ({"from": "human", "text": "a"}, "no field 'content'"),
@@ -162,7 +162,7 @@ def test_tools_reach_the_template_or_are_refused(write) -> None:
     assert same.text == found.text
     assert "does not read the tools" in refusal(write("e.jsonl", lines([row])))
     assert documents(write("f.jsonl", lines([row | {"tools": []}, {"messages": [USER, ANSWER]}])))
-    assert "'tools' is dict, not a list" in refusal(write("g.jsonl", lines([row | {"tools": {"a": 1}}])))
+    assert "'tools' is an object, not a list" in refusal(write("g.jsonl", lines([row | {"tools": {"a": 1}}])))
 
 
 def test_tools_of_a_parquet_file_are_read_too(tmp_path: Path) -> None:

@@ -7,21 +7,34 @@ from typing import Annotated, Any
 
 import typer
 
-from expertise.cli.options import Device, Json, Set, Threads, print_json, settings
-from expertise.cli.policy.options import BatchSize, Candidates, Pick, RunFolder, data_setting, quoted
+from expertise.cli.options import IS_PATH, Device, Json, Set, Threads, print_json, settings
+from expertise.cli.policy.options import (
+    BatchSize,
+    Candidates,
+    Layout,
+    Pick,
+    RunFolder,
+    data_setting,
+    quoted,
+    require_data,
+)
 from expertise.cli.skill.options import LibraryPath, Seed, numbers_of
 from expertise.errors import RecipeError
 
 
 def compose(
-    base: Annotated[str, typer.Option("--base", help="The run of the diffusion policy under the skills.")],
+    base: Annotated[
+        str, typer.Option("--base", help="The run of the diffusion policy under the skills."), IS_PATH
+    ],
     run: RunFolder,
     data: Annotated[
         list[str] | None,
         typer.Option(
             "--data", metavar="PATH", help="What is wanted: a few recorded trajectories; repeat for more."
         ),
+        IS_PATH,
     ] = None,
+    layout: Layout = None,
     skill: Annotated[
         list[str] | None, typer.Option("--skill", metavar="NAME", help="A skill; repeat, in alpha's order.")
     ] = None,
@@ -29,6 +42,7 @@ def compose(
     policy: Annotated[
         list[str] | None,
         typer.Option("--policy", metavar="RUN", help="In noise and actions: a further policy; repeat."),
+        IS_PATH,
     ] = None,
     level: Annotated[
         str,
@@ -72,6 +86,7 @@ def compose(
 
     if not data and weights is None:
         raise RecipeError("--data is missing: alpha learns from a few trajectories", "or give --weights")
+    require_data(data, layout)
     values = {
         "kind": "composition",
         "base": base,
@@ -88,7 +103,7 @@ def compose(
     }
     changes = [f"{key}={_toml(value)}" for key, value in values.items() if value is not None]
     kept = {"min_return": min_return, "max_cost": max_cost, "trajectories": trajectories}
-    changes += [data_setting(data, **kept)] if data else []
+    changes += [data_setting(data, layout=layout, **kept)] if data else []
     recipe = learning.recipe_of(recipes.override({}, changes + settings(set_, device, threads)))
     learning.learn(recipe, run, say)
     result = learning.result(run)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from expertise.cli.options import Json, print_json
+from expertise.cli.options import IS_PATH, Json, print_json
 from expertise.cli.policy.options import Pick
 
 UNCOVERED = ("asec", "direct")
@@ -15,7 +15,9 @@ UNCOVERED = ("asec", "direct")
 
 
 def export(
-    run: Annotated[str, typer.Argument(help="A policy: a run, a checkpoint, or a folder that `save` wrote.")],
+    run: Annotated[
+        str, typer.Argument(help="A policy: a run, a checkpoint, or a folder that `save` wrote."), IS_PATH
+    ],
     to: Annotated[
         str, typer.Option("--to", help="safetensors: arrays and JSON, for NumPy; onnx: one graph.")
     ],

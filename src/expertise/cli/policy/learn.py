@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from expertise.cli.options import Device, Json, Set, Threads, print_json, settings
-from expertise.cli.policy.options import Data, data_setting
+from expertise.cli.policy.options import Data, Layout, data_setting, require_data
 
 
 def learn(
@@ -17,6 +17,7 @@ def learn(
         Path | None, typer.Option("--run", "--out", help="The run's folder; default runs/<recipe's name>.")
     ] = None,
     data: Data = None,
+    layout: Layout = None,
     set_: Set = None,
     device: Device = None,
     threads: Threads = None,
@@ -33,7 +34,8 @@ def learn(
     from expertise.runs.progress import say
 
     name, text = recipes.find(recipe)
-    changes = [data_setting(data)] if data else []
+    require_data(data, layout)
+    changes = [data_setting(data, layout=layout)] if data else []
     values = recipes.override(recipes.parse(text, recipe), changes + settings(set_, device, threads))
     wanted = learning.recipe_of(values)
     place = run or Path("runs") / name

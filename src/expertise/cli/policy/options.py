@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from expertise.cli.options import IS_PATH
 from expertise.errors import RecipeError
+from expertise.runs.files import expanded
 
 RunFolder = Annotated[Path, typer.Option("--run", "--out", help="The run's folder.")]
 Data = Annotated[
@@ -18,6 +21,14 @@ Data = Annotated[
         "--data",
         metavar="PATH",
         help="Recorded data: a file, the id of a Minari data set, or shipped:BallRun; repeat for more.",
+    ),
+    IS_PATH,
+]
+Layout = Annotated[
+    str | None,
+    typer.Option(
+        "--layout",
+        help="How --data are laid out: auto (default), dsrl, d4rl, robomimic, minari or npz.",
     ),
 ]
 Candidates = Annotated[
@@ -36,18 +47,28 @@ def quoted(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def data_setting(paths: list[str], **kept: float | int | None) -> str:
+def require_data(data: list[str] | None, layout: str | None) -> None:
+    """Refuse --layout without --data.
+
+    Raises:
+        RecipeError: it is so.
+    """
+    if layout is not None and not data:
+        raise RecipeError("--layout says how --data are laid out", "give --data, or set layout in [[data]]")
+
+
+def data_setting(paths: list[str], **kept: str | float | int | None) -> str:
     """Paths as a setting of `data`, each with what is kept of it.
 
     Args:
         paths: of recorded data.
-        kept: keys of `DataConfig`; None: left out.
+        kept: keys of `DataConfig` for all of them; None: left out.
 
     Raises:
         RecipeError: a number is not finite.
     """
     for key, value in kept.items():
-        if value is not None and not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise RecipeError(f"--{key.replace('_', '-')} must be a finite number, not {value}")
     rest = "".join(f", {key} = {quoted(value)}" for key, value in kept.items() if value is not None)
     return "data=[" + ", ".join(f"{{path = {quoted(path)}{rest}}}" for path in paths) + "]"
@@ -63,7 +84,7 @@ def named_runs(texts: list[str]) -> dict[str, str]:
     for text in texts:
         name, equals, path = text.partition("=")
         # A path may hold the sign as well.
-        if not equals or "/" in name or Path(text).exists():
+        if not equals or "/" in name or os.path.exists(text):
             name = path = text
         if not name or not path:
             raise RecipeError(f"{text!r} lacks a name or a run", "write it as PSEC=runs/psec")
@@ -71,7 +92,7 @@ def named_runs(texts: list[str]) -> dict[str, str]:
             raise RecipeError(
                 f"two policies are called {name!r}", "name them, as in first=runs/a second=runs/b"
             )
-        found[name] = path
+        found[name] = expanded(path)
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from expertise.cli.options import (
+    IS_PATH,
     Device,
     Domain,
     Json,
@@ -37,7 +38,9 @@ from expertise.cli.skill.options import (
 def learn(
     base: Base,
     data: Annotated[
-        str, typer.Option("--data", help="Text: a file or a folder, or 'installed' for this machine's.")
+        str,
+        typer.Option("--data", help="Text: a file or a folder, or 'installed' for this machine's."),
+        IS_PATH,
     ],
     name: Annotated[str, typer.Option("--name", help="What the skill is called.")],
     library: LibraryPath = Path("skills"),

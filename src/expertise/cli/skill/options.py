@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from expertise.cli.options import IS_PATH
 from expertise.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ Base = Annotated[
         help="What skills stand on: a run (such as runs/demo), a checkpoint, or a folder or hub id of a "
         "causal language model of transformers."
     ),
+    IS_PATH,
 ]
 BaseOption = Annotated[
     str | None,
@@ -29,6 +31,7 @@ BaseOption = Annotated[
         help="What it stands on: a run, a checkpoint, or a folder or hub id of a causal language model of "
         "transformers.",
     ),
+    IS_PATH,
 ]
 Force = Annotated[
     bool, typer.Option("--force", help="Take skills of another base, as long as the shapes fit.")

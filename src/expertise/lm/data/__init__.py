@@ -1,13 +1,14 @@
 """Text for language models: sources → divided text → tokens → batches, each step cached and repeatable.
 
-Reading order: `config.py` → `sources.py` (`readers.py`, `hub.py`, `installed.py`) → `kinds.py` (`chat.py`) →
-`corpus.py` (`split.py`) → `tokenizer.py`, `encoded.py` → `streams.py` → `prepare.py`, which joins them →
-`batches.py`, `packed.py`, `windows.py`.
+Reading order: `config.py` → `sources.py` (`folders.py`, `readers.py`, `hub.py`, `installed.py`) → `kinds.py`
+(`chat.py`) → `corpus.py` (`split.py`) → `tokenizer.py`, `encoded.py` → `streams.py` (`coverage.py`) →
+`prepare.py`, which joins them → `batches.py`, `packed.py`, `windows.py`; `left_out.py` counts what is left
+out on the way.
 """
 
 from __future__ import annotations
 
-from expertise.lm.data.batches import IGNORED, PADDING, Batch, Batches, Windows
+from expertise.lm.data.batches import IGNORED, PADDING, Batch, Batches, ContextKeys, Windows
 from expertise.lm.data.chat import Chat
 from expertise.lm.data.config import DataConfig, SourceTable, TokenizerConfig, require_source
 from expertise.lm.data.documents import Document, Source
@@ -25,6 +26,7 @@ __all__ = [
     "Batch",
     "Batches",
     "Chat",
+    "ContextKeys",
     "DataConfig",
     "Document",
     "EvaluationWindows",

@@ -145,17 +145,11 @@ class Chat:
             {**message, "content": [{"type": "text", "text": message["content"]}]} for message in sample
         ]
         self._takes_text = self._takes_parts = True
-        found: list[list[str] | DataError] = []
-        for messages in (sample, in_parts):
-            try:
-                found.append(self._raw(self._records(messages), "data.template").plain.split(_SAMPLE))
-            except DataError as error:
-                found.append(error)
-        text, parts = found
+        text, parts = self._around(sample), self._around(in_parts)
         self._takes_text = isinstance(text, list) and len(text) == 3
-        self._takes_parts = (
-            isinstance(parts, list) and len(parts) == 3 and parts == (text if self._takes_text else parts)
-        )
+        self._takes_parts = isinstance(parts, list) and len(parts) == 3
+        if self._takes_text and parts != text:
+            self._takes_parts = False
         pieces = text if self._takes_text or not self._takes_parts else parts
         if isinstance(pieces, DataError):
             raise pieces
@@ -167,15 +161,22 @@ class Chat:
         self.end = pieces[2].rstrip() or pieces[2]
         self._after_end = len(pieces[2]) - len(self.end)
 
+    def _around(self, messages: Sequence[Message]) -> list[str] | DataError:
+        """What the template writes around the sample words of messages, or why it cannot."""
+        try:
+            return self._raw(self._records(messages), "data.template").plain.split(_SAMPLE)
+        except DataError as error:
+            return error
+
     def _samples(self) -> Iterable[str]:
         """What the template writes around made-up conversations of several shapes."""
         call = {"type": "function", "function": {"name": _SAMPLE, "arguments": {_SAMPLE: _SAMPLE}}}
-        said = {role: {"role": role, "content": _SAMPLE} for role in ROLES}
+        said: dict[str, Message] = {role: {"role": role, "content": _SAMPLE} for role in ROLES}
         user, answer = said["user"], said["assistant"]
         reasons = {**answer, **dict.fromkeys(REASONING, _SAMPLE)}
         calls = {"role": "assistant", "content": _SAMPLE, "tool_calls": [call]}
         tool = {**said["tool"], "name": _SAMPLE, "tool_call_id": _SAMPLE}
-        shapes = [
+        shapes: list[list[Message]] = [
             *([one] for one in said.values()),
             [user, answer],
             [said["system"], user, reasons],

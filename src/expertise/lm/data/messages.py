@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from expertise.errors import DataError, nearest
+from expertise.errors import DataError, json_kind, nearest
 from expertise.lm.data.documents import normalise
 from expertise.lm.data.readers import text_value
 
@@ -56,7 +56,7 @@ def read_messages(value: object, where: str) -> list[Message]:
         DataError: it is no list of messages; the message is named by its number.
     """
     if not isinstance(value, list):
-        raise DataError(f"{where}: {type(value).__name__}, not a list of messages", _FORM)
+        raise DataError(f"{where}: {json_kind(value)}, not a list of messages", _FORM)
     return [_message(one, f"{where}, message {number}") for number, one in enumerate(value, start=1)]
 
 
@@ -67,7 +67,7 @@ def is_learnt(message: Message) -> bool:
 
 def _message(value: Any, where: str) -> Message:
     if not isinstance(value, dict):
-        raise DataError(f"{where}: {type(value).__name__}, not an object with role and content")
+        raise DataError(f"{where}: {json_kind(value)}, not an object with role and content")
     message = {
         key: _clean(inner) for key, inner in value.items() if inner is not None and inner not in ([], {})
     }

@@ -13,7 +13,7 @@ import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar, SupportsIndex
+from typing import Any, SupportsIndex
 
 from jinja2 import Undefined, nodes, pass_context, pass_eval_context
 from jinja2.compiler import CodeGenerator
@@ -261,7 +261,7 @@ class TracingEnvironment(ImmutableSandboxedEnvironment):
 class _Generation(Extension):
     """`{% generation %}…{% endgeneration %}`: what stands between is what a model is to learn."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Parser) -> nodes.Node:
         """The block as a call of `_mark`."""

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from expertise.lm.alpha import Alpha
 from expertise.lm.causal import CausalLM
 from expertise.lm.data import IGNORED, EvaluationWindows, Prepared, evaluation_windows
+from expertise.mixture.balance import exact
 from expertise.mixture.measures import Usage
 from expertise.mixture.mixture import recording
 from expertise.mixture.routes import Routes
@@ -174,7 +175,7 @@ def passes(model: CausalLM, text: DomainText, batch_size: int, bfloat16: bool = 
             with autocast:
                 logits = model(tokens, documents=documents)
             losses = F.cross_entropy(
-                logits.flatten(0, 1).float(), targets.flatten(), reduction="none", ignore_index=IGNORED
+                exact(logits.flatten(0, 1)), targets.flatten(), reduction="none", ignore_index=IGNORED
             )
         routes = {layer: mixture.last_routes for layer, mixture in model.mixtures().items()}
         routes_taken = {k: v for k, v in routes.items() if v is not None}

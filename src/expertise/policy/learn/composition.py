@@ -34,6 +34,7 @@ from expertise.policy.objective import WEIGHTS, ActionError, NoiseError, Uniform
 from expertise.policy.policy import DiffusionPolicy
 from expertise.policy.task import PolicyTask
 from expertise.runs.config import TrainConfig
+from expertise.runs.files import expand_paths
 from expertise.runs.recipe import Choice
 from expertise.skills.library import Library
 from expertise.skills.skill import Skill
@@ -97,6 +98,7 @@ class CompositionRecipe:
     """Adam."""
 
     def __post_init__(self) -> None:
+        expand_paths(self, "base", "library", "policies", "critics")
         if self.level == "parameters" and (self.policies or not self.skills):
             raise RecipeError('level "parameters" composes skills, and no policies')
         if self.level != "parameters" and not (self.skills or self.policies):

@@ -26,6 +26,7 @@ from expertise.policy.objective import WEIGHTS, NoiseError, Objective, Uniform, 
 from expertise.policy.policy import PolicyConfig
 from expertise.policy.task import PolicyTask
 from expertise.runs.config import TrainConfig
+from expertise.runs.files import expand_paths
 from expertise.runs.recipe import Choice
 
 
@@ -51,6 +52,9 @@ class PolicyRecipe:
     """Share of the trajectories that are only looked at; 0: the evaluation looks at what is learnt."""
     optimizer: PolicyOptimizer = dataclasses.field(default_factory=PolicyOptimizer)
     """AdamW and its schedule."""
+
+    def __post_init__(self) -> None:
+        expand_paths(self, "critics")
 
     def prepare(self) -> Prepared:
         """Read the data and build the policy; see `LearnRecipe`."""
@@ -79,6 +83,9 @@ class DirectRecipe:
     """Share of the trajectories that are only looked at; 0: the evaluation looks at what is learnt."""
     optimizer: PolicyOptimizer = dataclasses.field(default_factory=PolicyOptimizer)
     """AdamW and its schedule (IQL's code: Adam, 3e-4, cosine)."""
+
+    def __post_init__(self) -> None:
+        expand_paths(self, "critics")
 
     def prepare(self) -> Prepared:
         """Read the data and build the policy; see `LearnRecipe`."""
