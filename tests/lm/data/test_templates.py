@@ -12,7 +12,7 @@ from expertise.errors import RecipeError
 from expertise.lm.data import DataConfig, TokenizerConfig, prepare
 from expertise.lm.data.chat import CHATML, Chat
 from expertise.lm.data.templates import complete, with_template
-from expertise.lm.data.tokenizer import train_tokenizer
+from expertise.lm.data.tokenizer import load_tokenizer, train_tokenizer
 from expertise.lm.initial import filled_in
 from expertise.runs import recipe as recipes
 
@@ -169,3 +169,25 @@ def test_prepared_text_has_the_template_beside_the_tokenizer(tokenizer: Path, wr
     # Before each document, after the user's and after the assistant's turn; the last is learnt.
     assert (stream.tokens == end).sum() == 3 * len(stream.starts)
     assert (stream.tokens[stream.learnt] == end).sum() == len(stream.starts)
+
+
+def test_text_that_a_run_keeps_is_read_with_the_same_template(tokenizer: Path, write, tmp_path: Path) -> None:
+    from expertise.lm.data import evaluation_windows, held_out
+
+    made = load_tokenizer(tokenizer)
+    made.add_tokens(["[ASK]"])
+    template = "{% for m in messages %}[ASK]{{ m.content }};{% endfor %}"
+    rows = [{"messages": [{**MESSAGES[0], "content": f"[ASK] {i}"}, MESSAGES[1]]} for i in range(12)]
+    source = write("c.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    data = DataConfig(source=str(source), kind="messages", template=template)
+    prepared = prepare(data, made)
+    held_out.keep(prepared, tmp_path / "kept")
+    kept = held_out.kept(tmp_path / "kept", made)
+    assert kept is not None
+    whole = held_out.all_of(data, made, lambda _: None)
+    ask = made.token_to_id("[ASK]")
+    for text, side in ((prepared, "test"), (kept, "test"), (whole, "all")):
+        windows = evaluation_windows(text, side, "c", 0, 64)
+        assert (windows.ids == ask).sum() == 2 * windows.num_documents
+    assert kept.chat is not None
+    assert kept.chat.template == template

@@ -18,7 +18,7 @@ from expertise.cli.policy.options import (
     quoted,
     require_data,
 )
-from expertise.cli.skill.options import LibraryPath, Seed, numbers_of
+from expertise.cli.skill.options import Force, LibraryPath, Seed, numbers_of
 from expertise.errors import RecipeError
 
 
@@ -70,6 +70,7 @@ def compose(
     ] = None,
     candidates: Candidates = None,
     pick: Pick = None,
+    force: Force = False,
     set_: Set = None,
     device: Device = None,
     threads: Threads = None,
@@ -100,6 +101,7 @@ def compose(
         "train.steps": steps,
         "train.batch_size": batch_size,
         "train.seed": seed,
+        "force": force or None,
     }
     changes = [f"{key}={_toml(value)}" for key, value in values.items() if value is not None]
     kept = {"min_return": min_return, "max_cost": max_cost, "trajectories": trajectories}

@@ -23,6 +23,7 @@ from expertise.cli.options import (
 from expertise.cli.skill.options import (
     Base,
     BatchSize,
+    Force,
     LearningRate,
     LibraryPath,
     Seed,
@@ -70,6 +71,7 @@ def learn(
     learning_rate: LearningRate = None,
     seed: Seed = None,
     work: Work = None,
+    force: Force = False,
     set_: Set = None,
     device: Device = None,
     threads: Threads = None,
@@ -83,7 +85,7 @@ def learn(
     """
     from expertise.lm.skills.config import LearnConfig, config_of
     from expertise.lm.skills.disk import learn_into
-    from expertise.runs.progress import say
+    from expertise.runs.progress import number, say
     from expertise.skills.library import Library
 
     changes = data_settings(data, kind, domain)
@@ -99,6 +101,7 @@ def learn(
         beside=names_of(beside, "--beside") if beside else [],
         weights=numbers_of(weights, "--weights") if weights else None,
         purpose=purpose,
+        force=force,
         say=say,
     )
     if as_json:
@@ -106,5 +109,5 @@ def learn(
         return
     bits = card.metrics["bits_per_byte"]
     for key, after in bits["after"].items():
-        print(f"{key:<16}{bits['before'][key]:>10.4f} → {after:.4f} bits per byte")
+        print(f"{key:<16}{number(bits['before'][key], 4):>10} → {number(after, 4)} bits per byte")
     print(f"skill {name} is in {library}; compose it: expertise skill compose {base} --skills {name},…")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -73,6 +73,7 @@ def build_streams(
     tokenizer: tokenizers.Tokenizer,
     domains: tuple[str, ...],
     folder: Path,
+    sides: Sequence[str] = SPLITS,
     chat: Chat | None = None,
 ) -> dict[str, Any]:
     """Encode stored text: `SIDE.tokens` (little-endian uint16 or uint32), `SIDE.starts` and `SIDE.domains`.
@@ -84,6 +85,7 @@ def build_streams(
         tokenizer: encodes it.
         domains: names in the order of their ids; documents of others are left out.
         folder: where the files go.
+        sides: those that the text has.
         chat: what made text of conversations.
 
     Returns:
@@ -93,11 +95,11 @@ def build_streams(
     dtype = "<u2" if vocab_size(tokenizer) <= 2**16 else "<u4"
     end = np.array([end_of_text(tokenizer)], dtype=dtype)
     number = {domain: i for i, domain in enumerate(domains)}
-    counts = {side: dict.fromkeys(domains, 0) for side in SPLITS}
+    counts = {side: dict.fromkeys(domains, 0) for side in sides}
     coverage = Coverage(tokenizer)
     num_documents = 0
     left_out: list[str] = []
-    for side in SPLITS:
+    for side in sides:
         starts: list[int] = []
         owners: list[int] = []
         at = 0

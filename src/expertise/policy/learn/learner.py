@@ -42,6 +42,10 @@ def recipe_of(values: Mapping[str, Any]) -> LearnRecipe:
     kind = values.get("kind")
     if kind is None:
         raise RecipeError("the recipe lacks kind", f"known are: {', '.join(RECIPES)}")
+    if kind == "collect":
+        raise RecipeError(
+            "the recipe makes data, it learns nothing from them", "`expertise policy collect` takes it"
+        )
     if kind not in RECIPES:
         raise RecipeError(f"kind: unknown {kind!r}", nearest(str(kind), RECIPES))
     recipe: LearnRecipe = recipes.build(values, RECIPES[kind])
@@ -76,6 +80,8 @@ def learn(recipe: LearnRecipe, run: Path, say: Callable[[str], None]) -> None:
     _refuse_other_inputs(run, prepared)
     for line in prepared.note.splitlines():
         say(line)
+    for line in prepared.warnings:
+        say(f"warning: {line}")
     with folder.held(run):
         _refuse_other_inputs(run, prepared)
         folder.adopt_recipe(run, recipe, _may_change)
@@ -83,6 +89,8 @@ def learn(recipe: LearnRecipe, run: Path, say: Callable[[str], None]) -> None:
             write_atomic(run / INPUTS, json.dumps(prepared.facts, indent=1) + "\n")
         _train(recipe, run, prepared)
         prepared.finish()
+        for line in prepared.doubts():
+            say(f"warning: {line}")
 
 
 def result(run: Path) -> dict[str, Any]:
