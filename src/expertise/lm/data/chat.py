@@ -112,7 +112,7 @@ class Chat:
         """
         records = self._records(messages)
         whole = self._raw(records, where, tools=tools)
-        speakers = [ord(label) >> 1 for label in whole.labels]
+        speakers = whole.numbers
         self._refuse_lost(messages, records, speakers, where, tools)
         if self._has_generation:
             learnt = self._marked(messages, whole, speakers)
@@ -134,7 +134,7 @@ class Chat:
         """
         records = self._records(messages)
         raw = self._raw(records, where, True, tools)
-        speakers = [ord(label) >> 1 for label in raw.labels]
+        speakers = raw.numbers
         self._refuse_lost(messages, records, speakers, where, tools)
         return Rendered(raw.plain, (), _runs(n == 0 for n in speakers), _ignored(records))
 
@@ -189,7 +189,7 @@ class Chat:
             with contextlib.suppress(DataError):
                 text = self._raw(self._records(messages), "", prompt, tools)
                 yield "\0".join(
-                    text.plain[start:end] for start, end in _runs(ord(label) < 2 for label in text.labels)
+                    text.plain[start:end] for start, end in _runs(not number for number in text.numbers)
                 )
 
     def _records(self, messages: Sequence[Message]) -> list[Record]:
@@ -263,7 +263,7 @@ class Chat:
     def _marked(self, messages: Sequence[Message], whole: Traced, speakers: Sequence[int]) -> Spans:
         """What stands within `{% generation %}`, but for turns that are not to be learnt."""
         kept = []
-        for start, end in _runs(ord(label) & 1 for label in whole.labels):
+        for start, end in _runs(whole.generated):
             inside = next((n for n in speakers[start:end] if n), 0)
             owner = inside or next((n for n in reversed(speakers[:start]) if n), 0)
             message = messages[owner - 1] if 0 < owner <= len(messages) else None
@@ -289,7 +289,7 @@ class Chat:
             asked = self._raw(records[: number - 1], where, True, tools)
             start = len(asked) if whole.startswith(asked) and len(asked) <= first else -1
             if start < 0:
-                opening = asked.plain[_end_of_said([ord(label) >> 1 for label in asked.labels]) :]
+                opening = asked.plain[_end_of_said(asked.numbers) :]
                 start = _after(opening, whole.plain, _end_of_said(speakers[:first]), first)
         with contextlib.suppress(DataError):
             turn = self._raw(records[:number], where, tools=tools).plain

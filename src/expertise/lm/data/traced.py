@@ -41,11 +41,6 @@ def number_of(label: str) -> int:
     return ord(label) >> 1
 
 
-def is_generated(label: str) -> bool:
-    """Whether a character with this label stands within `{% generation %}`."""
-    return bool(ord(label) & _GENERATED)
-
-
 class Traced(str):
     """Text with a label for each character.
 
@@ -65,6 +60,16 @@ class Traced(str):
     def plain(self) -> str:
         """The text alone."""
         return str.__str__(self)
+
+    @property
+    def numbers(self) -> list[int]:
+        """For each character the number of the message that gave it; 0: the template wrote it."""
+        return [number_of(label) for label in self.labels]
+
+    @property
+    def generated(self) -> list[bool]:
+        """For each character whether it stands within `{% generation %}`."""
+        return [bool(ord(label) & _GENERATED) for label in self.labels]
 
     def __str__(self) -> str:
         return self
