@@ -10,6 +10,7 @@ from annotated_types import Ge
 from expertise.errors import RecipeError
 from expertise.lm.config import ModelConfig
 from expertise.lm.data import DataConfig, TokenizerConfig
+from expertise.lm.data.chat import CHATML
 from expertise.runs import config
 from expertise.runs.config import TrainConfig
 from expertise.runs.files import expand_paths
@@ -84,6 +85,17 @@ class Recipe:
             raise RecipeError(
                 f"balance.device_groups ({self.balance.device_groups}) exceeds a layer's parts ({fewest})"
             )
+
+    @property
+    def read_data(self) -> DataConfig:
+        """The text as a run reads it.
+
+        A run's recipe has its chat template in full; an older one that has none means ChatML, whatever stands
+        beside its tokenizer now.
+        """
+        data = self.data
+        states = data.kind != "messages" or data.template or data.template_file
+        return data if states else dataclasses.replace(data, template=CHATML)
 
     @property
     def applied_balance(self) -> BalanceConfig:
