@@ -123,7 +123,7 @@ def counted(number: int, noun: str, plural: str = "") -> str:
 
 
 def json_kind(value: object) -> str:
-    """The kind of a value as JSON and TOML call it: "null", "an object" (a table), "a list", "text", "a number"."""
+    """The kind of a value in the words of JSON: "null", "an object", "a list", "text", "a number"."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     kinds: tuple[tuple[type | tuple[type, ...], str], ...] = (

@@ -18,11 +18,12 @@ from typing import Any
 import pytest
 
 
-
 @pytest.fixture(scope="module")
 def asked(home: Path, expertise: Any, run_folder: Path) -> str:
     """A model of messages."""
-    said = [[{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": "red"}] for i in range(40)]
+    said = [
+        [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": "red"}] for i in range(40)
+    ]
     lines = "".join(json.dumps({"messages": messages}) + "\n" for messages in said)
     (home / "talk.jsonl").write_text(lines, "utf-8")
     recipe = (home / "small.toml").read_text("utf-8").replace("context = 32", "context = 512")
@@ -182,7 +183,9 @@ class Terminal:
 
 def test_ctrl_c_ends_an_answer_and_not_the_session(asked: str, home: Path) -> None:
     """An answer without end is broken off; the next question is answered; `/exit` ends the session."""
-    session = Terminal(home, "generate", asked, "--chat", "-n", "1000000", "--temperature", "3", "--threads", "1")
+    session = Terminal(
+        home, "generate", asked, "--chat", "-n", "1000000", "--temperature", "3", "--threads", "1"
+    )
     at = session.until(b"> ")
     os.write(session.place, b"one?\n")
     at = session.until(b"one?\r\n", at)

@@ -32,7 +32,8 @@ def test_no_command_takes_an_argument_that_is_not_utf8(home: Path, expertise, gi
         done = expertise(*command, given)
         assert done.returncode == 2, command
         lines = done.stderr.splitlines()
-        assert lines[0].startswith("error: ") and "is not UTF-8" in lines[0], command
+        assert lines[0].startswith("error: "), command
+        assert "is not UTF-8" in lines[0], command
         assert "\\xe9" in lines[0] or "\\xff" in lines[0]
         assert len(lines) <= 4
     assert sorted(home.rglob("*")) == before
@@ -94,7 +95,7 @@ def test_text_that_no_file_takes_names_where_it_stands(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     for text in ("caf\udce9", "\ud83d", "\udc00\ud800"):
         assert escaped(text).isascii()
-        with pytest.raises(RecipeError, match="^the prompt .* is not UTF-8"):
+        with pytest.raises(RecipeError, match=r"^the prompt .* is not UTF-8"):
             require_utf8(text, "the prompt")
     assert require_utf8("größer 🙂", "the prompt") == escaped("größer 🙂")
 

@@ -100,7 +100,9 @@ def test_a_tuned_model_answers_in_form_where_the_base_does_not(models: dict[str,
     prompts = [f"Q: {question}\nA:" for question in questions]
     assert share_in_form(answers(models["base"], prompts)) == 0
     assert share_in_form(answers(models["prompt"], prompts)) >= 0.9
-    assert share_in_form(answers(models["messages"], [as_messages(question) for question in questions])) >= 0.9
+    assert (
+        share_in_form(answers(models["messages"], [as_messages(question) for question in questions])) >= 0.9
+    )
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from expertise.errors import ExpertiseError, RecipeError, RunError
+from expertise.errors import DataError, ExpertiseError, RecipeError, RunError
 from expertise.lm import load
 from expertise.lm.evaluate.run import evaluate_run
 from expertise.lm.initial import filled_in
@@ -269,3 +269,13 @@ def test_a_recipe_built_in_python_is_held_to_the_same(
         tmp_path / "run",
         quiet,
     )
+
+
+def test_too_little_text_does_not_advise_a_context_that_init_decides(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = made(values, tmp_path / "new", "train.batch_size=100000")
+    with pytest.raises(DataError, match="one batch needs") as caught:
+        train(recipe, tmp_path / "new", quiet)
+    assert "train.batch_size" in "\n".join(caught.value.hints)
+    assert "model.context" not in "\n".join(caught.value.hints)

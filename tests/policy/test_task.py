@@ -125,12 +125,21 @@ def test_a_run_goes_on_exactly(tmp_path: Path, make_task: Make) -> None:
     assert lines[0]["transitions"] == 16
 
 
-def test_micro_batches_make_the_same_step(tmp_path: Path, make_critics: Callable[..., Critics]) -> None:
+NETWORKS = {
+    "plain": PlainNetwork.Config(hidden=8, time_features=4),
+    "with dropout": ResidualNetwork.Config(hidden=8, num_blocks=2, time_features=4, dropout=0.5),
+}
+
+
+@pytest.mark.parametrize("network", sorted(NETWORKS))
+def test_micro_batches_make_the_same_step(
+    tmp_path: Path, make_critics: Callable[..., Critics], network: str
+) -> None:
     found = {}
     for accumulation in (1, 4):
         config = dataclasses.replace(CONFIG, steps=2, accumulation=accumulation)
         torch.manual_seed(0)
-        policy = PolicyConfig(network=PlainNetwork.Config(hidden=8, time_features=4)).build(3, 2)
+        policy = PolicyConfig(network=NETWORKS[network]).build(3, 2)
         data = transitions()
         critics = make_critics("reward", "safety")
         learnt = PolicyTask(policy, data.observations, data.actions, config)
@@ -143,6 +152,30 @@ def test_micro_batches_make_the_same_step(tmp_path: Path, make_critics: Callable
         assert same == pytest.approx(loss, rel=1e-5)
         for key, value in one.items():
             torch.testing.assert_close(four[key], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("cuts", [2, 4])
+def test_a_step_in_pieces_has_the_gradient_of_the_whole(cuts: int) -> None:
+    """In float64, with dropout and a penalty of a mean over the step."""
+
+    def gradient(pieces: int) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(0)
+        policy = PolicyConfig(network=NETWORKS["with dropout"]).build(3, 2).double().train()
+        seen, done = (table.double() for table in demonstrations())
+        config = dataclasses.replace(CONFIG, accumulation=pieces)
+        first = next(iter(policy.parameters()))
+
+        def penalty(observations: Tensor) -> Tensor:
+            return ((observations[:, :1] * first.sum()).mean() - 1) ** 2
+
+        one = PolicyTask(policy, seen, done, config, penalty=penalty)
+        for micro in range(pieces):
+            (one.losses(0, micro, False).total / pieces).backward()
+        return torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None]), torch.rand(3)
+
+    (whole, after), (cut, then) = gradient(1), gradient(cuts)
+    assert float((whole - cut).norm() / whole.norm()) < 1e-9
+    assert torch.equal(after, then), "the next step begins with the same random state"
 
 
 def test_what_a_step_draws_follows_from_its_number_and_the_seed(make_policy: Callable[..., Any]) -> None:

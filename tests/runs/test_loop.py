@@ -122,6 +122,22 @@ def test_damage_sets_aside_and_goes_on_from_the_one_before(
     assert steps(run) == ["step-6", "step-8", "step-8.damaged"]
 
 
+def test_tables_are_means_by_their_weights(tmp_path: Path, toy: Any) -> None:
+    task = toy()
+    losses, weights = task.losses, iter([3.0, 1.0])
+
+    def weighed(step: int, micro: int, detail: bool) -> Any:
+        tables = {"table": torch.tensor([1.0 + micro, 4.0]), "plain": torch.tensor([2.0 * micro])}
+        weight = {"table": torch.tensor(next(weights))}
+        return dataclasses.replace(losses(step, micro, detail), tables=tables, weights=weight)
+
+    task.losses = weighed
+    loop.train(tmp_path, task, TrainConfig(steps=1, batch_size=4, accumulation=2), OPTIMIZER)
+    line = read_lines(tmp_path / "metrics.jsonl")[0]
+    assert line["table"] == [1.25, 4.0]
+    assert line["plain"] == [1.0]
+
+
 def test_accumulation_is_the_mean_over_micro_batches(tmp_path: Path, toy: Any) -> None:
     task = toy()
     by_hand = toy().model

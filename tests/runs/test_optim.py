@@ -42,6 +42,16 @@ def test_cosine_falls_from_the_peak_to_its_end() -> None:
     assert OptimizerConfig(learning_rate=1.0, schedule="cosine", final_ratio=0.0).rate(10, 10) == 0
 
 
+def test_a_schedule_may_have_a_length_of_its_own_and_its_rate_stays() -> None:
+    for schedule in ("cosine", "steps"):
+        short = [rates(10, schedule=schedule, schedule_steps=length) for length in (0, 10)]
+        assert short[0] == short[1]
+        longer = rates(30, schedule=schedule, schedule_steps=10)
+        assert longer[:10] == short[0]
+        end = {"cosine": 0.1, "steps": 0.316**2}[schedule]
+        assert longer[10:] == pytest.approx([end] * 20)
+
+
 class Several(nn.Module):
     def __init__(self) -> None:
         super().__init__()

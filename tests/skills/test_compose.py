@@ -385,7 +385,7 @@ def test_what_cannot_be_composed_is_refused_in_one_line() -> None:
         (lambda: compose(base, [a], ["a", "a"]), "two skills of the name 'a'"),
         (lambda: compose(base, [a], "a"), "as a list"),
         (lambda: compose(base, [a, b], weights=[1.0]), "2 skills need as many weights, not 1"),
-        (lambda: compose(base, [a], weights=[]), "1 skills need as many weights, not 0"),
+        (lambda: compose(base, [a], weights=[]), "1 skill needs as many weights, not 0"),
         (lambda: compose(base, [a], weights={"c": 1.0}), "no skill 'c'"),
         (lambda: compose(base, [a], weights=[float("nan")]), "must be finite"),
         (lambda: compose(base, [a], weights=[1.0], router=TopK.Config(k=1)), "not both"),

@@ -44,7 +44,7 @@ def train(
     """
     from expertise.lm import train as training
     from expertise.runs import recipe as recipes
-    from expertise.runs.progress import say
+    from expertise.runs.progress import number, say
 
     number = num_shown(show, check)
     run = out or Path("runs") / recipes.find(recipe)[0]
@@ -61,7 +61,7 @@ def train(
     if as_json:
         print_json(result)
     else:
-        print(f"{run}: step {result['step']}, {result['bits_per_byte']['mean']:.3f} bits per byte")
+        print(f"{run}: step {result['step']}, {number(result['bits_per_byte']['mean'], 3)} bits per byte")
         print(f"see what each expert learnt: expertise inspect {run}")
 
 
@@ -83,5 +83,6 @@ def read_recipe(name: str, changes: list[str], run: Path | None = None) -> tuple
     stem, text = recipes.find(name)
     values = recipes.override(recipes.parse(text, name), changes)
     if "kind" in values:
-        raise RecipeError(f"{name} is a recipe of policies", f"expertise policy learn {name}")
+        command = "collect" if values["kind"] == "collect" else "learn"
+        raise RecipeError(f"{name} is a recipe of policies", f"expertise policy {command} {name}")
     return stem, recipes.build(filled_in(values, run), Recipe)

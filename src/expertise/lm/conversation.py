@@ -173,6 +173,7 @@ def _line(number: int, line: str, where: str) -> object:
         raise DataError(f"{where}, line {number}: not valid JSON: {error}", _EXAMPLE) from None
     if isinstance(value, list) or (isinstance(value, dict) and "messages" in value):
         raise DataError(
-            f"{where}, line {number}: a conversation of its own, but one file holds one conversation", _EXAMPLE
+            f"{where}, line {number}: a conversation of its own, but one file holds one conversation",
+            _EXAMPLE,
         )
     return value

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from expertise.errors import RecipeError
+from expertise.errors import RecipeError, counted
 from expertise.lm.causal import CausalLM
 from expertise.shapes import Float, Int
 
@@ -105,7 +105,7 @@ def stream(
         raise RecipeError("an empty prompt: give at least one token")
     if tokens.shape[1] > context:
         raise RecipeError(
-            f"the prompt has {tokens.shape[1]} tokens, the model's context holds {context}",
+            f"the prompt has {counted(tokens.shape[1], 'token')}, the model's context holds {context}",
             "shorten the prompt",
         )
     if int(tokens.max()) >= model.vocab_size or int(tokens.min()) < 0:

@@ -76,7 +76,10 @@ def find_checkpoint(path: Path) -> Checkpoint:
         return checkpoint.open_checkpoint(path)
     saved = checkpoint.latest(folder.require_run(path))
     if saved is None:
-        raise RunError(f"{path} has no checkpoint yet", "train.save_every sets how often one is written")
+        raise RunError(
+            f"{path} has no checkpoint yet",
+            "train it on: `expertise train` writes one at the end, or every train.save_every steps",
+        )
     return saved
 
 

@@ -4,9 +4,40 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from expertise.lm.data import Batch, Prepared
+import torch
+
+from expertise.lm.data import PADDING, Batch, ContextKeys, Prepared
 from expertise.runs.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """What the sums of a micro-batch's losses are divided by: a step's counts, an equal share for each.
+
+    Micro-batches may hold more and fewer targets, tokens and sequences that count. When each divides its sums
+    by the same share, the mean over the micro-batches is the mean over the whole step.
+    """
+
+    targets: float
+    """Targets that are learnt."""
+    tokens: float
+    """Tokens that are no padding."""
+    sequences: float
+    """Sequences that hold such a token."""
+
+    @classmethod
+    def of(cls, batches: list[Batch]) -> StepCounts:
+        """The share of each of a step's micro-batches; at least one of everything in the step."""
+        targets = tokens = sequences = 0
+        for batch in batches:
+            targets += batch.num_targets()
+            documents = batch.documents
+            counted = torch.ones_like(batch.tokens) > 0 if documents is None else documents != PADDING
+            tokens += int(counted.sum())
+            sequences += int(counted.any(1).sum())
+        return cls(*(max(1, number) / len(batches) for number in (targets, tokens, sequences)))
 
 
 class MicroBatches:
@@ -16,17 +47,20 @@ class MicroBatches:
         prepared: the text.
         context: tokens per window.
         train: batch size, accumulation and seed.
+        keys: what sets the context, for the error.
 
     Raises:
         DataError: there is too little text for one batch.
     """
 
-    def __init__(self, prepared: Prepared, context: int, train: TrainConfig) -> None:
+    def __init__(
+        self, prepared: Prepared, context: int, train: TrainConfig, keys: ContextKeys | None = None
+    ) -> None:
         self._prepared, self._accumulation = prepared, train.accumulation
         # Also refuses too little text, by the recipe's key.
-        self.notes = prepared.batches(context, train.batch_size, train.seed).notes()
+        self.notes = prepared.batches(context, train.batch_size, train.seed, keys or ContextKeys()).notes()
         self._micro = prepared.batches(context, train.batch_size // train.accumulation, train.seed)
-        self._targets: tuple[int, float | None] = (-1, None)
+        self._counts: tuple[int, StepCounts | None] = (-1, None)
 
     def batch(self, step: int, micro: int) -> Batch:
         """One micro-batch; those of a step are consecutive rows of its batch."""
@@ -43,12 +77,11 @@ class MicroBatches:
                 step, micro = divmod(number, self._accumulation)
                 yield step, micro * size + row, batch.row(row)
 
-    def num_targets(self, step: int) -> float | None:
-        """Targets of a step per micro-batch, at least 1; None where every token is one."""
+    def counts(self, step: int) -> StepCounts | None:
+        """What a step's losses are divided by; None where every token counts and is a target."""
         if not self._prepared.some_ignored:
             return None
-        if self._targets[0] != step:
-            batches = (self.batch(step, micro) for micro in range(self._accumulation))
-            number = max(1, sum(batch.num_targets() for batch in batches)) / self._accumulation
-            self._targets = step, number
-        return self._targets[1]
+        if self._counts[0] != step:
+            batches = [self.batch(step, micro) for micro in range(self._accumulation)]
+            self._counts = step, StepCounts.of(batches)
+        return self._counts[1]

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from expertise.errors import RecipeError
 from expertise.lm.causal import CausalLM
+from expertise.lm.data import IGNORED
+from expertise.lm.micro import StepCounts
 from expertise.lm.model import LanguageModel
 from expertise.lm.recipe import BalanceConfig
 from expertise.mixture import balance, measures
@@ -28,6 +30,8 @@ def next_token_loss(
 ) -> Float[Tensor, ""]:
     """Mean negative log-likelihood of the targets, in nats per token; targets of -100 do not count.
 
+    It is computed in float32, for a model in float64 in float64; 0 where no target counts.
+
     Args:
         model: the model.
         tokens: what goes in.
@@ -36,10 +40,9 @@ def next_token_loss(
         num_targets: divide the sum by this instead of the number of targets that count, so that the means of
             micro-batches that hold more and fewer of them average to the mean of the whole batch.
     """
-    logits = model(tokens, documents=documents).flatten(0, 1).float()
-    if num_targets is None:
-        return F.cross_entropy(logits, targets.flatten())
-    return F.cross_entropy(logits, targets.flatten(), reduction="sum") / num_targets
+    logits = balance.exact(model(tokens, documents=documents).flatten(0, 1))
+    divisor = (targets != IGNORED).sum().clamp(min=1) if num_targets is None else num_targets
+    return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum") / divisor
 
 
 def route_losses(
@@ -47,19 +50,22 @@ def route_losses(
     config: BalanceConfig,
     num_sequences: int,
     counted: Bool[Tensor, " tokens"] | None = None,
+    counts: StepCounts | None = None,
 ) -> tuple[Float[Tensor, ""] | None, dict[str, Float[Tensor, ""]]]:
     """The losses on the routes of all mixture layers.
 
-    With `per = "batch"` the balance losses take their statistics over the tokens given here, one
-    micro-batch; per sequence, entropy and z-loss are means of independent terms, so cutting a step into
-    micro-batches changes them to rounding only.
+    Entropy and z-loss are means over tokens; the balance losses with `per = "sequence"` are means over
+    sequences. Divided by a step's counts, their mean over its micro-batches is that of the whole step, so
+    cutting a step changes them to rounding only. With `per = "batch"` the balance losses take their
+    statistics over the tokens given here, one micro-batch, which counts by its tokens within the step.
 
     Args:
         layers: routes of each mixture layer; none for a dense model. Those without logits (hash routing) are
             left out: they learn nothing.
         config: the coefficients.
         num_sequences: sequences in the micro-batch.
-        counted: tokens that are no padding; None: all.
+        counted: tokens that are no padding; None: all. A sequence of padding alone counts for nothing.
+        counts: what sums over tokens and sequences are divided by; None: what counts in this micro-batch.
 
     Returns:
         The weighted sum over losses and layers (None when every coefficient is 0), and each unweighted loss
@@ -71,35 +77,36 @@ def route_losses(
     layers = _with_probabilities(layers, config)
     if not layers:
         return None, {}
-    expert = [_expert(routes, config, num_sequences, counted) for routes in layers]
-    if counted is not None:
-        layers = [routes.select(counted) for routes in layers]
-    values = {
-        "expert": torch.stack(expert),
-        "entropy": torch.stack([balance.entropy(routes) for routes in layers]),
+    tokens = torch.ones_like(layers[0].affinities[:, 0], dtype=torch.bool) if counted is None else counted
+    sequences = tokens.view(num_sequences, -1).any(1)
+    num_tokens = tokens.sum().clamp(min=1) if counts is None else counts.tokens
+    num_counted = sequences.sum().clamp(min=1) if counts is None else counts.sequences
+
+    def over_tokens(losses: Tensor) -> Tensor:
+        return torch.where(tokens, losses, 0.0).sum() / num_tokens
+
+    def over_runs(losses: Tensor) -> Tensor:
+        return losses.sum() / num_counted if config.per == "sequence" else losses[0] * share
+
+    share = tokens.sum() / num_tokens
+    runs = num_sequences if config.per == "sequence" else 1
+    means = {
+        "expert": [over_runs(balance.expert_balance_by_sequence(r, runs, counted)) for r in layers],
+        "entropy": [over_tokens(balance.token_entropy(r)) for r in layers],
     }
-    coefficients = config.coefficients()
     if config.device:
-        losses = [balance.device_balance(r, equal_groups(r.num_parts, config.device_groups)) for r in layers]
-        values["device"] = torch.stack(losses)
+        groups = [equal_groups(r.num_parts, config.device_groups) for r in layers]
+        means["device"] = [
+            over_runs(balance.device_balance_by_sequence(r, of_layer, runs, counted))
+            for r, of_layer in zip(layers, groups, strict=True)
+        ]
     if config.z:
-        values["z"] = torch.stack([balance.z_loss(r) for r in layers])
+        means["z"] = [over_tokens(balance.token_z(r)) for r in layers]
+    values = {name: torch.stack(each) for name, each in means.items()}
+    coefficients = config.coefficients()
     used = [coefficients[name] * losses.sum() for name, losses in values.items() if coefficients[name]]
     total = torch.stack(used).sum() if used else None
     return total, {name: losses.mean() for name, losses in values.items()}
-
-
-def _expert(
-    routes: Routes, config: BalanceConfig, num_sequences: int, counted: Tensor | None
-) -> Float[Tensor, ""]:
-    if counted is None:
-        return balance.expert_balance(routes, num_sequences if config.per == "sequence" else 1)
-    if config.per == "batch":
-        return balance.expert_balance(routes.select(counted))
-    # Sequences with padding are of different lengths: one after the other.
-    rows = torch.arange(len(counted), device=counted.device) // (len(counted) // num_sequences)
-    each = [routes.select(counted & (rows == row)) for row in range(num_sequences)]
-    return torch.stack([balance.expert_balance(one) for one in each]).mean()
 
 
 def _with_probabilities(layers: list[Routes], config: BalanceConfig) -> list[Routes]:
@@ -125,7 +132,7 @@ def losses(
     detail: bool = False,
     observe: Callable[[list[Routes]], None] | None = None,
     documents: Int[Tensor, "batch time"] | None = None,
-    num_targets: float | None = None,
+    counts: StepCounts | None = None,
 ) -> Losses:
     """All losses of one micro-batch.
 
@@ -137,29 +144,37 @@ def losses(
         detail: also measure the loads of every part, and the largest bias of each layer where there is one.
         observe: told the routes of every mixture layer, without padding.
         documents: the number of each token's document, negative for padding, which no statistic counts.
-        num_targets: what the language-model loss is divided by, as in `next_token_loss`.
+        counts: what the losses of a step's micro-batches are divided by; None: this is the whole step, or
+            every token of it counts and is a target.
 
     Returns:
         `reported["loss"]` is the language-model loss alone; the others stand under `balance_*`.
     """
+    num_targets = None if counts is None else counts.targets
     with recording(model) as mixtures:
         loss = next_token_loss(model, tokens, targets, documents, num_targets)
     layers = [mixture.last_routes for mixture in mixtures if mixture.last_routes is not None]
     for mixture in mixtures:
         mixture.last_routes = None
     counted = None if documents is None else (documents >= 0).flatten()
-    extra, reported = route_losses(layers, config, tokens.shape[0], counted)
+    extra, reported = route_losses(layers, config, tokens.shape[0], counted, counts)
     if counted is not None:
         layers = [routes.select(counted) for routes in layers]
     if observe is not None:
         observe(layers)
     tables: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     if detail and layers:
         with torch.no_grad():
-            counts = [routes.parts_per_token().double().mean() for routes in layers]
-            tables["parts_per_token"] = torch.stack(counts)
-            # Layers may differ in their number of parts: one table each.
-            tables |= {f"load_{i}": measures.load(routes) for i, routes in enumerate(layers)}
+            taken = [routes.parts_per_token().sum().double() for routes in layers]
+            num_tokens = taken[0].new_tensor(layers[0].num_tokens)
+            tables["parts_per_token"] = torch.stack(taken) / num_tokens.clamp(min=1)
+            weights["parts_per_token"] = num_tokens
+            for index, routes in enumerate(layers):
+                # Layers may differ in their number of parts: one table each. A load is relative to what
+                # this micro-batch's tokens take, so it weighs that much in the step.
+                tables[f"load_{index}"] = measures.load(routes)
+                weights[f"load_{index}"] = taken[index]
             biases = [getattr(mixture.router, "bias", None) for mixture in mixtures]
             if any(bias is not None for bias in biases):
                 tables["largest_bias"] = torch.stack([b.abs().max() for b in biases if b is not None])
@@ -167,4 +182,5 @@ def losses(
         total=loss if extra is None else loss + extra,
         reported={"loss": loss, **{f"balance_{name}": value for name, value in reported.items()}},
         tables=tables,
+        weights=weights,
     )

@@ -10,6 +10,7 @@ from annotated_types import Ge
 from expertise.errors import RecipeError
 from expertise.lm.config import ModelConfig
 from expertise.lm.data import DataConfig, TokenizerConfig
+from expertise.lm.data.chat import CHATML
 from expertise.runs import config
 from expertise.runs.config import TrainConfig
 from expertise.runs.files import expand_paths
@@ -23,9 +24,9 @@ class BalanceConfig:
     expert: Annotated[float, Ge(0)] = 0.0
     """Of the expert-level balance loss (alpha; DeepSeekMoE Eq. 12)."""
     per: Literal["batch", "sequence"] = "batch"
-    """Where its loads are counted: over a micro-batch, or over each sequence."""
+    """Where expert and device balance count loads: over a micro-batch's tokens, or over each sequence."""
     device: Annotated[float, Ge(0)] = 0.0
-    """Of the device-level balance loss (DeepSeekMoE Eq. 15)."""
+    """Of the device-level balance loss (DeepSeekMoE Eq. 15); its loads are counted as `per` says."""
     device_groups: Annotated[int, Ge(1)] = 1
     """Into how many groups of consecutive parts it divides each layer."""
     entropy: Annotated[float, Ge(0)] = 0.0
@@ -86,6 +87,17 @@ class Recipe:
             )
 
     @property
+    def read_data(self) -> DataConfig:
+        """The text as a run reads it.
+
+        A run's recipe has its chat template in full; an older one that has none means ChatML, whatever stands
+        beside its tokenizer now.
+        """
+        data = self.data
+        states = data.kind != "messages" or data.template or data.template_file
+        return data if states else dataclasses.replace(data, template=CHATML)
+
+    @property
     def applied_balance(self) -> BalanceConfig:
         """The losses on the routes that training adds: none where a family's router learns nothing.
 
@@ -94,6 +106,19 @@ class Recipe:
         """
         router = self.model.feed_forward.router
         return self.balance if router is None or router.has_logits() else BalanceConfig()
+
+    def why_kept(self, key: str) -> str:
+        """Why a run of this recipe cannot go on with another value of a dotted key; empty: it can."""
+        balance = self.applied_balance
+        if key != "train.accumulation" or self.model.router is None or balance.per != "batch":
+            return ""
+        used = [name for name in ("expert", "device") if balance.coefficients()[name]]
+        if not used:
+            return ""
+        return (
+            f'with balance.per = "batch" balance.{used[0]} counts loads over one micro-batch: '
+            "in other pieces the run would train on another loss"
+        )
 
 
 def may_change(key: str) -> bool:

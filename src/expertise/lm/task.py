@@ -12,7 +12,7 @@ import torch
 from expertise.errors import RecipeError
 from expertise.lm import objective
 from expertise.lm.config import ModelConfig
-from expertise.lm.data import Prepared
+from expertise.lm.data import ContextKeys, Prepared
 from expertise.lm.evaluate import DomainText, domain_texts, evaluate, in_words
 from expertise.lm.initial import Initial
 from expertise.lm.load import CHAT, CONFIG, GENERATION, TOKENIZER
@@ -24,6 +24,7 @@ from expertise.mixture.loss_free import LossFreeBalance
 from expertise.mixture.routers.hash import Hash
 from expertise.runs.device import products, resolve
 from expertise.runs.loop import Losses
+from expertise.runs.progress import number
 
 
 class LanguageModelTask:
@@ -43,7 +44,7 @@ class LanguageModelTask:
         self.model_config = with_vocabulary(recipe.model, prepared.vocab_size)
         self.units_per_step = train.batch_size * recipe.model.context
         context = recipe.model.context
-        self._batches = MicroBatches(prepared, context, train)
+        self._batches = MicroBatches(prepared, context, train, _context_keys(recipe))
         self.notes = self._batches.notes
         self._prepared = prepared
         self._texts: list[DomainText] | None = None
@@ -72,7 +73,7 @@ class LanguageModelTask:
                 detail,
                 self._balance.count,
                 None if batch.documents is None else batch.documents.to(device),
-                self._batches.num_targets(step),
+                self._batches.counts(step),
             )
 
     def after_step(self) -> None:
@@ -92,7 +93,7 @@ class LanguageModelTask:
         """The mean, each domain, and the parts per token."""
         text = in_words(evaluation["bits_per_byte"])
         if "parts_per_token" in evaluation:
-            text += f", {evaluation['parts_per_token']['mean']:.2f} parts per token"
+            text += f", {number(evaluation['parts_per_token']['mean'])} parts per token"
         return text
 
     def files(self) -> Mapping[str, str]:
@@ -139,3 +140,8 @@ def model_json(config: ModelConfig) -> str:
     """An architecture as JSON that `load` reads."""
     values = dataclasses.asdict(config)
     return json.dumps({key: value for key, value in values.items() if value is not None}, indent=1) + "\n"
+
+
+def _context_keys(recipe: Recipe) -> ContextKeys:
+    """What sets the context: nothing where `init` does, whose weights know one context alone."""
+    return ContextKeys("", "") if recipe.init else ContextKeys()

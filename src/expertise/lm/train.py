@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from expertise.errors import RunError
 from expertise.lm.config import ModelConfig
-from expertise.lm.data import Prepared, prepare, require_source
+from expertise.lm.data import HELD_OUT, Prepared, held_out, prepare, require_source
 from expertise.lm.initial import Initial, initial_of, tokenizer_of
 from expertise.lm.load import TOKENIZER
 from expertise.lm.recipe import Recipe, may_change
 from expertise.lm.show import Example
 from expertise.lm.task import LanguageModelTask
 from expertise.runs import checkpoint, folder, loop, metrics
+from expertise.runs.config import memory_hints
 from expertise.runs.device import limit_threads, resolve, shortfalls
 from expertise.runs.files import write_atomic
+from expertise.runs.schedule import rate_notes
 
 DATA = "data.json"
 """What the run was trained on: digest of the sources, domains, bytes, and the weights that it began with."""
@@ -43,7 +46,9 @@ def train(recipe: Recipe, run: Path, say: Callable[[str], None]) -> None:
         _adopt_data(run, prepared, initial)
         if not (run / TOKENIZER).is_file():
             write_atomic(run / TOKENIZER, prepared.tokenizer.to_str())
-        loop.train(run, task, recipe.train, recipe.optimizer)
+        accumulation_stays = bool(recipe.why_kept("train.accumulation"))
+        hints = memory_hints(recipe.train, "model.context", accumulation_stays=accumulation_stays)
+        loop.train(run, task, recipe.train, recipe.optimizer, hints)
 
 
 def check(recipe: Recipe, run: Path, say: Callable[[str], None], show: int = 0) -> list[Example]:
@@ -69,13 +74,15 @@ def _ready(
     folder.require_free_or_run(run)
     if folder.is_run(run):
         folder.refuse_changes(run, recipe, may_change)
+        for note in rate_notes(run, recipe):
+            say(note)
     if recipe.train.tensorboard:
         metrics.require_tensorboard()
     require_source(recipe.data)
     resolve(recipe.train.device)
     limit_threads(recipe.train.threads)
     initial = initial_of(recipe, run)
-    prepared = prepare(recipe.data, tokenizer_of(recipe, run, initial), say)
+    prepared = prepare(recipe.read_data, tokenizer_of(recipe, run, initial), say)
     for note in (*prepared.notes, *shortfalls(resolve(recipe.train.device))):
         say(note)
     _refuse_other_data(run, prepared)
@@ -93,7 +100,7 @@ def describe(config: ModelConfig, prepared: Prepared) -> str:
     tokens = sum(prepared.tokens_count["train"].values())
     return (
         f"{total / 1e6:.2f} M parameters, {active / 1e6:.2f} M activated per token; "
-        f"{tokens / 1e6:.2f} M training tokens from {', '.join(prepared.domains)}"
+        f"{tokens / 1e6:.2f} M training tokens from {', '.join(prepared.domains_of('train'))}"
     )
 
 
@@ -106,8 +113,16 @@ def data_of(run: Path) -> dict[str, Any]:
     return result
 
 
-def refuse_other_text(run: Path, before: str, now: str) -> None:
-    """Refuse to use a run with text other than its own.
+def refuse_other_text(
+    run: Path, before: str, now: str, way_on: str = "start afresh in another folder"
+) -> None:
+    """Refuse to use a run, or a composed model, with text other than its own.
+
+    Args:
+        run: its folder.
+        before: digest of its text.
+        now: digest of what the sources give now.
+        way_on: what can be done with the new text.
 
     Raises:
         RunError: the digests differ; both are shown.
@@ -115,9 +130,15 @@ def refuse_other_text(run: Path, before: str, now: str) -> None:
     if before != now:
         raise RunError(
             f"the text has changed: {run} was trained on {before[:16]}…, the sources now give {now[:16]}…",
-            "bring the old text back (for installed text: the same Python and packages)",
-            "or start afresh with another --out",
+            way_on,
+            "or bring the old text back (for installed text: the same Python and packages)",
         )
+
+
+def on_new_text(run: Path) -> str:
+    """How to go on from a run whose text has changed, in words."""
+    init = shlex.quote(f"init={run}")
+    return f"train on from it with the new text: expertise train RECIPE --set {init} --out ANOTHER_FOLDER"
 
 
 def is_finished(run: Path, recipe: Recipe) -> bool:
@@ -145,7 +166,7 @@ def result(run: Path) -> dict[str, Any]:
 
 def _refuse_other_data(run: Path, prepared: Prepared) -> None:
     if (run / DATA).is_file():
-        refuse_other_text(run, data_of(run)["digest"], prepared.digest)
+        refuse_other_text(run, data_of(run)["digest"], prepared.digest, on_new_text(run))
     path = run / TOKENIZER
     if path.is_file() and path.read_text("utf-8") != prepared.tokenizer.to_str():
         raise RunError(
@@ -170,6 +191,10 @@ def _adopt_data(run: Path, prepared: Prepared, initial: Initial | None) -> None:
     """Note what the run is trained on; refuse to go on with other text or another tokenizer."""
     path = run / DATA
     _refuse_other_data(run, prepared)
+    # Before the note of what it is: a run that has the note has the text, too. A run of an earlier version
+    # gets it now, and one whose text was damaged gets it anew.
+    if not held_out.is_kept(run / HELD_OUT, prepared.digest):
+        held_out.keep(prepared, run / HELD_OUT)
     if path.is_file():
         return
     facts = {"digest": prepared.digest, "domains": list(prepared.domains), "bytes": prepared.bytes}

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from expertise.errors import RecipeError
 from expertise.mixture.routes import Routes
-from expertise.shapes import Float
+from expertise.shapes import Bool, Float
 
 
-def relative_load(routes: Routes, num_sequences: int = 1) -> Float[Tensor, "sequences parts"]:
+def relative_load(
+    routes: Routes, num_sequences: int = 1, counted: Bool[Tensor, " tokens"] | None = None
+) -> Float[Tensor, "sequences parts"]:
     """f_i: the load of each part, relative to the mean (DeepSeekMoE Eq. 13); 1 everywhere is balance.
 
     `f_i = N' / T * sum over tokens of [token takes i] / (number of parts that the token takes)`, which for a
@@ -25,12 +27,14 @@ def relative_load(routes: Routes, num_sequences: int = 1) -> Float[Tensor, "sequ
     Args:
         routes: of T tokens.
         num_sequences: count in so many equal runs of consecutive tokens, each by itself.
+        counted: tokens that are no padding; None: all. A sequence without any has load 0.
 
     Raises:
         RecipeError: T is not a multiple of num_sequences.
     """
     shares = routes.chosen() / routes.parts_per_token()[:, None]
-    return routes.num_parts * _by_sequence(shares.to(_exact(routes.affinities).dtype), num_sequences).mean(1)
+    shares = shares.to(exact(routes.affinities).dtype)
+    return routes.num_parts * _mean_by_sequence(shares, num_sequences, counted)
 
 
 def expert_balance(routes: Routes, num_sequences: int = 1) -> Float[Tensor, ""]:
@@ -44,12 +48,26 @@ def expert_balance(routes: Routes, num_sequences: int = 1) -> Float[Tensor, ""]:
             and averages the B losses (the released code's `seq_aux`). Only the second is the same whether a
             batch is computed at once or in micro-batches; the first sees one micro-batch at a time.
     """
-    load = relative_load(routes, num_sequences)
-    mean_affinity = _by_sequence(_exact(routes.affinities), num_sequences).mean(1)
-    return (load * mean_affinity).sum(-1).mean()
+    return expert_balance_by_sequence(routes, num_sequences).mean()
 
 
-def device_balance(routes: Routes, groups: Sequence[Sequence[int]]) -> Float[Tensor, ""]:
+def expert_balance_by_sequence(
+    routes: Routes, num_sequences: int = 1, counted: Bool[Tensor, " tokens"] | None = None
+) -> Float[Tensor, " sequences"]:
+    """The expert-level balance loss of each sequence by itself; 0 for one without a counted token.
+
+    Args:
+        routes: of T tokens.
+        num_sequences: B, of T / B consecutive tokens each.
+        counted: tokens that are no padding; None: all.
+    """
+    load = relative_load(routes, num_sequences, counted)
+    return (load * _mean_by_sequence(exact(routes.affinities), num_sequences, counted)).sum(-1)
+
+
+def device_balance(
+    routes: Routes, groups: Sequence[Sequence[int]], num_sequences: int = 1
+) -> Float[Tensor, ""]:
     """Device-level balance loss `sum_d f'_d P'_d` (DeepSeekMoE Eqs. 15-17); 1 at perfect balance.
 
     f'_d is the MEAN of f over a group's parts, P'_d the SUM of P over them.
@@ -57,6 +75,27 @@ def device_balance(routes: Routes, groups: Sequence[Sequence[int]]) -> Float[Ten
     Args:
         routes: of T tokens.
         groups: part ids of each device; together every part once.
+        num_sequences: over what the statistics are taken, as in `expert_balance`.
+
+    Raises:
+        RecipeError: the groups do not hold every part exactly once.
+    """
+    return device_balance_by_sequence(routes, groups, num_sequences).mean()
+
+
+def device_balance_by_sequence(
+    routes: Routes,
+    groups: Sequence[Sequence[int]],
+    num_sequences: int = 1,
+    counted: Bool[Tensor, " tokens"] | None = None,
+) -> Float[Tensor, " sequences"]:
+    """The device-level balance loss of each sequence by itself; 0 for one without a counted token.
+
+    Args:
+        routes: of T tokens.
+        groups: part ids of each device; together every part once.
+        num_sequences: B, of T / B consecutive tokens each.
+        counted: tokens that are no padding; None: all.
 
     Raises:
         RecipeError: the groups do not hold every part exactly once.
@@ -65,10 +104,10 @@ def device_balance(routes: Routes, groups: Sequence[Sequence[int]]) -> Float[Ten
         raise RecipeError("a device group must not be empty")
     if sorted(part for group in groups for part in group) != list(range(routes.num_parts)):
         raise RecipeError(f"device groups must hold each of the {routes.num_parts} parts exactly once")
-    load = relative_load(routes)[0]
-    mean_affinity = _exact(routes.affinities).mean(0)
-    terms = [load[list(group)].mean() * mean_affinity[list(group)].sum() for group in groups]
-    return torch.stack(terms).sum()
+    load = relative_load(routes, num_sequences, counted)
+    affinity = _mean_by_sequence(exact(routes.affinities), num_sequences, counted)
+    terms = [load[:, list(group)].mean(-1) * affinity[:, list(group)].sum(-1) for group in groups]
+    return torch.stack(terms).sum(0)
 
 
 def entropy(routes: Routes) -> Float[Tensor, ""]:
@@ -81,7 +120,7 @@ def entropy(routes: Routes) -> Float[Tensor, ""]:
 
 def token_entropy(routes: Routes) -> Float[Tensor, " tokens"]:
     """Entropy of each token's affinities, in nats; they must be probabilities."""
-    result: Tensor = torch.special.entr(_exact(routes.affinities)).sum(-1)
+    result: Tensor = torch.special.entr(exact(routes.affinities)).sum(-1)
     return result
 
 
@@ -91,18 +130,34 @@ def z_loss(routes: Routes) -> Float[Tensor, ""]:
     Raises:
         RecipeError: the router keeps no logits.
     """
+    return token_z(routes).mean()
+
+
+def token_z(routes: Routes) -> Float[Tensor, " tokens"]:
+    """The z-loss of each token.
+
+    Raises:
+        RecipeError: the router keeps no logits.
+    """
     if routes.logits is None:
         raise RecipeError("the z-loss needs a router that scores by logits")
-    return torch.logsumexp(_exact(routes.logits), dim=-1).square().mean()
+    return torch.logsumexp(exact(routes.logits), dim=-1).square()
 
 
-def _exact(values: Tensor) -> Tensor:
-    """At least float32: a balance signal is smaller than one step of bfloat16."""
+def exact(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The values in at least float32: bfloat16 is too coarse for a loss, and float64 stays as it is."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def _by_sequence(table: Tensor, num_sequences: int) -> Tensor:
+def _mean_by_sequence(
+    table: Float[Tensor, "tokens parts"], num_sequences: int, counted: Bool[Tensor, " tokens"] | None
+) -> Float[Tensor, "sequences parts"]:
+    """The mean over the counted tokens of each sequence; 0 where a sequence has none."""
     tokens = table.shape[0]
     if num_sequences < 1 or tokens % num_sequences:
         raise RecipeError(f"{tokens} tokens cannot be cut into {num_sequences} equal sequences")
-    return table.view(num_sequences, tokens // num_sequences, table.shape[1])
+    rows = table.view(num_sequences, tokens // num_sequences, table.shape[1])
+    if counted is None:
+        return rows.mean(1)
+    mask = counted.view(num_sequences, -1, 1)
+    return torch.where(mask, rows, 0.0).sum(1) / mask.sum(1).clamp(min=1)

@@ -35,6 +35,7 @@ POLICIES = Registry(
 
 CRITIC_OF = {"first": "", "max-q": "reward", "min-qc": "safety"}
 """Pick → the critic that it asks."""
+_OTHER_PICK = 'or pick without a critic: policy.pick = "first" in a recipe, --pick first in a command'
 
 
 class Policy(nn.Module, abc.ABC):
@@ -161,8 +162,8 @@ class Policy(nn.Module, abc.ABC):
             for a tensor a tensor on the policy's device, else a NumPy array.
 
         Raises:
-            DataError: the observations are no such numbers or not of the policy's width, or the noise is not
-                for them.
+            DataError: the observations are no such numbers, not finite or not of the policy's width, or the
+                noise is not for them.
             RecipeError: `pick` needs a critic that is not attached, or `num_candidates` is below 1.
         """
         rows = states_of(observations, self.observation_dim).to(self.scale.mean)
@@ -205,8 +206,10 @@ class Policy(nn.Module, abc.ABC):
         if not critic:
             return
         if self.critics is None:
-            raise RecipeError(f"pick {pick!r} needs a critic of {critic}, and the policy has no critics")
-        self.critics.named(critic)
+            raise RecipeError(
+                f"pick {pick!r} needs a critic of {critic}, and the policy has no critics", _OTHER_PICK
+            )
+        self.critics.named(critic, _OTHER_PICK)
 
     @torch.no_grad()
     def choose(

@@ -33,6 +33,8 @@ class RewardCriticConfig:
     """LayerNorm on what V is given (release: true in the launcher for skills, false in its configuration)."""
     target_rate: Annotated[float, Gt(0), Le(1)] = 0.005
     """How fast the target Q follows (release: tau = 0.005)."""
+    enabled: bool = True
+    """Whether there is this critic at all; false: as if the table were left out."""
 
     def __post_init__(self) -> None:
         _check("reward", self)
@@ -58,6 +60,8 @@ class SafetyCriticConfig:
     """LayerNorm on what V is given (release: true in the launcher for skills, false in its configuration)."""
     target_rate: Annotated[float, Gt(0), Le(1)] = 0.005
     """How fast the target Q follows (release: tau = 0.005)."""
+    enabled: bool = True
+    """Whether there is this critic at all; false, for data without costs: as if the table were left out."""
 
     def __post_init__(self) -> None:
         _check("safety", self)
@@ -197,7 +201,10 @@ def costs_of(batch: Batch) -> Float[Tensor, " rows"]:
         DataError: the data has none.
     """
     if batch.costs is None:
-        raise DataError("the safety critics need costs, which this data does not have")
+        raise DataError(
+            "the safety critics need costs, which this data does not have",
+            "set critics.safety.enabled = false to learn the critic of reward alone",
+        )
     return batch.costs
 
 

@@ -33,6 +33,11 @@ class CriticsConfig:
     """Bring observations to mean 0 and standard deviation 1 of the data (release: false)."""
 
     def __post_init__(self) -> None:
+        for name in ("reward", "safety"):
+            critic = getattr(self, name)
+            if critic is not None and not critic.enabled:
+                # As if it were left out, so that nobody need ask again.
+                object.__setattr__(self, name, None)
         if self.reward is None and self.safety is None:
             raise RecipeError("critics: give critics.reward, critics.safety or both")
 
@@ -111,13 +116,15 @@ class Critics(nn.Module):
         """V of a critic, without gradients; arguments and errors as in `q`."""
         return self.named(name).state_value(self.scale(observations))
 
-    def named(self, name: str) -> Critic:
-        """A critic by its name.
+    def named(self, name: str, *hints: str) -> Critic:
+        """A critic by its name; `hints` say what else can be done where there is none.
 
         Raises:
             RecipeError: there is no such critic.
         """
         critic = self.each().get(name)
         if critic is None:
-            raise RecipeError(f"a critic of {name} is needed, and there is none", f"learn critics.{name}")
+            raise RecipeError(
+                f"a critic of {name} is needed, and there is none", f"learn critics.{name}", *hints
+            )
         return critic

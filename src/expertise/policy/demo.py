@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from expertise.errors import RunError
+from expertise.errors import RunError, counted
 from expertise.policy.critic import RewardCriticConfig, SafetyCriticConfig
 from expertise.policy.critics import CriticsConfig
 from expertise.policy.data import DataConfig
@@ -111,7 +111,7 @@ def demo(folder: Path, say: Callable[[str], None], config: DemoConfig | None = N
         acting = EvaluationConfig(
             environment=ENVIRONMENT, episodes=config.episodes, cost_limit=config.max_cost, film_every=film
         )
-        say(f"{row}: {config.episodes} episodes")
+        say(f"{row}: {counted(config.episodes, 'episode')}")
         found[row] = evaluate(load(folder / name), acting, say)
     write_atomic(folder / RESULTS, json.dumps(result(folder, found), indent=1) + "\n")
     return found

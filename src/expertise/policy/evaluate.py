@@ -14,7 +14,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from expertise.errors import DeviceError, RecipeError
+from expertise.errors import DeviceError, RecipeError, counted
 from expertise.policy.acting import Policy, require_acting
 from expertise.policy.data.rollouts import episode_seeds
 from expertise.policy.envs import Environments, Name
@@ -94,7 +94,7 @@ def evaluate(
                 episodes += here.episodes()
                 traces += here.traces()
         if environments.num_blown_up and say is not None:
-            say(f"{environments.num_blown_up} episodes ended early: the simulation ran away")
+            say(f"{counted(environments.num_blown_up, 'episode')} ended early: the simulation ran away")
         return Evaluation(
             environment=environments.name,
             names=policy.names,

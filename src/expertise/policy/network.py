@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from expertise.errors import RecipeError
+from expertise.policy.pieces import Dropout
 from expertise.registry import Registry
 from expertise.shapes import Float, Int
 
@@ -212,7 +213,7 @@ class PlainNetwork(Denoiser):
 class _Block(nn.Module):
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.norm = nn.LayerNorm(width, eps=NORM_EPSILON)
         self.up = _inner(width, 4 * width)
         self.down = _inner(4 * width, width)

@@ -20,7 +20,7 @@ def states_of(observations: Any, width: int) -> Tensor:
         width: of one observation.
 
     Raises:
-        DataError: they are no real numbers, or of another shape.
+        DataError: they are no real numbers, not finite as float32, or of another shape.
     """
     rows = observations if isinstance(observations, Tensor) else _tensor(observations)
     if rows.is_complex() or rows.dtype == torch.bool:
@@ -31,7 +31,15 @@ def states_of(observations: Any, width: int) -> Tensor:
         )
     if rows.shape[-1] != width:
         raise DataError(f"the policy takes observations of width {width}, not {rows.shape[-1]}")
-    return rows if rows.ndim == 2 else rows.unsqueeze(0)
+    rows = rows if rows.ndim == 2 else rows.unsqueeze(0)
+    bad = ~torch.isfinite(rows.float())
+    if bad.any():
+        state, component = bad.nonzero()[0].tolist()
+        raise DataError(
+            f"observations hold {float(rows[state, component]):g} in state {state}, component {component}",
+            "a policy acts on finite numbers only: look at the sensor or the simulator",
+        )
+    return rows
 
 
 def like(observations: Any, actions: Float[Tensor, "states actions"]) -> Tensor | np.ndarray:
@@ -50,7 +58,8 @@ def _tensor(observations: Any) -> Tensor:
     if array.dtype.kind not in "fiu":
         raise _no_numbers(f"a {type(observations).__name__} of {array.dtype}")
     # A copy in plain order: torch takes none that is read-only, reversed, or of foreign bytes.
-    return torch.from_numpy(array.astype(np.float32, order="C"))
+    with np.errstate(over="ignore"):  # what does not fit shows as infinite
+        return torch.from_numpy(array.astype(np.float32, order="C"))
 
 
 def _no_numbers(found: str) -> DataError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from expertise.policy.critic import costs_of
 from expertise.policy.critics import Critics
 from expertise.policy.load import texts_of
 from expertise.policy.objective import NoiseError, Objective
+from expertise.policy.pieces import piece_of
+from expertise.runs.checkpoint import random_states, restore_random_states
 from expertise.runs.config import TrainConfig
 from expertise.runs.device import products, resolve
 from expertise.runs.loop import Losses
@@ -39,7 +41,7 @@ class PolicyTask:
     """Cloning, or cloning with a weight for each transition.
 
     A step draws rows with replacement, and what the objective needs, from its number and the seed alone, on
-    the CPU: cut into micro-batches and on another device it is the same step.
+    the CPU: cut into micro-batches it is the same step, dropout included, and on another device but for that.
 
     Args:
         policy: what is trained: those of its parameters that need gradients.
@@ -49,7 +51,7 @@ class PolicyTask:
         weights: of each row; None: 1.
         held_out: observations and actions that are only looked at; None: the data itself is looked at.
         objective: the error that is descended; None: that of the predicted noise.
-        penalty: what is descended besides: observations → a scalar.
+        penalty: what is descended besides: all observations of a step → a scalar, which need be no mean.
 
     Raises:
         DataError: there are no rows, their widths are not the policy's, or every weight is 0.
@@ -82,26 +84,36 @@ class PolicyTask:
         self._weights = None if weights is None else weights.to(device)
         rows = _evenly(len(seen))
         self._looked_at = seen[rows].to(device), done[rows].to(device)
+        # How much held-out transitions would count is not known.
+        counts = weights is not None and held_out is None
+        self._counting = self._weights[rows.to(device)] if counts and self._weights is not None else None
         self._whose = "training" if held_out is None else "held-out"
         self._objective, self._penalty = objective or NoiseError(), penalty
         self._step = -1
         self._drawn: list[tuple[Tensor, ...]] = []
+        self._random: dict[str, Tensor] = {}
 
     def losses(self, step: int, micro: int, detail: bool) -> Losses:
         """The weighted error on one micro-batch."""
+        pieces = self._config.accumulation
         if micro == 0:
             self._step, self._drawn = step, self._draw(step)
+            self._random = random_states() if pieces > 1 else {}
+        else:
+            restore_random_states(self._random)
         rows, *drawn = self._drawn[micro]
         observations = self._observations.index_select(0, rows)
         actions = self._actions.index_select(0, rows)
-        with products(self._device, self._config.bfloat16):
+        with products(self._device, self._config.bfloat16), piece_of(self.model, micro, pieces):
             errors = self._objective.errors(self.model, observations, actions, tuple(drawn), acting=False)
         if self._weights is not None:
             errors = errors * self._weights.index_select(0, rows)
         loss = errors.mean()
         if self._penalty is None:
             return Losses(loss, {"loss": loss}, {})
-        penalty = self._penalty(observations)
+        # A penalty may be of the mean over a step, such as its square: every micro-batch sees the whole step.
+        every = torch.cat([piece[0] for piece in self._drawn])
+        penalty = self._penalty(self._observations.index_select(0, every))
         return Losses(loss + penalty, {"loss": loss, "penalty": penalty}, {})
 
     def after_step(self) -> None:
@@ -110,15 +122,25 @@ class PolicyTask:
 
     def evaluate(self, between: Callable[[], None]) -> dict[str, Any]:
         """The unweighted error of what acts, under the objective's name; what it draws is fixed."""
-        observations, actions = self._looked_at
         found = []
         with torch.no_grad():
-            for drawn in self._objective.looks(self.model, len(actions)):
+            for drawn in self._looks():
                 between()
-                there = tuple(tensor.to(self._device) for tensor in drawn)
-                errors = self._objective.errors(self.model, observations, actions, there, acting=True)
-                found.append(errors.mean())
+                found.append(self._objective.errors(self.model, *self._looked_at, drawn, acting=True).mean())
         return {self._objective.name: float(torch.stack(found).mean())}
+
+    def beside_nothing(self) -> tuple[float, float]:
+        """The error of what acts, and that of predicting nothing, on the same transitions and draws.
+
+        Each transition counts as in training: a skill that learns from some of them is not judged by others.
+        """
+        self.model.eval()
+        own, nothing = [], []
+        with torch.no_grad():
+            for drawn in self._looks():
+                own.append(self._objective.errors(self.model, *self._looked_at, drawn, acting=True))
+                nothing.append(self._objective.of_nothing(self._looked_at[1], drawn))
+        return self._counted(own), self._counted(nothing)
 
     def headline(self, evaluation: Mapping[str, Any]) -> str:
         """The error, and on whose transitions."""
@@ -128,6 +150,17 @@ class PolicyTask:
     def files(self) -> Mapping[str, str]:
         """What the policy is made of, so that a checkpoint can be loaded by itself."""
         return texts_of(self.model)
+
+    def _looks(self) -> Iterator[tuple[Tensor, ...]]:
+        """What is drawn to look at the transitions with, on the device."""
+        for drawn in self._objective.looks(self.model, len(self._looked_at[1])):
+            yield tuple(tensor.to(self._device) for tensor in drawn)
+
+    def _counted(self, errors: list[Tensor]) -> float:
+        mean = torch.stack(errors).mean(0)
+        if self._counting is None or not bool(self._counting.sum() > 0):
+            return float(mean.mean())
+        return float((mean * self._counting).sum() / self._counting.sum())
 
     def _draw(self, step: int) -> list[tuple[Tensor, ...]]:
         """The rows of a step and what is drawn for them, by micro-batch."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from expertise.errors import counted
 from expertise.report.colours import signed_scale
 from expertise.report.page import render_page
 from expertise.report.record import domains, look, mean, rows
@@ -85,7 +86,7 @@ def _headline(record: Mapping[str, Any]) -> str:
     composed, base, best = _bits(record, _COMPOSED), _bits(record, _BASE), _best_skill(record)
     if composed is None:
         names = skill_names(record)
-        return f"A library of {len(names)} skills." if names else "There are no skills yet."
+        return f"A library of {counted(len(names), 'skill')}." if names else "There are no skills yet."
     others = [value for value in (base, best[1] if best else None) if value is not None]
     # Two decimals would hide which is less where they are close.
     digits = 2 if all(abs(composed - other) >= 0.015 for other in others) else 3

@@ -19,9 +19,10 @@ class TrainConfig:
     steps: Annotated[int, Ge(1)]
     """Optimizer steps."""
     batch_size: Annotated[int, Ge(1)]
-    """Sequences per step, all micro-batches together."""
+    """Sequences (of policies: transitions) per step, all micro-batches together."""
     accumulation: Annotated[int, Ge(1)] = 1
-    """Micro-batches that a step is cut into: the same step to rounding, in less memory."""
+    """Micro-batches that a step is cut into: the same step to rounding (but for balance losses that count
+    per batch), in less memory."""
     evaluate_every: Annotated[int, Ge(0)] = 0
     """Steps between evaluations; 0: only at the end."""
     save_every: Annotated[int, Ge(0)] = 0
@@ -58,10 +59,12 @@ class TrainConfig:
 def may_change(key: str) -> bool:
     """Whether a run may go on with another value of this key of its recipe, dotted.
 
-    Those are how long, how often to look and to save, where to compute, what to do with a step that fails.
+    Those are how long, how often to look and to save, where and in what pieces to compute, what to do with a
+    step that fails. A recipe that must keep one of them nevertheless says so (`folder.Keeping`).
     """
     return key in {
         "train.steps",
+        "train.accumulation",
         "train.evaluate_every",
         "train.save_every",
         "train.log_every",
@@ -72,4 +75,28 @@ def may_change(key: str) -> bool:
         "train.tensorboard",
         "train.on_non_finite",
         "train.skip_limit",
+        "optimizer.schedule_steps",
     }
+
+
+def memory_hints(
+    train: TrainConfig, *smaller: str, accumulation_stays: bool = False, option: str = "--out"
+) -> list[str]:
+    """Lines that say what helps a run whose device has too little memory.
+
+    Args:
+        train: of the run.
+        smaller: further keys whose lower values need less memory; like the batch size they need a new run.
+        accumulation_stays: the run's recipe keeps `train.accumulation`, too.
+        option: of the command, the one that names another folder.
+    """
+    sizes = range(train.accumulation + 1, train.batch_size + 1)
+    more = next((number for number in sizes if train.batch_size % number == 0), None)
+    lower = [f"lower {key}" for key in ("train.batch_size", *smaller)]
+    if more and not accumulation_stays:
+        return [
+            f"cut each step into more pieces, this run goes on: --set train.accumulation={more}",
+            f"or start afresh with another {option}, and {' or '.join(lower)}",
+        ]
+    cut = [f"set train.accumulation={more}"] if more else []
+    return [f"start afresh with another {option}, and {' or '.join([*cut, *lower])}"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -11,6 +11,9 @@ import torch
 from expertise.errors import DeviceError, nearest
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+
+
+_OTHERS = "choose the device 'auto' or 'cpu': with --device, or with train.device in a recipe"
 
 
 def resolve(name: str) -> torch.device:
@@ -24,9 +27,9 @@ def resolve(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
-        raise DeviceError("no CUDA device on this machine", "set train.device to 'auto' or 'cpu'")
+        raise DeviceError("no CUDA device on this machine", _OTHERS)
     if name == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError("no Metal device (mps) on this machine", "set train.device to 'auto' or 'cpu'")
+        raise DeviceError("no Metal device (mps) on this machine", _OTHERS)
     return torch.device(name)
 
 
@@ -49,9 +52,9 @@ def products(device: torch.device, bfloat16: bool) -> contextlib.AbstractContext
 
 
 @contextlib.contextmanager
-def memory_errors(*keys: str) -> Iterator[None]:
-    """Turn running out of device memory into one line that says which keys to lower."""
+def memory_errors(hints: Sequence[str]) -> Iterator[None]:
+    """Turn running out of device memory into one line, with hints that say what helps."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise DeviceError("the device ran out of memory", f"lower one of {', '.join(keys)}") from error
+        raise DeviceError("the device ran out of memory", *hints) from error

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from expertise.errors import DivergedError
-from expertise.runs import checkpoint
+from expertise.runs import checkpoint, folder
+from expertise.runs import recipe as recipes
 
 OnNonFinite = Literal["stop", "skip"]
 
@@ -55,12 +56,25 @@ def diverged(run: Path, step: int, what: str, *, may_skip: bool = False, skipped
     """
     saved = checkpoint.latest(run)
     good = f"the last good checkpoint is {saved.path}" if saved else "no checkpoint was saved before"
-    keys = "a lower optimizer.learning_rate, a longer optimizer.warmup or a lower optimizer.clip"
-    hints = [good, f"try, with another --out, {keys}"]
+    hints = [good, f"try, in another folder, {' or '.join(_remedies(run))}"]
     if may_skip:
         hints.append("or go on with this run and pass such steps over: --set train.on_non_finite=skip")
     after = f", and {skipped} steps in a row were skipped" if skipped else ""
     return DivergedError(f"step {step}: {what} is not finite{after}", *hints)
+
+
+def _remedies(run: Path) -> list[str]:
+    """Changes that may keep a run finite, of those keys that its recipe has."""
+    known = {"learning_rate": 1.0, "warmup": 0, "clip": 1.0}
+    if (run / folder.RECIPE).is_file():
+        values = recipes.parse((run / folder.RECIPE).read_text("utf-8"), str(run / folder.RECIPE))
+        known = values.get("optimizer", {})
+    remedies = ["a lower optimizer.learning_rate"]
+    remedies += ["a longer optimizer.warmup"] if "warmup" in known else []
+    if "clip" in known:
+        # 0 clips nothing: there is nothing lower.
+        remedies.append("a lower optimizer.clip" if known["clip"] else "optimizer.clip = 1.0")
+    return remedies
 
 
 class Skips:

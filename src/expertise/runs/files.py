@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import difflib
 import errno
 import hashlib
 import json
@@ -99,7 +100,8 @@ def decoded(raw: bytes, where: str, error: type[ExpertiseError]) -> str:
 def escaped(text: str) -> str:
     r"""Text that can be printed and written: bytes that are not UTF-8 show as `\xe9`.
 
-    Python keeps such bytes of a file's name as halves of surrogate pairs, which no file and no terminal takes.
+    Python keeps such bytes of a file's name as halves of surrogate pairs, which no file and no terminal
+    takes.
     """
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
@@ -127,6 +129,21 @@ def require_utf8(text: str, what: str) -> str:
             "write it anew, or rename the file or the folder that has such a name",
         ) from None
     return text
+
+
+def nearest_beside(path: Path, pattern: str = "*") -> list[str]:
+    """A hint for a mistyped path: the nearest name beside it; none where nothing is near.
+
+    Args:
+        path: what the user wrote; nothing is there.
+        pattern: of the names that are looked at.
+    """
+    try:
+        names = [each.name for each in path.parent.glob(pattern)]
+    except OSError:
+        return []
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
+    return [f"did you mean {escaped(str(path.with_name(close[0])))}?"] if close else []
 
 
 def expand_paths(config: object, *fields: str) -> None:
@@ -213,6 +230,14 @@ def make_folder(path: Path) -> None:
 def left_overs(folder: Path) -> list[Path]:
     """What a killed process left aside in a folder while it wrote to it."""
     return list(folder.glob(".*.part"))
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it; what is not there is no mistake."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync_folder(path: Path) -> None:

@@ -6,16 +6,24 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from expertise.errors import RunError
 from expertise.runs import recipe as recipes
-from expertise.runs.files import disk_errors, left_overs, write_atomic
+from expertise.runs.files import disk_errors, left_overs, nearest_beside, remove, write_atomic
 
 T = TypeVar("T")
 
 RECIPE = "recipe.toml"
 _LOCK, _OWNER = ".lock", ".owner"
+
+
+@runtime_checkable
+class Keeping(Protocol):
+    """A recipe that must keep the values of some keys which other recipes may change on the way."""
+
+    def why_kept(self, key: str) -> str:
+        """Why a run of this recipe cannot go on with another value of a dotted key; empty: it can."""
 
 
 def is_run(path: Path) -> bool:
@@ -30,7 +38,9 @@ def require_run(path: Path) -> Path:
         RunError: it does not exist or is something else.
     """
     if not path.exists():
-        raise RunError(f"no run at {path}", "`expertise train demo` makes one in runs/demo")
+        raise RunError(
+            f"no run at {path}", *nearest_beside(path), "`expertise train demo` makes one in runs/demo"
+        )
     if not is_run(path):
         raise RunError(f"{path} is not a run: it has no {RECIPE}")
     return path
@@ -82,13 +92,16 @@ def refuse_changes(run: Path, recipe: Any, may_change: Callable[[str], bool]) ->
     """Whether a run's recipe differs from the wanted one, in keys that may change.
 
     Raises:
-        RunError: another key differs; the first one is named with old and new value.
+        RunError: another key differs; the first one is named with old and new value, and with the reason
+            where it is one that other recipes may change.
     """
     changed = recipes.differences(read_recipe(run, type(recipe)), recipe)
     for key, (old, new) in changed.items():
-        if not may_change(key):
+        reason = recipe.why_kept(key) if isinstance(recipe, Keeping) else ""
+        if reason or not may_change(key):
             raise RunError(
-                f"{run} was made with {key} = {old!r}; the recipe now says {new!r}",
+                f"{run} was made with {key} = {recipes.shown(old)}; the recipe now says {recipes.shown(new)}",
+                *([reason] if reason else []),
                 "use another --out for the changed recipe, or take the change back",
             )
     return bool(changed)
@@ -119,7 +132,7 @@ def held(run: Path) -> Iterator[None]:
         with disk_errors(run):
             (run / _OWNER).write_text(f"process {os.getpid()}\n", "utf-8")
             for path in left_overs(run):  # nobody else writes here now
-                path.unlink(missing_ok=True)
+                remove(path)
         yield
     finally:
         (run / _OWNER).unlink(missing_ok=True)

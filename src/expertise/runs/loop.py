@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -33,6 +33,8 @@ class Losses:
     """Scalars for the metrics; `loss` is the one that is shown."""
     tables: Mapping[str, Tensor]
     """Rows of numbers for the metrics (loads), empty unless `detail` was asked for."""
+    weights: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    """Table → what this micro-batch's counts within the step, a scalar; one that is left out counts 1."""
 
 
 @runtime_checkable
@@ -66,7 +68,13 @@ class Task(Protocol):
         """Text files that belong into every checkpoint."""
 
 
-def train(run: Path, task: Task, config: TrainConfig, optimizer_config: OptimizerConfig) -> None:
+def train(
+    run: Path,
+    task: Task,
+    config: TrainConfig,
+    optimizer_config: OptimizerConfig,
+    memory_hints: Sequence[str] = (),
+) -> None:
     """Train to the last step, going on from the newest whole checkpoint of the run if there is one.
 
     Args:
@@ -74,6 +82,7 @@ def train(run: Path, task: Task, config: TrainConfig, optimizer_config: Optimize
         task: what is trained.
         config: steps, saving, evaluation.
         optimizer_config: AdamW and schedule.
+        memory_hints: what helps where the device has too little memory, a line each.
 
     Raises:
         Stopped: a signal asked for it; everything is saved.
@@ -89,7 +98,7 @@ def train(run: Path, task: Task, config: TrainConfig, optimizer_config: Optimize
     try:
         with Interrupts() as interrupts, progress:
             state = _State(run, task, config, optimizer_config, optimizer, log, progress, interrupts, first)
-            with memory_errors("train.batch_size (or raise train.accumulation)", "model.context"):
+            with memory_errors(memory_hints):
                 if first and not is_evaluated(run, first):
                     state.look_and_save(first)  # a signal may have broken that evaluation off
                 for step in range(first, config.steps):
@@ -176,8 +185,7 @@ class _State:
             self._refuse_spoilt(done)
         if due:
             if not bad:
-                tables = {k: (sum(m.tables[k] for m in micro) / len(micro)) for k in micro[0].tables}
-                self._write(done, reported, tables, rate, norm)
+                self._write(done, reported, step_tables(micro), rate, norm)
             self._write_rate(done)
         self.progress.update(done, f"loss {reported['loss']:.3f}")
 
@@ -217,7 +225,8 @@ class _State:
         number = self.config.accumulation
         (losses.total / number if number > 1 else losses.total).backward()  # type: ignore[no-untyped-call]
         reported = {key: value.detach() for key, value in losses.reported.items()}
-        return Losses(losses.total.detach(), reported, {k: v.detach() for k, v in losses.tables.items()})
+        tables = {key: table.detach() for key, table in losses.tables.items()}
+        return Losses(losses.total.detach(), reported, tables, losses.weights)
 
     def _update(self, total_norm: Tensor) -> None:
         """Clip and step."""
@@ -260,7 +269,7 @@ class _State:
 
     def _write_rate(self, step: int) -> None:
         now = time.monotonic()
-        seconds, self._clock = now - self._clock, now
+        seconds, self._clock = max(1e-9, now - self._clock), now  # a coarse clock may stand still for a step
         units, self._since = self._since * self.task.units_per_step, 0
         self.log.timing(
             step=step,
@@ -282,6 +291,19 @@ class _State:
         # The time of an evaluation is its own: it must not spoil the next rate.
         self.log.timing(step=step, evaluation_seconds=round(time.monotonic() - started, 4))
         self._clock = time.monotonic()
+
+
+def step_tables(micro: Sequence[Losses]) -> dict[str, Tensor]:
+    """The tables of a whole step: the mean over its micro-batches, each with its weight."""
+    if len(micro) == 1:
+        return dict(micro[0].tables)
+    tables = {}
+    for name in micro[0].tables:
+        each = torch.stack([losses.tables[name] for losses in micro]).double()
+        weights = each.new_tensor([float(losses.weights.get(name, 1.0)) for losses in micro])
+        total = weights.sum()
+        tables[name] = (weights @ each) / total.where(total > 0, 1.0)
+    return tables
 
 
 def _rounded(table: Tensor) -> list[float]:

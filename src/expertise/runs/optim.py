@@ -27,6 +27,8 @@ class OptimizerConfig:
     """Steps of linear warm-up."""
     final_ratio: Annotated[float, Ge(0), Le(1)] = 0.1
     """Where "cosine" ends, as a share of the peak."""
+    schedule_steps: Annotated[int, Ge(0)] = 0
+    """Steps that the schedule is laid out over; after them the rate stays. 0: train.steps."""
     weight_decay: Annotated[float, Ge(0)] = 0.1
     """Decay of matrices; norms and biases are not decayed."""
     beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
@@ -46,9 +48,10 @@ class OptimizerConfig:
         """Learning rate of a step.
 
         Args:
-            step: 0 to steps - 1.
-            steps: length of the run.
+            step: 0 or more.
+            steps: length of the run, and of the schedule where it has none of its own.
         """
+        steps = self.schedule_steps or steps
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
         if self.schedule == "steps":
@@ -59,6 +62,10 @@ class OptimizerConfig:
             cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
             return self.learning_rate * (self.final_ratio + (1 - self.final_ratio) * cosine)
         return self.learning_rate
+
+    def whole(self) -> OptimizerConfig:
+        """All that the loop needs: itself, where other recipes say a part of it."""
+        return self
 
     def build(self, model: nn.Module) -> torch.optim.AdamW:
         """The optimizer over a model's trainable parameters: matrices decayed, vectors not."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import json
 import math
 import os
@@ -17,7 +16,7 @@ from typing import Any, TypeVar
 
 from expertise.errors import RecipeError, json_kind, nearest
 from expertise.registry import Registry
-from expertise.runs.files import decoded, expanded, require_utf8
+from expertise.runs.files import decoded, expanded, nearest_beside, require_utf8
 
 T = TypeVar("T")
 
@@ -77,7 +76,10 @@ def find(name: str) -> tuple[str, str]:
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        raise RecipeError(f"no recipe at {path}", *_recipe_near(path)) from None
+        near = nearest_beside(path, "*.toml")
+        raise RecipeError(
+            f"no recipe at {path}", *near, "`expertise recipes` lists the shipped ones"
+        ) from None
     except OSError as error:
         raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from None
     return path.stem, decoded(raw, f"the recipe {path}", RecipeError)
@@ -88,14 +90,6 @@ def _recipe_in(folder: Path) -> list[str]:
     if not (folder / "recipe.toml").is_file():
         return ["give the path of a .toml file, or the name of a shipped recipe: `expertise recipes`"]
     return [f"it is a run; to go on with it: {folder / 'recipe.toml'} --out {folder}"]
-
-
-def _recipe_near(path: Path) -> list[str]:
-    """Hints for the path of a recipe that is not there: the nearest .toml file beside it, and shipped ones."""
-    beside = [each.name for each in path.parent.glob("*.toml")] if path.parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.5)
-    near = [f"did you mean {str(path.with_name(close[0]))!r}?"] if close else []
-    return [*near, "`expertise recipes` lists the shipped ones"]
 
 
 def parse(text: str, where: str) -> dict[str, Any]:
@@ -292,6 +286,16 @@ def _shown_value(error: Any) -> str:
     """What stood there; of a table or a list, which may be long, its kind alone."""
     got = error.get("input")
     return json_kind(got) if got is None or isinstance(got, dict | list) else _as_toml(got)
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: as TOML writes it, but for what is not there at all."""
+    if isinstance(value, dict):
+        inner = ", ".join(f"{_shown(key)} = {shown(each)}" for key, each in value.items() if each is not None)
+        return f"{{{inner}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(shown, value))}]"
+    return "nothing" if value is None else _as_toml(value)
 
 
 def _as_toml(value: Any) -> str:

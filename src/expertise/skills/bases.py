@@ -9,6 +9,7 @@ from torch import nn
 
 from expertise.errors import SkillError
 from expertise.registry import Registry
+from expertise.runs.files import nearest_beside
 from expertise.skills.composed_json import is_composed
 
 BASES = Registry(
@@ -43,11 +44,19 @@ def kind_of(path: str) -> str:
     for name, kind in BASES.items():
         if kind.can_open(path):
             return name
-    if is_composed(Path(path)):
+    where = Path(path)
+    if is_composed(where):
         raise SkillError(f"{path} is a composed model", "name its own base")
-    if Path(path).exists():
-        raise SkillError(f"{path} holds no model that skills can stand on", f"known are: {', '.join(BASES)}")
-    raise SkillError(f"no model at {path}", "`expertise train demo` makes one in runs/demo")
+    if where.exists():
+        inside = [each.parent for each in sorted(where.glob("*/recipe.toml"))] if where.is_dir() else []
+        near = [f"there is a run in it: {inside[0]}"] if inside else []
+        raise SkillError(
+            f"{path} holds no model: it is no run, no checkpoint and no folder of transformers (config.json)",
+            *near,
+        )
+    raise SkillError(
+        f"no model at {path}", *nearest_beside(where), "`expertise train demo` makes one in runs/demo"
+    )
 
 
 def open_base(path: str, device: str = "cpu") -> nn.Module:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from expertise.errors import SkillError, nearest
+from expertise.errors import SkillError, counted, nearest
 
 OURS = ("weights", "skills", "context")
 """What a call of a composed model may add to the base's own arguments."""
@@ -46,7 +46,7 @@ def as_weights(weights: Any, names: Sequence[str]) -> Tensor:
     vector = _numbers(weights)
     if vector.shape != (len(names),):
         shown = len(vector) if vector.ndim == 1 else f"shape {list(vector.shape)}"
-        raise SkillError(f"{len(names)} skills need as many weights, not {shown}")
+        raise SkillError(f"{counted(len(names), 'skill needs', 'skills need')} as many weights, not {shown}")
     return vector
 
 

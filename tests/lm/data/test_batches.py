@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from expertise.errors import DataError
-from expertise.lm.data import IGNORED, Batches, DataConfig, TokenizerConfig, TokenStream, evaluation_windows
+from expertise.lm.data import (
+    IGNORED,
+    Batches,
+    ContextKeys,
+    DataConfig,
+    TokenizerConfig,
+    TokenStream,
+    evaluation_windows,
+)
 from expertise.lm.data import prepare as prepare_data
 
 
@@ -53,7 +61,14 @@ def test_more_rows_than_windows_is_refused_and_exactly_enough_is_not() -> None:
     Batches(stream(65), context=16, batch_size=4, seed=0).batch(5)
     with pytest.raises(DataError, match="has 64 tokens, but one batch needs 65") as caught:
         Batches(stream(64), context=16, batch_size=4, seed=0)
-    assert "train.batch_size (4) or model.context (16)" in caught.value.hints[0]
+    assert "lower train.batch_size (4) to 3 or less, or model.context (16)" in caught.value.hints[0]
+    # No batch is small enough where the text does not fill one window.
+    with pytest.raises(DataError, match="has 9 tokens, but one batch needs 17") as caught:
+        Batches(stream(9), context=16, batch_size=1, seed=0)
+    assert caught.value.hints == ("lower model.context (16), or add text",)
+    with pytest.raises(DataError) as caught:
+        Batches(stream(64), context=16, batch_size=4, seed=0, keys=ContextKeys("", ""))
+    assert caught.value.hints == ("lower train.batch_size (4) to 3 or less, or add text",)
 
 
 @pytest.fixture

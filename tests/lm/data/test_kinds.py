@@ -96,8 +96,13 @@ def test_a_prompt_and_its_completion_are_one_document(write) -> None:
         ({"promt": "a", "completion": "b"}, "no field 'prompt' | did you mean 'promt'?"),
         ({"prompt": "a", "completion": ""}, "'completion' is empty"),
         ({"prompt": "a", "completion": " \n"}, "'completion' is empty"),
-        ({"prompt": ["a"], "completion": "b"}, "'prompt' is list, not text"),
-        ([1], "a JSON list, not an object"),
+        ({"prompt": ["a"], "completion": "b"}, "'prompt' is a list, not text"),
+        ({"prompt": None, "completion": "b"}, "'prompt' is null, not text | leave such rows out"),
+        ({"prompt": 7, "completion": "b"}, "'prompt' is a number, not text"),
+        ({"prompt": True, "completion": "b"}, "'prompt' is true, not text"),
+        ({"prompt": {}, "completion": "b"}, "'prompt' is an object, not text"),
+        ([1], "a list, not an object"),
+        (None, "null, not an object"),
     ],
 )
 def test_a_bad_prompt_is_named_with_file_and_line(write, row: Any, expected: str) -> None:
@@ -115,7 +120,7 @@ def test_plain_text_is_no_record(write, tmp_path: Path) -> None:
     write("d/a.jsonl", lines(pairs(1)))
     (source,) = open_sources(DataConfig(source=str(tmp_path / "d"), kind="prompt"))
     assert len(list(source.documents())) == 1
-    assert "1 binary or plain text files were passed over" in source.notes()[0]
+    assert "1 plain text file (5 bytes)" in source.notes()[0]
 
 
 # --- messages -------------------------------------------------------------------------------------------
@@ -141,14 +146,14 @@ def test_a_conversation_is_rendered_and_the_template_is_part_of_the_cache(write,
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        ("hello", "line 2: 'messages' is str, not a list of messages"),
+        ("hello", "line 2: 'messages' is text, not a list of messages"),
         ([], "line 2: no message of the assistant"),
         ([{"role": "user", "content": "a"}], "line 2: no message of the assistant"),
-        (["a"], "line 2, message 1: str, not an object"),
+        (["a"], "line 2, message 1: text, not an object"),
         ([{"rol": "user", "content": "a"}], "line 2, message 1: no field 'role' | did you mean 'rol'?"),
         ([{"role": "user", "text": "a"}], "line 2, message 1: no field 'content'"),
         ([{"role": "usr", "content": "a"}], "line 2, message 1: unknown role 'usr' | did you mean 'user'?"),
-        ([{"role": "user", "content": 3}], "line 2, message 1: 'content' is int, not text"),
+        ([{"role": "user", "content": 3}], "line 2, message 1: 'content' is a number, not text"),
         (
             [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}],
             "line 2, message 2: the assistant's content is empty",
@@ -182,7 +187,10 @@ def test_records_are_dropped_whole_or_not_at_all(write) -> None:
     prepared = prepare(DataConfig(source=str(path), kind="prompt"), SMALL)
     found = everything(prepared, "q")
     assert sorted(r.text for r in found) == sorted(row["prompt"] + row["completion"] for row in rows)
-    assert prepared.notes == ("7 records were met before and are left out",)
+    (note,) = prepared.notes
+    total = sum(len((row["prompt"] + row["completion"]).encode()) for row in rows[:7])
+    assert "left out: 7 records" in note
+    assert f"({total} bytes)" in note
     kept = prepare(DataConfig(source=str(path), kind="prompt", deduplicate=False), SMALL)
     assert len(everything(kept, "q")) == 37
     assert kept.notes == ()

@@ -16,6 +16,7 @@ from expertise.lm.data import (
     IGNORED,
     PADDING,
     Batch,
+    ContextKeys,
     DataConfig,
     PackedBatches,
     Prepared,
@@ -140,7 +141,7 @@ def test_a_long_record_is_cut_and_counted() -> None:
     assert by_start[ids[at[0] + 1]] == [IGNORED, *ids[at[0] + 2 : at[0] + 9].tolist()]
     assert by_start[ids[at[1] + 1]] == [IGNORED, *ids[at[1] + 2 : at[1] + 8].tolist(), END], "it fits"
     assert batches.notes()[:2] == [
-        "2 of 4 training records are cut: they are longer than the context of 8 tokens",
+        "2 of 4 training records are cut: they are longer than the context of 8 tokens (14 tokens left out)",
         "1 of 4 training records are left out: they have nothing to learn within 8 tokens",
     ]
 
@@ -159,9 +160,31 @@ def test_fewer_windows_than_a_batch_needs_are_refused() -> None:
     PackedBatches(stream([7, 7]), context=8, batch_size=2, seed=0)
     with pytest.raises(DataError, match="fill 2 windows, but one batch needs 3") as caught:
         PackedBatches(stream([7, 7]), context=8, batch_size=3, seed=0)
-    assert "train.batch_size (3) or model.context (8)" in caught.value.hints[0]
-    with pytest.raises(DataError, match="fill 0 windows"):
-        PackedBatches(stream([20], learnt_from=[19]), context=8, batch_size=1, seed=0)
+    assert "lower train.batch_size (3) to 2 or less, or model.context (8)" in caught.value.hints[0]
+    with pytest.raises(DataError, match="fill 1 window,"):
+        PackedBatches(stream([7]), context=8, batch_size=3, seed=0)
+
+
+@pytest.mark.parametrize("keys", [ContextKeys(), ContextKeys("context", "context")])
+def test_prompts_that_fill_the_context_want_a_longer_one(keys: ContextKeys) -> None:
+    with pytest.raises(DataError, match="fill 0 windows") as caught:
+        PackedBatches(stream([20], learnt_from=[19]), context=8, batch_size=1, seed=0, keys=keys)
+    assert "1 of 1 training records" in caught.value.hints[0]
+    assert f"raise {keys.higher}" in caught.value.hints[1]
+    assert "lower" not in caught.value.hints[1]
+    with pytest.raises(DataError, match="fill 1 window,") as caught:
+        PackedBatches(stream([7, 20], learnt_from=[1, 19]), context=8, batch_size=2, seed=0, keys=keys)
+    assert f"raise {keys.higher}, or lower train.batch_size (2) to 1 or less" in caught.value.hints[1]
+
+
+def test_a_context_that_cannot_be_changed_is_not_advised() -> None:
+    keys = ContextKeys("", "")
+    for sizes, learnt in (([20], [19]), ([7], [1])):
+        with pytest.raises(DataError) as caught:
+            PackedBatches(stream(sizes, learnt_from=learnt), context=8, batch_size=2, seed=0, keys=keys)
+        assert "raise" not in caught.value.hints[-1]
+        assert "(8)" not in caught.value.hints[-1]
+        assert caught.value.hints[-1].endswith(("add documents", "shorter prompts"))
 
 
 # --- from a recipe's data, and what is evaluated --------------------------------------------------------

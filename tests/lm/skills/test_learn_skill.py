@@ -20,6 +20,7 @@ from expertise.lm.skills import LearnConfig, learn_skill
 from expertise.lm.skills.config import config_of
 from expertise.lm.skills.task import CompositionTask, Learning
 from expertise.runs.files import sha256_of
+from expertise.runs.metrics import read_lines
 from expertise.runs.signals import Stopped
 from expertise.skills.composing import compose
 from expertise.skills.fingerprints import fingerprint
@@ -85,6 +86,28 @@ def test_only_the_factors_get_gradients(base: CausalLM, settings: Settings) -> N
     assert all("lora_" in name for name in with_grad)
     assert len(list(task.model.parameters())) == len(with_grad)
     assert all(p.grad is None for p in base.core.parameters())
+
+
+def test_learning_goes_on_in_other_pieces_and_says_where_the_rate_jumps(
+    base: CausalLM, settings: Settings, tmp_path: Path
+) -> None:
+    more = ("data.pack=documents", "train.log_every=1", "skill.rank=2")
+
+    def learn(work: str, *settings_: str) -> list[float]:
+        config = config_of(LearnConfig, settings("prose", *more, *settings_))
+        learn_skill(base, "x", config, tmp_path / work, say=said.append)
+        return [line["loss"] for line in read_lines(tmp_path / work / "metrics.jsonl") if "loss" in line]
+
+    said: list[str] = []
+    whole = learn("whole", "train.steps=4")
+    learn("cut", "train.steps=2")
+    assert learn("cut", "train.steps=4", "train.accumulation=4") == pytest.approx(whole, rel=1e-4)
+    cosine = ("optimizer.schedule=cosine", "optimizer.warmup=0")
+    learn("cosine", "train.steps=2", *cosine)
+    assert not [line for line in said if "learning rate" in line]
+    learn("cosine", "train.steps=3", *cosine)
+    (note,) = [line for line in said if "learning rate" in line]
+    assert "--set optimizer.schedule_steps=2" in note
 
 
 def test_what_a_checkpoint_holds_is_what_learns(base: CausalLM, settings: Settings, tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def changed(key: str, value: object) -> dict[str, object]:
         ("rewards", np.array([0, 1e300, 0, 0]), "'rewards' holds inf in row 1"),
         ("costs", np.array([0, 0, 0, np.nan]), "'costs' holds nan in row 3"),
         ("terminals", np.array([0, 2, 0, 0]), "'terminals' holds 2; true or false"),
-        ("actions", np.array([[0], [0], [-1.5], [0.0]]), "'actions' reach 1.5 in row 2; they must lie in"),
+        ("actions", np.array([[0], [0], [-1.5], [0.0]]), "'actions' reach -1.5 in row 2; they must lie in"),
         ("actions", np.zeros((4, 0)), "'actions' has shape [4, 0]"),
         ("actions", np.array([[object()]] * 4), "'actions' holds object, not numbers"),
     ],
@@ -160,8 +160,8 @@ def test_a_missing_array_is_named_with_the_nearest() -> None:
     arrays["next_observation"] = arrays.pop("next_observations")
     with pytest.raises(DataError) as caught:
         from_arrays(arrays, "mine")
-    assert caught.value.message == "mine has no 'next_observations'"
-    assert caught.value.hints == ("did you mean 'next_observation'?",)
+    assert caught.value.message == "mine has 'next_observation' and no 'next_observations'"
+    assert caught.value.hints == ("did you mean 'next_observations'? rename it",)
 
 
 def test_actions_that_were_rounded_over_the_edge_are_put_on_it() -> None:

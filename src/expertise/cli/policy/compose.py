@@ -8,8 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from expertise.cli.options import IS_PATH, Device, Json, Set, Threads, print_json, settings
-from expertise.cli.policy.options import BatchSize, Candidates, Pick, RunFolder, data_setting, quoted
-from expertise.cli.skill.options import LibraryPath, Seed, numbers_of
+from expertise.cli.policy.options import (
+    BatchSize,
+    Candidates,
+    Layout,
+    Pick,
+    RunFolder,
+    data_setting,
+    quoted,
+    require_data,
+)
+from expertise.cli.skill.options import Force, LibraryPath, Seed, numbers_of
 from expertise.errors import RecipeError
 
 
@@ -25,6 +34,7 @@ def compose(
         ),
         IS_PATH,
     ] = None,
+    layout: Layout = None,
     skill: Annotated[
         list[str] | None, typer.Option("--skill", metavar="NAME", help="A skill; repeat, in alpha's order.")
     ] = None,
@@ -60,6 +70,7 @@ def compose(
     ] = None,
     candidates: Candidates = None,
     pick: Pick = None,
+    force: Force = False,
     set_: Set = None,
     device: Device = None,
     threads: Threads = None,
@@ -76,6 +87,7 @@ def compose(
 
     if not data and weights is None:
         raise RecipeError("--data is missing: alpha learns from a few trajectories", "or give --weights")
+    require_data(data, layout)
     values = {
         "kind": "composition",
         "base": base,
@@ -89,10 +101,11 @@ def compose(
         "train.steps": steps,
         "train.batch_size": batch_size,
         "train.seed": seed,
+        "force": force or None,
     }
     changes = [f"{key}={_toml(value)}" for key, value in values.items() if value is not None]
     kept = {"min_return": min_return, "max_cost": max_cost, "trajectories": trajectories}
-    changes += [data_setting(data, **kept)] if data else []
+    changes += [data_setting(data, layout=layout, **kept)] if data else []
     recipe = learning.recipe_of(recipes.override({}, changes + settings(set_, device, threads)))
     learning.learn(recipe, run, say)
     result = learning.result(run)

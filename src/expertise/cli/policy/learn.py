@@ -8,15 +8,18 @@ from typing import Annotated
 import typer
 
 from expertise.cli.options import Device, Json, Set, Threads, print_json, settings
-from expertise.cli.policy.options import Data, data_setting
+from expertise.cli.policy.options import Data, Layout, data_setting, require_data
 
 
 def learn(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name (policy-base, …) or a .toml file's path.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe's name (policy-own-base, …) or a .toml file's path.")
+    ],
     run: Annotated[
         Path | None, typer.Option("--run", "--out", help="The run's folder; default runs/<recipe's name>.")
     ] = None,
     data: Data = None,
+    layout: Layout = None,
     set_: Set = None,
     device: Device = None,
     threads: Threads = None,
@@ -24,16 +27,19 @@ def learn(
 ) -> None:
     """Learn what a recipe says: a base, critics, a skill, a composition, or go on with it.
 
-    The recipe's `kind` is policy, direct, critics, skill or composition; --data stands for its data.
+    The recipe's `kind` is policy, direct, critics, skill or composition; --data stands for its data. Recipes
+    policy-own-… suit data of your own and take a minute or two on a CPU; the others are the paper's, with its
+    settings for its own data, and take days.
 
-    Example: expertise policy learn policy-base --data BallRun.hdf5 --set train.steps=2000 --run runs/base
+    Example: expertise policy learn policy-own-base --data recorded.hdf5 --run runs/base
     """
     from expertise.policy import learn as learning
     from expertise.runs import recipe as recipes
     from expertise.runs.progress import say
 
     name, text = recipes.find(recipe)
-    changes = [data_setting(data)] if data else []
+    require_data(data, layout)
+    changes = [data_setting(data, layout=layout)] if data else []
     values = recipes.override(recipes.parse(text, recipe), changes + settings(set_, device, threads))
     wanted = learning.recipe_of(values)
     place = run or Path("runs") / name

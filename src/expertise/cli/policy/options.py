@@ -24,6 +24,13 @@ Data = Annotated[
     ),
     IS_PATH,
 ]
+Layout = Annotated[
+    str | None,
+    typer.Option(
+        "--layout",
+        help="How --data are laid out: auto (default), dsrl, d4rl, robomimic, minari or npz.",
+    ),
+]
 Candidates = Annotated[
     int | None,
     typer.Option("--candidates", min=1, help="Actions drawn for each state; default: the policy's own."),
@@ -40,18 +47,28 @@ def quoted(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def data_setting(paths: list[str], **kept: float | int | None) -> str:
+def require_data(data: list[str] | None, layout: str | None) -> None:
+    """Refuse --layout without --data.
+
+    Raises:
+        RecipeError: it is so.
+    """
+    if layout is not None and not data:
+        raise RecipeError("--layout says how --data are laid out", "give --data, or set layout in [[data]]")
+
+
+def data_setting(paths: list[str], **kept: str | float | int | None) -> str:
     """Paths as a setting of `data`, each with what is kept of it.
 
     Args:
         paths: of recorded data.
-        kept: keys of `DataConfig`; None: left out.
+        kept: keys of `DataConfig` for all of them; None: left out.
 
     Raises:
         RecipeError: a number is not finite.
     """
     for key, value in kept.items():
-        if value is not None and not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise RecipeError(f"--{key.replace('_', '-')} must be a finite number, not {value}")
     rest = "".join(f", {key} = {quoted(value)}" for key, value in kept.items() if value is not None)
     return "data=[" + ", ".join(f"{{path = {quoted(path)}{rest}}}" for path in paths) + "]"

@@ -23,6 +23,7 @@ from expertise.cli.options import (
 from expertise.cli.skill.options import (
     Base,
     BatchSize,
+    Force,
     LearningRate,
     LibraryPath,
     Seed,
@@ -64,6 +65,7 @@ def compose(
     learning_rate: LearningRate = None,
     seed: Seed = None,
     work: Work = None,
+    force: Force = False,
     set_: Set = None,
     device: Device = None,
     threads: Threads = None,
@@ -71,8 +73,10 @@ def compose(
 ) -> None:
     """Compose a model of skills, by weights or by a router that is learnt from a little text.
 
-    With text, bits per byte on its held-out part are shown: of the base, of each skill alone, of all with
-    equal weights, and of the composed model. `evaluate` and `generate` open what this writes.
+    With text, bits per byte are shown: of the base, of each skill alone, of all with equal weights, and of
+    the composed model; where one alone is better than that, a line says so. They are on the text's held-out
+    part; with --weights, which learn nothing from it, on all of it. `evaluate` and `generate` open what this
+    writes.
 
     Example: expertise skill compose runs/demo --skills prose,code --data notes.txt --out mixed
 
@@ -97,6 +101,7 @@ def compose(
             data=look,
             device=device or "auto",
             threads=threads or 0,
+            force=force,
             say=say,
         )
     else:
@@ -112,22 +117,32 @@ def compose(
             names,
             config_of(ComposeConfig, changes + settings(set_, device, threads)),
             work or Path("runs") / f"compose-{out.resolve().name}",
+            force=force,
             say=say,
         )
     if as_json:
-        print_json({"composed": str(out), "skills": names, **metrics})
+        looked_at = {} if found is None else {"better_alone": found.better_alone()}
+        print_json({"composed": str(out), "skills": names, **metrics, **looked_at})
         return
     if found is not None:
         _table(found)
+        if better := found.better_alone():
+            who = "the base" if better["name"] == "base" else f"skill {better['name']}"
+            print(
+                f"{who} alone is better on this text than what was composed: {better['bits_per_byte']:.4f} "
+                f"against {better['composed']:.4f} bits per byte"
+            )
     print(f"{out}: {', '.join(names)}; try it: expertise generate {out} '…' --show skills")
 
 
 def _table(found: SideBySide) -> None:
     """Bits per byte: a row each, a column per domain."""
+    from expertise.runs.progress import number
+
     rows = {
         title: row.bits_per_byte | {"mean": row.mean_bits_per_byte} for title, row in found.rows().items()
     }
     first = max(len(title) for title in rows) + 2
     print(f"{'bits per byte':<{first}}" + "".join(f"{domain:>14}" for domain in rows["base"]))
     for title, bits in rows.items():
-        print(f"{title:<{first}}" + "".join(f"{value:>14.4f}" for value in bits.values()))
+        print(f"{title:<{first}}" + "".join(f"{number(value, 4):>14}" for value in bits.values()))

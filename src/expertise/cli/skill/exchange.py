@@ -9,6 +9,7 @@ import typer
 
 from expertise.cli.options import IS_PATH, Json, print_json
 from expertise.cli.skill.options import BaseOption, Force, LibraryPath, Name, Purpose, card_json, opened
+from expertise.errors import counted
 
 NewName = Annotated[str | None, typer.Option("--name", help="What to call it; default: the folder's name.")]
 
@@ -43,7 +44,7 @@ def import_adapter(
         print_json(card_json(library, card))
         return
     knows = "" if card.base else "; its base is not known: only shapes can be compared"
-    print(f"skill {card.name} is in {library}, {len(card.targets)} weights{knows}")
+    print(f"skill {card.name} is in {library}, {counted(len(card.targets), 'weight')}{knows}")
 
 
 def export(
@@ -84,7 +85,7 @@ def add(
     if as_json:
         print_json(card_json(library, card))
     else:
-        print(f"skill {card.name} is in {library}, {len(card.targets)} weights")
+        print(f"skill {card.name} is in {library}, {counted(len(card.targets), 'weight')}")
 
 
 def _digest(data: str | None) -> str | None:

@@ -27,6 +27,7 @@ from expertise.cli.options import (
 from expertise.cli.skill.options import (
     Base,
     BatchSize,
+    Force,
     LearningRate,
     LibraryPath,
     Seed,
@@ -74,6 +75,7 @@ def learn(
     learning_rate: LearningRate = None,
     seed: Seed = None,
     work: Work = None,
+    force: Force = False,
     set_: Set = None,
     device: Device = None,
     threads: Threads = None,
@@ -91,10 +93,10 @@ def learn(
     """
     from expertise.lm.skills.config import LearnConfig, config_of
     from expertise.lm.skills.disk import check_learning, learn_into
-    from expertise.runs.progress import say
+    from expertise.runs.progress import number, say
     from expertise.skills.library import Library
 
-    number = num_shown(show, check)
+    examples = num_shown(show, check)
     changes = data_settings(data, kind, domain)
     given = {"skill.targets": target or None, "skill.rank": rank, "skill.alpha": alpha}
     changes += [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
@@ -104,17 +106,17 @@ def learn(
     names = names_of(beside, "--beside") if beside else []
     numbers = numbers_of(weights, "--weights") if weights else None
     if check:
-        examples = check_learning(*place, beside=names, weights=numbers, say=say, show=number)
+        found = check_learning(*place, beside=names, weights=numbers, force=force, say=say, show=examples)
         if as_json:
-            print_json({"skill": name, "base": base, "valid": True, **examples_json(examples)})
+            print_json({"skill": name, "base": base, "valid": True, **examples_json(found)})
         else:
-            write_examples(examples)
+            write_examples(found)
         return
-    card = learn_into(*place, beside=names, weights=numbers, purpose=purpose, say=say)
+    card = learn_into(*place, beside=names, weights=numbers, purpose=purpose, force=force, say=say)
     if as_json:
         print_json(card_json(library, card))
         return
     bits = card.metrics["bits_per_byte"]
     for key, after in bits["after"].items():
-        print(f"{key:<16}{bits['before'][key]:>10.4f} → {after:.4f} bits per byte")
+        print(f"{key:<16}{number(bits['before'][key], 4):>10} → {number(after, 4)} bits per byte")
     print(f"skill {name} is in {library}; compose it: expertise skill compose {base} --skills {name},…")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from expertise.cli.options import Json, print_json
 from expertise.cli.skill.options import LibraryPath, Name, card_json
-from expertise.errors import SkillError
+from expertise.errors import SkillError, counted
 
 if TYPE_CHECKING:
     from expertise.skills.card import Card
@@ -91,7 +91,7 @@ def _lines(card: Card) -> dict[str, str]:
         "purpose": card.purpose or "not said",
         "base": known or "not known: only shapes can be compared",
         "learnt from": f"{card.data}{digest}" if card.data else "not said",
-        "adapts": f"{len(card.targets)} weights at rank {_ranks(card.ranks)}: {', '.join(parts)}",
+        "adapts": f"{counted(len(card.targets), 'weight')} at rank {_ranks(card.ranks)}: {', '.join(parts)}",
         "scale": card.scale_convention,
         **({"made from": ", ".join(card.parents)} if card.parents else {}),
         "date": card.date,

@@ -8,6 +8,7 @@ import typer
 
 from expertise.cli.options import Json, print_json
 from expertise.cli.skill.options import LibraryPath
+from expertise.errors import counted
 
 
 def verify(library: LibraryPath = Path("skills"), as_json: Json = False) -> None:
@@ -28,6 +29,6 @@ def verify(library: LibraryPath = Path("skills"), as_json: Json = False) -> None
         for other in found.others:
             print(f"{other}: no skill")
         damaged = sum(bool(check.problems) for check in found.skills)
-        print(f"{len(found.skills)} skills, {damaged} of them cannot be used")
+        print(f"{counted(len(found.skills), 'skill')}, {damaged} of them cannot be used")
     if not found.ok:
         raise typer.Exit(2)

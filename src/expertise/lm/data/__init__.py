@@ -1,17 +1,19 @@
 """Text for language models: sources → divided text → tokens → batches, each step cached and repeatable.
 
-Reading order: `config.py` → `sources.py` (`readers.py`, `hub.py`, `installed.py`) → `kinds.py` (`chat.py`) →
-`corpus.py` (`split.py`) → `tokenizer.py`, `encoded.py` → `streams.py` → `prepare.py`, which joins them →
-`batches.py`, `packed.py`, `windows.py`.
+Reading order: `config.py` → `sources.py` (`folders.py`, `readers.py`, `hub.py`, `installed.py`) → `kinds.py`
+(`chat.py`) → `corpus.py` (`split.py`) → `tokenizer.py`, `encoded.py` → `streams.py` (`coverage.py`) →
+`prepare.py`, which joins them → `held_out.py` (text that is only looked at), `batches.py`, `packed.py`,
+`windows.py`; `left_out.py` counts what is left out on the way.
 """
 
 from __future__ import annotations
 
-from expertise.lm.data.batches import IGNORED, PADDING, Batch, Batches, Windows
+from expertise.lm.data.batches import IGNORED, PADDING, Batch, Batches, ContextKeys, Windows
 from expertise.lm.data.chat import Chat
 from expertise.lm.data.config import DataConfig, SourceTable, TokenizerConfig, require_source
 from expertise.lm.data.documents import Document, Source
 from expertise.lm.data.encoded import encode_documents
+from expertise.lm.data.held_out import ALL, HELD_OUT, HeldOut, Readable, all_of
 from expertise.lm.data.packed import PackedBatches
 from expertise.lm.data.prepare import Prepared, prepare
 from expertise.lm.data.sources import open_sources, source_digest
@@ -20,21 +22,27 @@ from expertise.lm.data.tokenizer import load_tokenizer
 from expertise.lm.data.windows import EvaluationWindows, evaluation_windows
 
 __all__ = [
+    "ALL",
+    "HELD_OUT",
     "IGNORED",
     "PADDING",
     "Batch",
     "Batches",
     "Chat",
+    "ContextKeys",
     "DataConfig",
     "Document",
     "EvaluationWindows",
+    "HeldOut",
     "PackedBatches",
     "Prepared",
+    "Readable",
     "Source",
     "SourceTable",
     "TokenStream",
     "TokenizerConfig",
     "Windows",
+    "all_of",
     "encode_documents",
     "evaluation_windows",
     "load_tokenizer",

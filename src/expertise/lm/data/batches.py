@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from expertise.errors import DataError
+from expertise.errors import DataError, counted
 from expertise.lm.data.streams import TokenStream
 from expertise.shapes import Int
 
@@ -45,6 +45,17 @@ class Batch:
         kept = slice(index, index + 1)
         documents = None if self.documents is None else self.documents[kept]
         return Batch(self.tokens[kept], self.targets[kept], self.domains[kept], documents)
+
+
+@dataclass(frozen=True)
+class ContextKeys:
+    """What sets the context, for advice where there is too little text; empty: nothing can."""
+
+    lower: str = "model.context"
+    higher: str = "model.context"
+
+
+CONTEXT_KEYS = ContextKeys()
 
 
 class Windows(abc.ABC):
@@ -96,27 +107,63 @@ class Batches(Windows):
         context: tokens per sequence.
         batch_size: sequences per batch.
         seed: of the permutations, 0 or more.
+        keys: what sets `context`, for the error.
 
     Raises:
         DataError: the stream is shorter than one batch.
     """
 
-    def __init__(self, stream: TokenStream, context: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        stream: TokenStream,
+        context: int,
+        batch_size: int,
+        seed: int,
+        keys: ContextKeys = CONTEXT_KEYS,
+    ) -> None:
         have, needed = len(stream.tokens), batch_size * context + 1
         if have < needed:
             raise DataError(
-                f"the training text has {have:,} tokens, but one batch needs {needed:,}",
-                f"lower train.batch_size ({batch_size}) or model.context ({context}), or add text",
+                f"the training text has {counted(have, 'token')}, but one batch needs {needed:,}",
+                smaller((have - 1) // context, batch_size, context, keys.lower, "add text"),
             )
         super().__init__((have - 1) // context, batch_size, seed)
         self.stream, self.context = stream, context
+
+    def notes(self) -> list[str]:
+        """How many tokens at the end fill no window, and are never seen."""
+        total = len(self.stream.tokens)
+        left = total - 1 - self.num_windows * self.context
+        if not left:
+            return []
+        return [
+            f"left out: the last {left:,} of {counted(total, 'training token')}, "
+            f"which fill no window of {self.context}"
+        ]
 
     def read(self, windows: Int[np.ndarray, " batch"]) -> Batch:
         """These windows, in this order."""
         positions = windows[:, None] * self.context + np.arange(self.context + 1)
         ids = torch.from_numpy(self.stream.tokens[positions].astype(np.int64))
         domains = torch.from_numpy(self.stream.domain_of(positions[:, :-1]))
-        targets = ids[:, 1:].contiguous()
+        # A copy: with one row `contiguous` would give a view, and the marks below would go into the inputs.
+        targets = ids[:, 1:].clone()
         if self.stream.learnt is not None:
             targets[~torch.from_numpy(self.stream.learnt[positions[:, 1:]])] = IGNORED
         return Batch(ids[:, :-1].contiguous(), targets, domains)
+
+
+def smaller(windows: int, batch_size: int, context: int, context_key: str, more: str) -> str:
+    """A hint for too little training text: what can be made smaller, as far as that helps, or what to add.
+
+    Args:
+        windows: how many windows the text fills.
+        batch_size: how many are wanted.
+        context: tokens of a window.
+        context_key: what sets that; empty: it cannot be changed.
+        more: what to do else, in words.
+    """
+    ways = [f"lower train.batch_size ({batch_size}) to {windows} or less"] if windows else []
+    if context_key and context > 1:
+        ways.append(f"{'' if ways else 'lower '}{context_key} ({context})")
+    return ", or ".join([*ways, more])

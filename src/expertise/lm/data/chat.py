@@ -112,7 +112,7 @@ class Chat:
         """
         records = self._records(messages)
         whole = self._raw(records, where, tools=tools)
-        speakers = [ord(label) >> 1 for label in whole.labels]
+        speakers = whole.numbers
         self._refuse_lost(messages, records, speakers, where, tools)
         if self._has_generation:
             learnt = self._marked(messages, whole, speakers)
@@ -134,28 +134,22 @@ class Chat:
         """
         records = self._records(messages)
         raw = self._raw(records, where, True, tools)
-        speakers = [ord(label) >> 1 for label in raw.labels]
+        speakers = raw.numbers
         self._refuse_lost(messages, records, speakers, where, tools)
         return Rendered(raw.plain, (), _runs(n == 0 for n in speakers), _ignored(records))
 
     def _set_form_of_content(self) -> None:
         """Find how the template takes content (as text or as parts), and what ends a turn."""
-        from expertise.lm.data.traced import Traced
-
-        sample = [{"role": role, "content": _SAMPLE} for role in ("user", "assistant")]
-        in_parts = [
+        sample: list[Message] = [{"role": role, "content": _SAMPLE} for role in ("user", "assistant")]
+        in_parts: list[Message] = [
             {**message, "content": [{"type": "text", "text": message["content"]}]} for message in sample
         ]
         self._takes_text = self._takes_parts = True
-        found: list[list[str] | DataError] = []
-        for messages in (sample, in_parts):
-            try:
-                found.append(self._raw(self._records(messages), "data.template").plain.split(_SAMPLE))
-            except DataError as error:
-                found.append(error)
-        text, parts = found
+        text, parts = self._around(sample), self._around(in_parts)
         self._takes_text = isinstance(text, list) and len(text) == 3
-        self._takes_parts = isinstance(parts, list) and len(parts) == 3 and parts == (text if self._takes_text else parts)
+        self._takes_parts = isinstance(parts, list) and len(parts) == 3
+        if self._takes_text and parts != text:
+            self._takes_parts = False
         pieces = text if self._takes_text or not self._takes_parts else parts
         if isinstance(pieces, DataError):
             raise pieces
@@ -167,15 +161,22 @@ class Chat:
         self.end = pieces[2].rstrip() or pieces[2]
         self._after_end = len(pieces[2]) - len(self.end)
 
+    def _around(self, messages: Sequence[Message]) -> list[str] | DataError:
+        """What the template writes around the sample words of messages, or why it cannot."""
+        try:
+            return self._raw(self._records(messages), "data.template").plain.split(_SAMPLE)
+        except DataError as error:
+            return error
+
     def _samples(self) -> Iterable[str]:
         """What the template writes around made-up conversations of several shapes."""
         call = {"type": "function", "function": {"name": _SAMPLE, "arguments": {_SAMPLE: _SAMPLE}}}
-        said = {role: {"role": role, "content": _SAMPLE} for role in ROLES}
+        said: dict[str, Message] = {role: {"role": role, "content": _SAMPLE} for role in ROLES}
         user, answer = said["user"], said["assistant"]
         reasons = {**answer, **dict.fromkeys(REASONING, _SAMPLE)}
         calls = {"role": "assistant", "content": _SAMPLE, "tool_calls": [call]}
         tool = {**said["tool"], "name": _SAMPLE, "tool_call_id": _SAMPLE}
-        shapes = [
+        shapes: list[list[Message]] = [
             *([one] for one in said.values()),
             [user, answer],
             [said["system"], user, reasons],
@@ -188,11 +189,11 @@ class Chat:
             with contextlib.suppress(DataError):
                 text = self._raw(self._records(messages), "", prompt, tools)
                 yield "\0".join(
-                    text.plain[start:end] for start, end in _runs(ord(label) < 2 for label in text.labels)
+                    text.plain[start:end] for start, end in _runs(not number for number in text.numbers)
                 )
 
     def _records(self, messages: Sequence[Message]) -> list[Record]:
-        """Messages as the template is given them, in which what people wrote is labelled with their number."""
+        """Messages as the template is given them, with each one's number as the label of its text."""
         from expertise.lm.data.traced import Record, label_of, traced
 
         records = []
@@ -252,20 +253,17 @@ class Chat:
                 )
             if number not in heard and text_of(message).strip():
                 raise DataError(
-                    f"{where}, message {number}: the chat template leaves out what the {message['role']} says",
+                    f"{where}, message {number}: the chat template leaves out what the "
+                    f"{message['role']} says",
                     "use a template that writes it, or take the message out of the data",
                 )
         if tools and not self.reads_tools:
-            raise DataError(
-                f"{where}: the chat template does not read the tools", "use a template that does"
-            )
+            raise DataError(f"{where}: the chat template does not read the tools", "use a template that does")
 
-    def _marked(
-        self, messages: Sequence[Message], whole: Traced, speakers: Sequence[int]
-    ) -> Spans:
+    def _marked(self, messages: Sequence[Message], whole: Traced, speakers: Sequence[int]) -> Spans:
         """What stands within `{% generation %}`, but for turns that are not to be learnt."""
         kept = []
-        for start, end in _runs(ord(label) & 1 for label in whole.labels):
+        for start, end in _runs(whole.generated):
             inside = next((n for n in speakers[start:end] if n), 0)
             owner = inside or next((n for n in reversed(speakers[:start]) if n), 0)
             message = messages[owner - 1] if 0 < owner <= len(messages) else None
@@ -288,12 +286,11 @@ class Chat:
         first, last = (own[0], own[-1] + 1) if own else (len(whole), 0)
         start = end = -1
         with contextlib.suppress(DataError):  # some templates refuse a conversation that ends with a user
-            asked = self._raw(records[: number - 1], where, True, tools).plain
+            asked = self._raw(records[: number - 1], where, True, tools)
             start = len(asked) if whole.startswith(asked) and len(asked) <= first else -1
             if start < 0:
-                before = self._raw(records[: number - 1], where, False, tools).plain
-                opening = asked.removeprefix(before) if asked.startswith(before) else ""
-                start = _after(opening, whole.plain, _before(speakers, first), first)
+                opening = asked.plain[_end_of_said(asked.numbers) :]
+                start = _after(opening, whole.plain, _end_of_said(speakers[:first]), first)
         with contextlib.suppress(DataError):
             turn = self._raw(records[:number], where, tools=tools).plain
             end = len(turn) - self._after_end if whole.startswith(turn) else -1
@@ -327,19 +324,18 @@ def _runs(flags: Iterable[Any]) -> Spans:
     return tuple(found)
 
 
-def _before(speakers: Sequence[int], first: int) -> int:
-    """Where what somebody said before a place ends."""
-    return next((place + 1 for place in range(first - 1, -1, -1) if speakers[place]), 0)
+def _end_of_said(speakers: Sequence[int]) -> int:
+    """Where the last character that is not the template's ends."""
+    return next((place + 1 for place in range(len(speakers) - 1, -1, -1) if speakers[place]), 0)
 
 
 def _after(opening: str, text: str, start: int, stop: int) -> int:
-    """Where a turn's opening ends in the text between two places, or as much of it as stands there."""
+    """Where a turn's opening, or as much of it as stands there, ends in the text between two places."""
     pieces = _PIECES.findall(opening)
     for number in range(len(pieces), 0, -1):
         beginning = "".join(pieces[:number])
-        at = text.rfind(beginning, start, stop)
-        if at >= 0:
-            return at + len(beginning)
+        if text.startswith(beginning, start, stop):
+            return start + len(beginning)
     return -1
 
 

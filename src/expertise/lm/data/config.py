@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from expertise.errors import RecipeError, nearest
 from expertise.registry import Registry
@@ -82,6 +82,10 @@ class DataConfig:
     source: str | list[SourceTable] = ""
     """`"installed"`, a path to a file or folder, or tables with `path` or `hub`, and `domain`."""
 
+    validation: str | list[SourceTable] = ""
+    """Validation text of its own, in the forms of `source` and of the same kind; then all of `source` is
+    trained on, and there is no test text. Empty: 5 % of `source` become validation text and 5 % test text."""
+
     kind: str = "text"
     """`"text"`; or records with the loss on what is answered only: `"prompt"` (prompt and completion) or
     `"messages"` (conversations)."""
@@ -99,17 +103,26 @@ class DataConfig:
     text in `template`."""
 
     domains: list[str] = field(default_factory=list)
-    """Only these of the source's domains; empty: all. They are divided as they are among all of them."""
+    """Only these domains, of source and validation; empty: all. They are divided as they are among all."""
 
     cap_bytes: Annotated[int, Ge(0)] = 0
-    """How many bytes of each domain are kept at most; 0 keeps all."""
+    """How many bytes of each domain of the source are kept at most; 0 keeps all."""
 
     deduplicate: bool = True
     """Whether a paragraph of 60 bytes or more, or a whole record, is kept only the first time it is met,
-    over all domains."""
+    over all domains; what `validation` has is then not trained on either."""
+
+    on_bad: Literal["stop", "skip"] = "stop"
+    """A row or a file that cannot be used: `"stop"` refuses all of the data and names its line, `"skip"`
+    leaves it out and counts it."""
+
+    bad_share: Annotated[float, Ge(0), Le(1)] = 0.1
+    """The share of a source's rows that may be left out by `on_bad = "skip"`; more is refused."""
 
     def __post_init__(self) -> None:
         expand_paths(self, "source")
+        if not 0 <= self.bad_share <= 1:
+            raise RecipeError(f"data.bad_share is {self.bad_share}, but must be from 0 to 1")
         if self.cap_bytes < 0:
             raise RecipeError(f"data.cap_bytes is {self.cap_bytes}, but must be 0 (no cap) or more")
         if self.kind not in KINDS:
@@ -119,8 +132,19 @@ class DataConfig:
                 raise RecipeError(f"data.{key} is for data.kind = 'messages', not {self.kind!r}")
         if self.template and self.template_file:
             raise RecipeError("data.template and data.template_file are both given", "leave one of them out")
-        if self.source == INSTALLED and self.kind != "text":
+        if INSTALLED in (self.source, self.validation) and self.kind != "text":
             raise RecipeError(f"the installed text has no records of the kind {self.kind!r}", "name a file")
+        if self.validation and self.validation == self.source:
+            raise RecipeError(
+                "data.validation is the same as data.source: nothing is left to train on",
+                "leave data.validation out: 5 % of the source are held out then",
+            )
+
+    def places(self) -> str:
+        """Where the text comes from, in words."""
+        if isinstance(self.source, str):
+            return self.source
+        return ", ".join(table.path or table.hub for table in self.source)
 
     @property
     def packed(self) -> bool:

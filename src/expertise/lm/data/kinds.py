@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from typing import Any, ClassVar
 
-from expertise.errors import DataError
+from expertise.errors import DataError, json_kind
 from expertise.lm.data.chat import Chat
 from expertise.lm.data.config import DataConfig, SourceTable
 from expertise.lm.data.documents import Document, normalise
@@ -121,7 +121,7 @@ class Messages(Kind):
         value = row.values[table.messages_field]
         if not isinstance(value, list):
             raise DataError(
-                f"{row.where}: {table.messages_field!r} is {type(value).__name__}, not a list of messages",
+                f"{row.where}: {table.messages_field!r} is {json_kind(value)}, not a list of messages",
                 'write it as [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]',
             )
         messages = read_messages(value, row.where)
@@ -166,5 +166,5 @@ def _tools(value: object, field: str, where: str) -> list[Any]:
     if not value:
         return []
     if not isinstance(value, list):
-        raise DataError(f"{where}: {field!r} is {type(value).__name__}, not a list of tools")
+        raise DataError(f"{where}: {field!r} is {json_kind(value)}, not a list of tools")
     return value

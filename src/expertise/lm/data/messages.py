@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from expertise.errors import DataError, nearest
+from expertise.errors import DataError, json_kind, nearest
 from expertise.lm.data.documents import normalise
 from expertise.lm.data.readers import text_value
 
@@ -20,10 +20,14 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 """Names under which an assistant's reasoning goes; a template may read any of them."""
 
 MEANINGFUL = frozenset(
-    "name tool_calls tool_call_id tool_responses function_call refusal prefix recipient channel eot end_turn "
-    "images image audio video videos documents tools citations loss mask masked training trainable train_detail"
-    "".split()
-) | frozenset(REASONING)
+    (
+        *("name", "tool_calls", "tool_call_id", "tool_responses", "function_call", "tools", "documents"),
+        *("refusal", "prefix", "recipient", "channel", "eot", "end_turn", "citations"),
+        *("image", "images", "audio", "video", "videos"),
+        *("loss", "mask", "masked", "training", "trainable", "train_detail"),
+        *REASONING,
+    )
+)
 """Keys that change what a message says or how it is learnt: refused where the template does not read them."""
 
 _SPEAKERS = {
@@ -52,7 +56,7 @@ def read_messages(value: object, where: str) -> list[Message]:
         DataError: it is no list of messages; the message is named by its number.
     """
     if not isinstance(value, list):
-        raise DataError(f"{where}: {type(value).__name__}, not a list of messages", _FORM)
+        raise DataError(f"{where}: {json_kind(value)}, not a list of messages", _FORM)
     return [_message(one, f"{where}, message {number}") for number, one in enumerate(value, start=1)]
 
 
@@ -63,8 +67,10 @@ def is_learnt(message: Message) -> bool:
 
 def _message(value: Any, where: str) -> Message:
     if not isinstance(value, dict):
-        raise DataError(f"{where}: {type(value).__name__}, not an object with role and content")
-    message = {key: _clean(inner) for key, inner in value.items() if inner is not None and inner not in ([], {})}
+        raise DataError(f"{where}: {json_kind(value)}, not an object with role and content")
+    message = {
+        key: _clean(inner) for key, inner in value.items() if inner is not None and inner not in ([], {})
+    }
     if "role" not in value and "from" in value:
         message["role"] = message.pop("from", None)
         if "content" not in value and "value" in value:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from expertise.errors import DataError
-from expertise.lm.data.batches import IGNORED, PADDING, Batch, Windows
+from expertise.errors import DataError, counted
+from expertise.lm.data.batches import CONTEXT_KEYS, IGNORED, PADDING, Batch, ContextKeys, Windows, smaller
 from expertise.lm.data.streams import TokenStream
 from expertise.shapes import Int
 
@@ -28,14 +28,22 @@ class PackedBatches(Windows):
         context: tokens per window.
         batch_size: windows per batch.
         seed: of the packing and of the permutations, 0 or more.
+        keys: what sets `context`, for the error.
 
     Raises:
         DataError: there are fewer windows than one batch needs.
     """
 
-    def __init__(self, stream: TokenStream, context: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        stream: TokenStream,
+        context: int,
+        batch_size: int,
+        seed: int,
+        keys: ContextKeys = CONTEXT_KEYS,
+    ) -> None:
         self.stream, self.context = stream, context
-        self.num_cut = self.num_left_out = 0
+        self.num_cut = self.num_cut_tokens = self.num_left_out = 0
         self._pieces = self._cut()
         sizes = self._pieces[:, 1]
         order = np.random.default_rng([seed, len(sizes)]).permutation(len(sizes))
@@ -43,8 +51,9 @@ class PackedBatches(Windows):
         self._windows = [order[window] for window in windows]
         if len(windows) < batch_size:
             raise DataError(
-                f"the training documents fill {len(windows):,} windows, but one batch needs {batch_size:,}",
-                f"lower train.batch_size ({batch_size}) or model.context ({context}), or add documents",
+                f"the training documents fill {counted(len(windows), 'window')}, "
+                f"but one batch needs {batch_size:,}",
+                *self._hints(len(windows), batch_size, keys),
             )
         super().__init__(len(windows), batch_size, seed)
 
@@ -71,7 +80,8 @@ class PackedBatches(Windows):
         if self.num_cut:
             notes.append(
                 f"{self.num_cut:,} of {records:,} training records are cut: "
-                f"they are longer than the context of {self.context} tokens"
+                f"they are longer than the context of {self.context} tokens "
+                f"({self.num_cut_tokens:,} tokens left out)"
             )
         if self.num_left_out:
             notes.append(
@@ -80,9 +90,24 @@ class PackedBatches(Windows):
             )
         full = self._pieces[:, 1].sum() / (self.num_windows * self.context)
         notes.append(
-            f"{len(self._pieces):,} documents in {self.num_windows:,} windows, {100 * full:.1f} % full"
+            f"{counted(len(self._pieces), 'document')} in {counted(self.num_windows, 'window')}, "
+            f"{100 * full:.1f} % full"
         )
         return notes
+
+    def _hints(self, windows: int, batch_size: int, keys: ContextKeys) -> list[str]:
+        """What to do where documents fill too few windows: a lower context would only leave more of them out
+        where that is why there are so few."""
+        if not self.num_left_out:
+            return [smaller(windows, batch_size, self.context, keys.lower, "add documents")]
+        records = len(self.stream.starts)
+        why = (
+            f"{self.num_left_out:,} of {records:,} training records are left out: what comes before their "
+            f"answers fills the context of {self.context} tokens"
+        )
+        ways = [f"raise {keys.higher}"] if keys.higher else []
+        ways += [f"lower train.batch_size ({batch_size}) to {windows} or less"] if windows else []
+        return [why, ", or ".join([*ways, "give records with shorter prompts"])]
 
     def _cut(self) -> Int[np.ndarray, "pieces 3"]:
         """Start in the stream, size and document of each piece."""
@@ -94,7 +119,9 @@ class PackedBatches(Windows):
                 continue
             # The token after the first `context` may still be a target.
             some = bool(learnt[start + 1 : min(end, start + context + 1)].any())
-            self.num_cut += some and end - start > context
+            if some and end - start > context:
+                self.num_cut += 1
+                self.num_cut_tokens += int(end - start) - context
             self.num_left_out += not some
             if some:
                 pieces.append((int(start), int(min(context, end - start)), owner))

@@ -1,4 +1,4 @@
-"""Where a chat template comes from, and what completes it: the tokenizer's `bos_token` and `eos_token`, and a date.
+"""Where a chat template comes from, and what completes it: `bos_token`, `eos_token` and a date.
 
 A complete template sets these at its head, so that its text says everything: a run's recipe, the cache's key
 and a checkpoint need nothing else.
@@ -87,11 +87,13 @@ def complete(template: str, names: Mapping[str, str] | None = None, date: str = 
         return template
     read = Chat(template).names
     known = names or {}
-    head = {name: known.get(name, "") for name in ("bos_token", "eos_token") if name in read}
-    if date and "strftime_now" in read and _NO_DATE.match(template):
+    head: dict[str, str] = {name: known.get(name, "") for name in ("bos_token", "eos_token") if name in read}
+    if date and "strftime_now" in template and _NO_DATE.match(template):
         head["strftime_date"] = date
     # The line end after a block is not part of what a template writes.
-    lines = [f"{{% set {name} = {json.dumps(value, ensure_ascii=False)} %}}\n" for name, value in head.items()]
+    lines = [
+        f"{{% set {name} = {json.dumps(value, ensure_ascii=False)} %}}\n" for name, value in head.items()
+    ]
     return "".join(lines) + template
 
 

@@ -94,7 +94,7 @@ def tokenizer_from(content: str) -> tokenizers.Tokenizer:
     model, added = values["model"], values.get("added_tokens", [])
     changed = [token for token in added if made.token_to_id(token["content"]) != token["id"]]
     own = made.get_vocab(with_added_tokens=False)
-    has_gaps = len(own) != max(own.values(), default=-1) + 1
+    has_gaps = bool(changed) or len(own) != max(own.values(), default=-1) + 1
     lacks_end = has_gaps and all(made.token_to_id(name) is None for name in _ENDS)
     if not changed and not lacks_end:
         return plain(made)
@@ -111,7 +111,9 @@ def tokenizer_from(content: str) -> tokenizers.Tokenizer:
             )
         model["vocab"][token["content"]] = token["id"]
     if lacks_end:
-        model["vocab"][END_OF_TEXT] = number = max([*names, *(token["id"] for token in added)], default=-1) + 1
+        model["vocab"][END_OF_TEXT] = number = (
+            max([*names, *(token["id"] for token in added)], default=-1) + 1
+        )
         flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
         values["added_tokens"] = [*added, {"id": number, "content": END_OF_TEXT, **flags, "special": True}]
     return plain(tokenizers.Tokenizer.from_str(json.dumps(values)))
@@ -130,11 +132,11 @@ def end_of_text(tokenizer: tokenizers.Tokenizer) -> int:
     taken = set(tokenizer.get_vocab(with_added_tokens=True).values())
     tokenizer.add_special_tokens([name])
     found = tokenizer.token_to_id(name)
-    if found in taken:
+    if found is None or found in taken:
         raise DataError(
             f"the tokenizer's ids have gaps: {name} cannot be added to it", f"add {name} to its vocabulary"
         )
-    return int(found)
+    return found
 
 
 def end_of_text_name(tokenizer: tokenizers.Tokenizer) -> str:
@@ -269,6 +271,11 @@ def _num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def copied(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """A copy of a tokenizer that reads as `plain` says, so that the given one stays as it is."""
+    return tokenizer_from(tokenizer.to_str())
 
 
 def plain(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:

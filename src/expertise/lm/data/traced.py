@@ -4,6 +4,8 @@ A chat template mixes text of its own with text from a conversation, and may cut
 of the result's characters came from the conversation decides what is a control token and what is learnt.
 """
 
+# ruff: noqa: D102, N802 (methods of str, dict and jinja2, which document them)
+
 from __future__ import annotations
 
 import datetime
@@ -39,16 +41,11 @@ def number_of(label: str) -> int:
     return ord(label) >> 1
 
 
-def is_generated(label: str) -> bool:
-    """Whether a character with this label stands within `{% generation %}`."""
-    return bool(ord(label) & _GENERATED)
-
-
 class Traced(str):
     """Text with a label for each character.
 
     Methods that take pieces out of a text give their labels too. What any other method makes has the first
-    label of what it was made from, if a conversation gave any of it: such text never counts as the template's.
+    label of what it was made from, if a conversation gave any of it: it never counts as the template's.
     """
 
     labels: str
@@ -63,6 +60,16 @@ class Traced(str):
     def plain(self) -> str:
         """The text alone."""
         return str.__str__(self)
+
+    @property
+    def numbers(self) -> list[int]:
+        """For each character the number of the message that gave it; 0: the template wrote it."""
+        return [number_of(label) for label in self.labels]
+
+    @property
+    def generated(self) -> list[bool]:
+        """For each character whether it stands within `{% generation %}`."""
+        return [bool(ord(label) & _GENERATED) for label in self.labels]
 
     def __str__(self) -> str:
         return self
@@ -133,9 +140,7 @@ class Traced(str):
         return found
 
 
-_EXACT = frozenset(
-    ("strip lstrip rstrip removeprefix removesuffix split rsplit splitlines partition rpartition replace").split()
-)
+_EXACT = frozenset(name for name, made in vars(Traced).items() if callable(made) and not name.startswith("_"))
 """Methods of `Traced` that keep each character's own label."""
 
 
@@ -148,7 +153,10 @@ class Record(dict[str, Any]):
 
     def unread(self) -> list[str]:
         """Keys that were not asked for."""
-        return [key for key in dict.keys(self) if key not in self._seen]
+        return [key for key in self._all() if key not in self._seen]
+
+    def _all(self) -> list[str]:
+        return list(super().keys())
 
     def __getitem__(self, key: str) -> Any:
         self._seen.add(key)
@@ -163,19 +171,19 @@ class Record(dict[str, Any]):
         return super().get(key, default)
 
     def __iter__(self) -> Iterator[str]:
-        self._seen.update(dict.keys(self))
+        self._seen.update(self._all())
         return super().__iter__()
 
     def keys(self) -> Any:
-        self._seen.update(dict.keys(self))
+        self._seen.update(self._all())
         return super().keys()
 
     def values(self) -> Any:
-        self._seen.update(dict.keys(self))
+        self._seen.update(self._all())
         return super().values()
 
     def items(self) -> Any:
-        self._seen.update(dict.keys(self))
+        self._seen.update(self._all())
         return super().items()
 
 
@@ -222,7 +230,7 @@ class TracingEnvironment(ImmutableSandboxedEnvironment):
             self.write("))")
 
     code_generator_class = _Generator
-    concat = staticmethod(joined)  # type: ignore[assignment]
+    concat = staticmethod(joined)
     intercepted_binops = frozenset("%")
 
     def __init__(self) -> None:
@@ -258,7 +266,7 @@ class TracingEnvironment(ImmutableSandboxedEnvironment):
 class _Generation(Extension):
     """`{% generation %}…{% endgeneration %}`: what stands between is what a model is to learn."""
 
-    tags = {"generation"}
+    tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Parser) -> nodes.Node:
         """The block as a call of `_mark`."""
@@ -310,9 +318,7 @@ def _labelling(function: Callable[..., Any]) -> Callable[..., Any]:
     return labelled
 
 
-def _formatted(
-    make: Callable[..., str], form: str, given: Iterable[Any], named: Mapping[str, Any]
-) -> str:
+def _formatted(make: Callable[..., str], form: str, given: Iterable[Any], named: Mapping[str, Any]) -> str:
     """A form filled in, where text of a conversation keeps its labels."""
     held: dict[str, str] = {}
 
@@ -326,7 +332,9 @@ def _formatted(
     made = make(*map(hold, given), **{key: hold(value) for key, value in named.items()})
     pieces = re.split(f"([{''.join(held)}])", made) if held else [made]
     label = first_label(form)
-    return joined([held.get(piece) or (Traced(piece, label) if number_of(label) else piece) for piece in pieces])
+    return joined(
+        [held.get(piece) or (Traced(piece, label) if number_of(label) else piece) for piece in pieces]
+    )
 
 
 def _join_with(between: str, parts: Iterable[Any]) -> str:
@@ -359,7 +367,9 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     """The filter `tojson`, which escapes no HTML."""
-    made = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    made = json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
     return Traced(made, first_label(value))
 
 

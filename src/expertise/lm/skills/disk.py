@@ -8,11 +8,11 @@ from typing import Any
 
 from expertise.errors import SkillError
 from expertise.lm.causal import CausalLM
-from expertise.lm.data import DataConfig
+from expertise.lm.data import ALL, HELD_OUT, DataConfig, held_out
 from expertise.lm.evaluate import domain_texts
 from expertise.lm.notes import Notes
 from expertise.lm.open import open_model
-from expertise.lm.reading import prepare_for, window_of
+from expertise.lm.reading import all_for, window_of
 from expertise.lm.recipe import EvaluationConfig
 from expertise.lm.show import Example
 from expertise.lm.skills.compare import SideBySide, comparison
@@ -38,6 +38,7 @@ def learn_into(
     beside: Sequence[str] = (),
     weights: Sequence[float] | None = None,
     purpose: str = "",
+    force: bool = False,
     say: Callable[[str], None],
 ) -> Card:
     """Learn a skill and add it to a library.
@@ -51,6 +52,7 @@ def learn_into(
         beside: skills of the library that are at work while it learns.
         weights: theirs; None: 1 each.
         purpose: for the card.
+        force: take skills of another base beside it, as long as their shapes fit.
         say: told what happens.
 
     Returns:
@@ -60,7 +62,7 @@ def learn_into(
         ExpertiseError: any mistake of the user's; see `expertise.errors`.
     """
     require_free(library.path, name)
-    model, skills = _opened(base, library, beside, config.train.device)
+    model, skills = _opened(base, library, beside, config.train.device, force)
     learnt = learn_skill(model, name, config, work, beside=skills, weights=weights, say=say)
     return library.add(
         learnt.skill,
@@ -83,13 +85,14 @@ def check_learning(
     *,
     beside: Sequence[str] = (),
     weights: Sequence[float] | None = None,
+    force: bool = False,
     say: Callable[[str], None],
     show: int = 0,
 ) -> list[Example]:
     """Do all that `learn_into` does before it trains; nothing but the cache of encoded text is written.
 
     Args:
-        library, base, name, config, work, beside, weights, say: as in `learn_into`.
+        library, base, name, config, work, beside, weights, force, say: as in `learn_into`.
         show: how many examples to give.
 
     Returns:
@@ -99,7 +102,7 @@ def check_learning(
         ExpertiseError: any mistake of the user's; see `expertise.errors`.
     """
     require_free(library.path, name)
-    model, skills = _opened(base, library, beside, config.train.device)
+    model, skills = _opened(base, library, beside, config.train.device, force)
     return check_skill(model, name, config, work, beside=skills, weights=weights, say=say, show=show)
 
 
@@ -111,6 +114,7 @@ def compose_into(
     config: ComposeConfig,
     work: Path,
     *,
+    force: bool = False,
     say: Callable[[str], None],
 ) -> tuple[SideBySide, dict[str, Any]]:
     """Learn a router over skills and write the composed model.
@@ -122,6 +126,7 @@ def compose_into(
         names: which, in the order of alpha.
         config: data, router, training.
         work: the training's folder; it stays.
+        force: take skills of another base, as long as their shapes fit.
         say: told what happens.
 
     Returns:
@@ -131,7 +136,7 @@ def compose_into(
         ExpertiseError: any mistake of the user's; see `expertise.errors`.
     """
     _require_new(out)
-    model, skills = _opened(base, library, names, config.train.device)
+    model, skills = _opened(base, library, names, config.train.device, force)
     learnt = learn_router(model, skills, config, work, say=say)
     save_composed(
         learnt.model.core,
@@ -142,6 +147,7 @@ def compose_into(
         data_digest=learnt.data_digest,
         metrics=learnt.metrics,
         notes=learnt.notes.to_json(),
+        beside=lambda folder: held_out.fill(learnt.prepared, folder / HELD_OUT),
     )
     return learnt.comparison, learnt.metrics
 
@@ -156,6 +162,7 @@ def weigh_into(
     data: DataConfig | None = None,
     device: str = "cpu",
     threads: int = 0,
+    force: bool = False,
     say: Callable[[str], None],
 ) -> tuple[SideBySide | None, dict[str, Any]]:
     """Write a composed model with constant weights; nothing is learnt.
@@ -166,9 +173,10 @@ def weigh_into(
         library: where the skills are.
         names: which.
         weights: one for each.
-        data: held-out text of this is looked at; None: no text is.
+        data: this is looked at, up to as much of each domain as a training looks at; None: no text is.
         device: where to compute.
         threads: CPU threads; 0: one per core.
+        force: take skills of another base, as long as their shapes fit.
         say: told what happens.
 
     Returns:
@@ -179,15 +187,16 @@ def weigh_into(
     """
     _require_new(out)
     limit_threads(threads)
-    model, skills = _opened(base, library, names, device)
+    model, skills = _opened(base, library, names, device, force)
     model = model.around(compose(model.core, skills, weights=list(weights)))
     found, metrics, notes, digest = None, {}, Notes(), ""
     if data is not None:
-        prepared, look = prepare_for(model, data, say), EvaluationConfig()
-        texts = domain_texts(prepared, "validation", look.bytes_per_domain, window_of(model))
+        # Nothing is learnt from it, so nothing needs to be held out.
+        text, look = all_for(model, data, say), EvaluationConfig()
+        texts = domain_texts(text, ALL, look.bytes_per_domain, window_of(model))
         found = comparison(model, texts, look.batch_size)
         metrics = {"bits_per_byte": found.to_json()}
-        notes, digest = Notes(data=data, reads_documents=prepared.packed), prepared.digest
+        notes, digest = Notes(data=data, reads_documents=text.packed), text.digest
     save_composed(
         model.core,
         out,
@@ -201,7 +210,7 @@ def weigh_into(
 
 
 def _opened(
-    base: Path | str, library: Library, names: Sequence[str], device: str
+    base: Path | str, library: Library, names: Sequence[str], device: str, force: bool
 ) -> tuple[CausalLM, list[Skill]]:
     """A base and skills for it."""
     if is_composed(Path(base)):
@@ -211,7 +220,7 @@ def _opened(
     if len(set(names)) != len(names):
         raise SkillError(f"a skill is named twice: {', '.join(names)}")
     model = open_model(base, device)
-    return model, library.load_all(names, model.core)
+    return model, library.load_all(names, model.core, force=force)
 
 
 def _require_new(out: Path) -> None:

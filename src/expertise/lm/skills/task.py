@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from expertise.lm.causal import CausalLM
-from expertise.lm.data import Prepared
+from expertise.lm.data import ContextKeys, Prepared
 from expertise.lm.evaluate import DomainText, Evaluation, domain_texts, evaluate, in_words
 from expertise.lm.micro import MicroBatches
 from expertise.lm.objective import next_token_loss
@@ -56,7 +56,8 @@ class CompositionTask:
         self.composed, self.config, self.prepared = model, config, prepared
         self.window = window_of(model, config.context)
         self.units_per_step = config.train.batch_size * self.window
-        self._batches = MicroBatches(prepared, self.window, config.train)
+        higher = "context" if self.window < model.context else ""
+        self._batches = MicroBatches(prepared, self.window, config.train, ContextKeys("context", higher))
         self.notes = [*prepared.notes, *self._batches.notes]
         self.model = Learning(model.core)
         self._texts: list[DomainText] | None = None
@@ -64,14 +65,14 @@ class CompositionTask:
     def losses(self, step: int, micro: int, detail: bool) -> Losses:
         """The loss of one micro-batch."""
         batch, device = self._batches.batch(step, micro), self.composed.device
-        bfloat16 = self.config.train.bfloat16
+        counts, bfloat16 = self._batches.counts(step), self.config.train.bfloat16
         with products(device, bfloat16):
             loss = next_token_loss(
                 self.composed,
                 batch.tokens.to(device),
                 batch.targets.to(device),
                 None if batch.documents is None else batch.documents.to(device),
-                self._batches.num_targets(step),
+                None if counts is None else counts.targets,
             )
         return Losses(total=loss, reported={"loss": loss}, tables={})
 

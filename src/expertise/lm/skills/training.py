@@ -19,7 +19,9 @@ from expertise.lm.recipe import may_change
 from expertise.lm.skills.task import CompositionTask
 from expertise.lm.train import DATA, data_of, refuse_other_text
 from expertise.runs import folder, loop, metrics
+from expertise.runs.config import memory_hints
 from expertise.runs.files import write_atomic
+from expertise.runs.schedule import rate_notes
 from expertise.skills.fingerprints import fingerprint
 from expertise.skills.skill import Skill
 
@@ -51,11 +53,14 @@ def run(
     with folder.held(work):
         with _naming_work():
             _refuse_other_facts(work, task.prepared, known)
+            for note in rate_notes(work, task.config):
+                say(note)
             folder.adopt_recipe(work, task.config, may_change)
         if not (work / DATA).is_file():
             content = {"digest": task.prepared.digest, "domains": list(task.prepared.domains), **known}
             write_atomic(work / DATA, json.dumps(content, indent=1) + "\n")
-        loop.train(work, task, task.config.train, task.config.optimizer)
+        hints = memory_hints(task.config.train, "context", option="--work")
+        loop.train(work, task, task.config.train, task.config.optimizer, hints)
     evaluations = [r for r in metrics.read_lines(work / "metrics.jsonl") if r["kind"] == "evaluation"]
     return evaluations[-1]
 
@@ -105,7 +110,9 @@ def _naming_work() -> Iterator[None]:
     try:
         yield
     except RunError as error:
-        raise RunError(error.message, "delete that folder, or name another one with --work") from None
+        hints = [hint.replace("--out", "--work") for hint in error.hints]
+        anew = "delete that folder, or name another one with --work"
+        raise RunError(error.message, *(hints or [anew])) from None
 
 
 def digests_of(skills: Sequence[Skill]) -> dict[str, str]:

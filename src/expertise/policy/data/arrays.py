@@ -10,18 +10,22 @@ from typing import Any
 import numpy as np
 
 from expertise.errors import DataError, ExpertiseError, first_line
-from expertise.policy.data.checks import checked, refuse_misspelt, rows_of
+from expertise.policy.data.checks import refuse_misspelt
+from expertise.policy.data.flat import flat, in_parts
+from expertise.policy.data.pointers import refuse_pointer
+from expertise.policy.data.read import DataConfig
+from expertise.policy.data.recorded import Recorded
 from expertise.policy.data.transitions import Transitions
 
 _ENDING = ".npy"
-_OPTIONAL = ("timeouts", "costs")
 
 
-def read_npz(path: str) -> Transitions:
+def read_npz(path: str) -> Recorded:
     """Data in an .npz file.
 
     Args:
-        path: the file; see `from_arrays` for what it holds.
+        path: the file; see `from_arrays` for what it holds. Observations in parts are arrays of names like
+            `observations/place`.
 
     Raises:
         DataError: the file is missing, damaged or holds Python objects, an array is missing or not as it
@@ -29,6 +33,7 @@ def read_npz(path: str) -> Transitions:
     """
     if not Path(path).is_file():
         raise DataError(f"no file at {path}")
+    refuse_pointer(path)
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.endswith(_ENDING)]
@@ -37,24 +42,28 @@ def read_npz(path: str) -> Transitions:
         raise
     except Exception as error:  # BadZipFile, zlib.error, NotImplementedError, …: by what is damaged
         raise DataError(f"{path} is cut short, or no .npz file: {first_line(error)}") from None
-    return from_arrays(arrays, path)
+    return _recorded(arrays, path)
 
 
-def from_arrays(arrays: Mapping[str, Any], where: str = "the arrays") -> Transitions:
+def from_arrays(arrays: Mapping[str, Any], where: str = "the arrays", **keys: Any) -> Transitions:
     """Transitions of a dictionary of arrays.
 
     Args:
-        arrays: `observations` [N, O], `actions` [N, A], `rewards` [N], `next_observations` [N, O],
-            `terminals` [N]; `timeouts` (where absent: no row) and `costs` may be left out.
+        arrays: `observations` [N, O] (or a dictionary of arrays with N rows each), `actions` [N, A] and
+            `rewards` [N]; and, where they are there, `next_observations` like observations, `costs` [N], and
+            where episodes end: `terminals` and `timeouts` [N], or another of the names in `ends`.
         where: what they are called in messages.
+        keys: further ones of `DataConfig`, such as `action_low` and `action_high`.
 
     Raises:
         DataError: one is missing or not as it should be.
     """
-    for name in _OPTIONAL:
-        refuse_misspelt(arrays, name, where)
-    rows = rows_of(arrays.get("observations", ()), "observations", where)
-    return checked({"timeouts": np.zeros(rows, bool), **arrays}, where)
+    return _recorded(arrays, where).transitions(DataConfig(path=where, **keys))
+
+
+def _recorded(arrays: Mapping[str, Any], where: str) -> Recorded:
+    refuse_misspelt(arrays, "costs", where)
+    return flat(in_parts(arrays), where, arrays)
 
 
 def _read(archive: zipfile.ZipFile, name: str, path: str) -> Any:

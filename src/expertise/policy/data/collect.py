@@ -11,12 +11,12 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Ge, Le
 
-from expertise.errors import RecipeError, nearest
+from expertise.errors import RecipeError, counted, nearest
 from expertise.policy.data.rollouts import CHANCE, SCRIPT, RolloutConfig, roll_out
 from expertise.policy.data.sac import TeacherConfig, snapshot, train_teacher
 from expertise.policy.data.teachers import Actor, Chance, Script, Teacher
@@ -59,6 +59,8 @@ class DataSetConfig:
 class CollectConfig:
     """Teachers, and the data sets that they make."""
 
+    kind: Literal["collect"] = "collect"
+    """What the recipe is for."""
     datasets: list[DataSetConfig]
     """What is written."""
     teachers: list[TeacherConfig] = dataclasses.field(default_factory=list)
@@ -147,7 +149,7 @@ class _Work:
         path: Path = WRITERS[data.layout](self._out, data.name, whole, facts)
         returns = whole.returns()
         cost = f", cost {whole.episode_costs().mean():.1f}" if whole.costs is not None else ""
-        size = f"{len(returns)} episodes, {len(whole)} transitions"
+        size = f"{counted(len(returns), 'episode')}, {counted(len(whole), 'transition')}"
         self._say(f"{path}: {size}, mean return {returns.mean():.1f}{cost}")
         return path
 
@@ -169,7 +171,7 @@ class _Work:
                 else None
             )
             purpose = f"{data.name}/{number}"
-            self._say(f"{purpose}: {rollout.episodes} episodes of {rollout.teacher} in {name}")
+            self._say(f"{purpose}: {counted(rollout.episodes, 'episode')} of {rollout.teacher} in {name}")
             episodes = []
             with Progress(rollout.episodes, unit="episodes") as progress:
                 for episode in roll_out(environment, teacher, rollout, data.seed, purpose, partner):

@@ -7,19 +7,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from expertise.errors import DataError, ExpertiseError, first_line
-from expertise.policy.data.checks import checked, require
-from expertise.policy.data.transitions import Transitions
+from expertise.errors import DataError, ExpertiseError, first_line, nearest
+from expertise.policy.data.actions import Bounds
+from expertise.policy.data.checks import require
+from expertise.policy.data.flat import NEXT, flat, wanted
+from expertise.policy.data.pointers import refuse_pointer
+from expertise.policy.data.recorded import Recorded
 from expertise.policy.extras import needed
 
-_DSRL = ("observations", "next_observations", "actions", "rewards", "costs", "terminals", "timeouts")
-_D4RL = ("observations", "actions", "rewards", "terminals")
-_OPTIONAL = ("timeouts", "next_observations", "costs")
+FACTS = "expertise"
+"""The attribute with what is known of data that `policy collect` made, as JSON."""
+
+_DSRL = ("costs", NEXT)
+"""What DSRL's layout has and D4RL's has not."""
+_LOW, _HIGH = "action_low", "action_high"
 
 
-def read_dsrl(path: str) -> Transitions:
+def read_dsrl(path: str) -> Recorded:
     """Data in DSRL's layout (arXiv 2306.09303): like D4RL's, with costs and with next observations.
 
     Args:
@@ -31,59 +35,52 @@ def read_dsrl(path: str) -> Transitions:
             it should be.
         MissingExtra: h5py is not installed.
     """
-    return checked(read_arrays(path, _DSRL), path)
+    return _read(path, _DSRL)
 
 
-def read_d4rl(path: str) -> Transitions:
+def read_d4rl(path: str) -> Recorded:
     """Data in D4RL's layout (arXiv 2004.07219).
 
-    The next observation is that of the next row. Where a trajectory ends by a timeout, or the file by its
-    end, the last row has none and is left out, as D4RL's own `qlearning_dataset` does.
+    Where there are no next observations, each is that of the next row. Where a trajectory ends by a timeout,
+    or the file by its end, the last row has none and is left out, as D4RL's own `qlearning_dataset` does.
 
     Args:
-        path: an HDF5 file with `observations` [N, O], `actions` [N, A], `rewards`, `terminals` [N], and, if
-            they are there, `timeouts`, `next_observations` and `costs`.
+        path: an HDF5 file with `observations` [N, O] (or a group of arrays), `actions` [N, A], `rewards`,
+            and, if they are there, `next_observations`, `costs`, and where episodes end, under any of the
+            names in `ends`. Bounds of the actions may be arrays or attributes `action_low`, `action_high`.
 
     Raises:
         DataError, MissingExtra: as `read_dsrl`.
     """
-    arrays = read_arrays(path, _D4RL, _OPTIONAL)
-    arrays.setdefault("timeouts", np.zeros(len(np.atleast_1d(arrays["rewards"])), bool))
-    if "next_observations" in arrays:
-        return checked(arrays, path)
-    # Checked as they are; only then can rows be shifted and left out.
-    whole = checked({**arrays, "next_observations": arrays["observations"]}, path)
-    return _with_next(whole, path)
+    return _read(path)
 
 
-def read_arrays(path: str, keys: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Arrays of an HDF5 file by their keys.
-
-    Args:
-        path: the file.
-        keys: must be there.
-        optional: are read if they are there.
-
-    Raises:
-        DataError: the file is missing, damaged or no HDF5, lacks a key (the nearest one is named), or has it
-            in another file.
-        MissingExtra: h5py is not installed.
-    """
+def _read(path: str, needed_keys: tuple[str, ...] = ()) -> Recorded:
     with opened(path) as file:
-        for key in keys:
-            require(file, key, path)
-        found = {key: _within(file, key, path) for key in (*keys, *optional) if key in file}
-        for key, item in found.items():
-            if not hasattr(item, "shape"):
-                raise DataError(f"{path}: {key!r} is a group, not an array")
-        return {key: item[()] for key, item in found.items()}
+        for key in needed_keys:
+            without = f'layout = "d4rl" in its [[data]] table (or --layout d4rl) {_WITHOUT[key]}'
+            require(file, key, path, nearest(key, file), without)
+        arrays = {key: loaded(file, key, path) for key in file if wanted(key)}
+        keys, bounds = list(file), _declared(file)
+    return flat(arrays, path, keys, bounds)
+
+
+_WITHOUT = {"costs": "reads data without costs", NEXT: "takes the row after"}
+
+
+def _declared(file: Any) -> Bounds | None:
+    """Bounds of actions in a file's attributes; what `policy collect` wrote is in [-1, 1]."""
+    if _LOW in file.attrs and _HIGH in file.attrs:
+        return Bounds.of(file.attrs[_LOW], file.attrs[_HIGH])
+    return Bounds.of(-1.0, 1.0) if FACTS in file.attrs else None
 
 
 def keys_of(path: str) -> list[str]:
     """What an HDF5 file holds at its top.
 
     Raises:
-        DataError, MissingExtra: as `read_arrays`.
+        DataError: the file is missing, damaged or no HDF5.
+        MissingExtra: h5py is not installed.
     """
     with opened(path) as file:
         return list(file)
@@ -100,6 +97,7 @@ def opened(path: str) -> Iterator[Any]:
     h5py = needed("h5py", f"reading {path}")
     if not Path(path).is_file():
         raise DataError(f"no file at {path}")
+    refuse_pointer(path)
     try:
         with h5py.File(path, "r") as file:
             yield file
@@ -109,36 +107,34 @@ def opened(path: str) -> Iterator[Any]:
         raise DataError(f"{path} is cut short, or no HDF5 file: {first_line(error)}") from None
 
 
-def _within(file: Any, key: str, path: str) -> Any:
+def loaded(group: Any, key: str, path: str) -> Any:
+    """An array in memory; of a group all its arrays by name, however deep.
+
+    Raises:
+        DataError: one of them is in another file.
+    """
+    item = within(group, key, path)
+    if hasattr(item, "shape"):
+        return item[()]
+    return {name: loaded(item, name, path) for name in item}
+
+
+def within(group: Any, key: str, path: str) -> Any:
     """What a key stands for, if it is all in this file: data must not change with what lies beside them.
 
     Raises:
         DataError: it is a link into another file, or its numbers are in one.
     """
-    link = file.get(key, getlink=True)
+    link = group.get(key, getlink=True)
     elsewhere = DataError(
         f"{path}: {key!r} is in another file, which is not followed", "copy the array into this one"
     )
     if hasattr(link, "filename"):
         raise elsewhere
-    item = file[key]
+    item = group[key]
     # A link within the file may end at one that leads out of it.
-    if item.file.filename != file.filename or getattr(item, "external", None):
+    if item.file.filename != group.file.filename or getattr(item, "external", None):
         raise elsewhere
     if getattr(item, "is_virtual", False) and any(s.file_name != "." for s in item.virtual_sources()):
         raise elsewhere
     return item
-
-
-def _with_next(whole: Transitions, path: str) -> Transitions:
-    """Fill in next observations from the row after, and leave out the rows that have none."""
-    following = np.concatenate([whole.observations[1:], whole.observations[-1:]])
-    following[whole.terminals] = whole.observations[whole.terminals]
-    without = np.append(whole.timeouts[:-1], True) & ~whole.terminals
-    kept = np.flatnonzero(~without)
-    if not len(kept):
-        raise DataError(f"{path}: no row has a next one: each trajectory is a single row")
-    # The row before one that is left out now ends its trajectory.
-    timeouts = (whole.timeouts | np.append(without[1:], False)) & ~whole.terminals
-    arrays = {**whole.arrays(), "next_observations": following, "timeouts": timeouts}
-    return Transitions(**{name: array[kept] for name, array in arrays.items()})

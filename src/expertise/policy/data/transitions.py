@@ -33,6 +33,8 @@ class Transitions:
     """The record was cut here, though more could have come."""
     costs: Float[np.ndarray, " rows"] | None = None
     """What it cost, float32; None: the data have no costs."""
+    notes: tuple[str, ...] = ()
+    """What a human should know of how they were read, a line each; they go along with what is selected."""
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -40,9 +42,7 @@ class Transitions:
 
     def trajectories(self) -> list[slice]:
         """The rows of each trajectory: cut after terminals, timeouts and the last row."""
-        ends = np.flatnonzero(self.terminals | self.timeouts) + 1
-        cuts = np.unique(np.concatenate([[0], ends, [len(self)]]))
-        return [slice(int(start), int(end)) for start, end in itertools.pairwise(cuts)]
+        return cuts_of(self.terminals | self.timeouts)
 
     def returns(self) -> Float[np.ndarray, " trajectories"]:
         """Sum of rewards of each trajectory, float64."""
@@ -55,12 +55,12 @@ class Transitions:
             DataError: the data have no costs.
         """
         if self.costs is None:
-            raise DataError("these data have no costs")
+            raise DataError("these data have no costs", "leave max_cost out where it was asked for")
         return np.array([self.costs[rows].sum(dtype=np.float64) for rows in self.trajectories()])
 
     def select(self, rows: slice | Int[np.ndarray, " chosen"] | Bool[np.ndarray, " rows"]) -> Transitions:
         """Some rows, in the order given; trajectories are as whole as the choice leaves them."""
-        return Transitions(**{name: array[rows] for name, array in self.arrays().items()})
+        return Transitions(**{name: array[rows] for name, array in self.arrays().items()}, notes=self.notes)
 
     def take(self, trajectories: Iterable[int]) -> Transitions:
         """Whole trajectories, by their numbers, in the order given.
@@ -116,12 +116,12 @@ class Transitions:
             if array.dtype == np.float32:
                 # A carry goes on into the exponent, which is what rounding up to the next power of 2 is.
                 arrays[name] = ((array.view(np.uint32) + half) & mask).view(np.float32)
-        return Transitions(**arrays)
+        return Transitions(**arrays, notes=self.notes)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Name → array, of those that are there."""
         found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: array for name, array in found.items() if array is not None}
+        return {name: array for name, array in found.items() if isinstance(array, np.ndarray)}
 
 
 def concatenate(parts: Sequence[Transitions]) -> Transitions:
@@ -148,4 +148,11 @@ def concatenate(parts: Sequence[Transitions]) -> Transitions:
     last = np.cumsum([len(part) for part in parts]) - 1
     last = last[last >= 0]
     joined["timeouts"][last] |= ~joined["terminals"][last]
-    return Transitions(**joined)
+    notes = dict.fromkeys(note for part in parts for note in part.notes)
+    return Transitions(**joined, notes=tuple(notes))
+
+
+def cuts_of(ends: Bool[np.ndarray, " rows"]) -> list[slice]:
+    """The rows of each trajectory: cut after each row that ends one, and after the last."""
+    cuts = np.unique(np.concatenate([[0], np.flatnonzero(ends) + 1, [len(ends)]]))
+    return [slice(int(start), int(end)) for start, end in itertools.pairwise(cuts)]

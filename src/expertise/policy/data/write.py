@@ -10,14 +10,11 @@ from typing import Any
 import numpy as np
 
 from expertise.errors import DataError
-from expertise.policy.data.hdf5 import opened
+from expertise.policy.data.hdf5 import FACTS, opened
 from expertise.policy.data.transitions import Transitions
 from expertise.policy.extras import needed, quiet
 from expertise.registry import Registry
 from expertise.runs.files import atomic_folder, write_atomic
-
-FACTS = "expertise"
-"""The attribute with what is known of the data, as JSON."""
 
 WRITERS = Registry(
     "layout to write",

@@ -36,9 +36,13 @@ class Prepared:
     facts: dict[str, Any]
     """Digests of what it learns from and builds on; a run does not go on with others."""
     note: str = ""
-    """For a human, a line."""
+    """For a human, some lines."""
+    warnings: Sequence[str] = ()
+    """What speaks against the recipe's settings for these data, a line each."""
     finish: Callable[[], None] = lambda: None
     """What follows the last step, also of a run that had all its steps before."""
+    doubts: Callable[[], Sequence[str]] = tuple
+    """Asked after that: what speaks against the result, a line each."""
 
 
 @runtime_checkable
@@ -73,6 +77,8 @@ class PolicyOptimizer:
     """At first (release: 3e-4)."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Down to 0, or not at all (release: cosine)."""
+    schedule_steps: Annotated[int, Ge(0)] = 0
+    """Steps that the schedule is laid out over; after them the rate stays. 0: train.steps."""
     weight_decay: Annotated[float, Ge(0)] = 1e-4
     """Of matrices (release: 1e-4)."""
 
@@ -101,11 +107,16 @@ def read_all(sources: Sequence[DataConfig]) -> Transitions:
         DataError: data are missing, not as they should be, or do not go together.
     """
     if not sources:
-        raise RecipeError("the recipe names no data", "add a table [[data]] with a path")
+        raise RecipeError("the recipe names no data", "give --data, or add a table [[data]] with a path")
     parts = [source.read() for source in sources]
-    if any(part.costs is None for part in parts):
-        parts = [part.without_costs() for part in parts]
-    return concatenate(parts)
+    without = [source.path for source, part in zip(sources, parts, strict=True) if part.costs is None]
+    if not without:
+        return concatenate(parts)
+    whole = concatenate([part.without_costs() for part in parts])
+    if len(without) == len(parts):
+        return whole
+    note = f"note: costs are left out of all data, for {', '.join(dict.fromkeys(without))} has none"
+    return dataclasses.replace(whole, notes=(*whole.notes, note))
 
 
 def facts_of(data: Transitions | None, **models: nn.Module | None) -> dict[str, str]:
@@ -121,10 +132,12 @@ def facts_of(data: Transitions | None, **models: nn.Module | None) -> dict[str, 
 
 
 def described(data: Transitions) -> str:
-    """Sizes and returns of data in a line."""
+    """The notes on data, a line each, and a line with their sizes and returns."""
     returns = data.returns()
     text = f"{len(data):,} transitions in {len(returns)} trajectories, mean return {returns.mean():.1f}"
-    return text if data.costs is None else f"{text}, mean cost {data.episode_costs().mean():.1f}"
+    if data.costs is not None:
+        text += f", mean cost {data.episode_costs().mean():.1f}"
+    return "\n".join([*data.notes, text])
 
 
 def behaviour(data: Transitions) -> tuple[Tensor, Tensor]:

@@ -12,9 +12,10 @@ from expertise.policy.learn.common import LearnRecipe, Prepared
 from expertise.registry import Registry
 from expertise.runs import checkpoint, folder, loop, metrics
 from expertise.runs import recipe as recipes
-from expertise.runs.config import may_change
+from expertise.runs.config import may_change, memory_hints
 from expertise.runs.device import limit_threads, resolve
 from expertise.runs.files import write_atomic
+from expertise.runs.schedule import rate_notes
 
 RECIPES = Registry(
     "kind of recipe",
@@ -41,6 +42,10 @@ def recipe_of(values: Mapping[str, Any]) -> LearnRecipe:
     kind = values.get("kind")
     if kind is None:
         raise RecipeError("the recipe lacks kind", f"known are: {', '.join(RECIPES)}")
+    if kind == "collect":
+        raise RecipeError(
+            "the recipe makes data, it learns nothing from them", "`expertise policy collect` takes it"
+        )
     if kind not in RECIPES:
         raise RecipeError(f"kind: unknown {kind!r}", nearest(str(kind), RECIPES))
     recipe: LearnRecipe = recipes.build(values, RECIPES[kind])
@@ -64,22 +69,28 @@ def learn(recipe: LearnRecipe, run: Path, say: Callable[[str], None]) -> None:
     folder.refuse_if_held(run)
     folder.require_free_or_run(run)
     if folder.is_run(run):
-        folder.refuse_changes(run, recipe, may_change)
+        folder.refuse_changes(run, recipe, _may_change)
+        for note in rate_notes(run, recipe):
+            say(note)
     if recipe.train.tensorboard:
         metrics.require_tensorboard()
     resolve(recipe.train.device)
     limit_threads(recipe.train.threads)
     prepared = recipe.prepare()
     _refuse_other_inputs(run, prepared)
-    if prepared.note:
-        say(prepared.note)
+    for line in prepared.note.splitlines():
+        say(line)
+    for line in prepared.warnings:
+        say(f"warning: {line}")
     with folder.held(run):
-        folder.adopt_recipe(run, recipe, may_change)
         _refuse_other_inputs(run, prepared)
+        folder.adopt_recipe(run, recipe, _may_change)
         if not (run / INPUTS).is_file():
             write_atomic(run / INPUTS, json.dumps(prepared.facts, indent=1) + "\n")
         _train(recipe, run, prepared)
         prepared.finish()
+        for line in prepared.doubts():
+            say(f"warning: {line}")
 
 
 def result(run: Path) -> dict[str, Any]:
@@ -97,10 +108,18 @@ def result(run: Path) -> dict[str, Any]:
 def _train(recipe: LearnRecipe, run: Path, prepared: Prepared) -> None:
     model = prepared.task.model
     if any(parameter.requires_grad for parameter in model.parameters()):
-        loop.train(run, prepared.task, recipe.train, recipe.optimizer.whole())
+        loop.train(run, prepared.task, recipe.train, recipe.optimizer.whole(), memory_hints(recipe.train))
     elif checkpoint.latest(run) is None:
         # Weights that were given: there is nothing to learn.
         checkpoint.save(run, 0, {"model": model.state_dict()}, prepared.task.files(), keep=1)
+
+
+def _may_change(key: str) -> bool:
+    """Whether a run may go on with another value of this key.
+
+    What a run learns from and builds on may lie elsewhere: `_refuse_other_inputs` looks at the content.
+    """
+    return may_change(key) or key in ("data", "base", "critics")
 
 
 def _refuse_other_inputs(run: Path, prepared: Prepared) -> None:

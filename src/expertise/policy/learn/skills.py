@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -23,11 +24,13 @@ from expertise.policy.learn.common import (
     read_all,
     weights_for,
 )
+from expertise.policy.learn.doubts import LONGER, no_better_than_nothing, of_base
 from expertise.policy.objective import WEIGHTS, Uniform, Weights
 from expertise.policy.task import PolicyTask
 from expertise.runs.config import TrainConfig, may_change
 from expertise.runs.files import expand_paths
 from expertise.runs.recipe import Choice
+from expertise.skills.card import Card
 from expertise.skills.folders import require_name
 from expertise.skills.library import Library
 from expertise.skills.skill import Skill
@@ -63,6 +66,8 @@ class SkillRecipe:
     """Skills of the library that are there already while this one learns."""
     beside_weights: list[float] = dataclasses.field(default_factory=list)
     """Their constant weights."""
+    force: bool = False
+    """Take skills of another base beside it, as long as their shapes fit."""
     optimizer: PolicyOptimizer = dataclasses.field(default_factory=PolicyOptimizer)
     """AdamW and its schedule."""
 
@@ -78,19 +83,19 @@ class SkillRecipe:
         """Read the base, the library and the data; see `LearnRecipe`."""
         train, library = self.train, Library(self.library)
         base = base_at(self.base, train.device)
-        digest = _digest(self)
-        self._refuse_taken(library, digest)
-        beside = library.load_all(self.beside, base.acting)
+        beside = library.load_all(self.beside, base.acting, force=self.force)
         data = read_all(self.data)
         observations, actions = behaviour(data)
         critics = critics_at(self.critics, train.device)
+        facts = facts_of(data, base=base.acting, critics=critics)
+        facts |= {f"skill {skill.name}": _digest_of(skill) for skill in beside}
+        digest = _digest(self, facts)
+        self._refuse_taken(library, digest, facts["data"])
         torch.manual_seed(train.seed)
         start = self.growth.new(base.acting, self.name, train.seed)
         policy = GrowingPolicy(base, start, self.growth, beside, self.beside_weights)
         weights = weights_for(self.weights, critics, observations, actions, train.device)
         task = PolicyTask(policy, observations, actions, train, weights=weights)
-        facts = facts_of(data, base=base.acting, critics=critics)
-        facts |= {f"skill {skill.name}": _digest_of(skill) for skill in beside}
 
         def finish() -> None:
             skill = policy.skill()
@@ -108,24 +113,70 @@ class SkillRecipe:
                 scale_convention="raw",
             )
 
-        return Prepared(task=task, facts=facts, note=described(data), finish=finish)
+        return Prepared(
+            task=task,
+            facts=facts,
+            note=described(data),
+            warnings=of_base(observations, base),
+            finish=finish,
+            doubts=lambda: no_better_than_nothing(task, LONGER),
+        )
 
-    def _refuse_taken(self, library: Library, digest: str) -> None:
+    def _refuse_taken(self, library: Library, digest: str, data: str) -> None:
         if self.name not in library.names():
             return
         card = library.card(self.name)
-        if card is None or card.metrics.get("recipe") != digest:
+        own = card is not None and (
+            card.metrics.get("recipe") == digest
+            or (card.data_digest == data and card.metrics.get("recipe") == _digest_by_place(self, card))
+        )
+        if not own:
             raise SkillError(
-                f"{library.path} has a skill {self.name!r} that another recipe made",
+                f"{library.path} has a skill {self.name!r} that another recipe made, or other data",
                 "choose another name, or remove that one",
             )
 
 
-def _digest(recipe: SkillRecipe) -> str:
-    """Of all in a recipe that decides what is learnt, but for how long."""
-    values = dataclasses.asdict(recipe)
-    values["train"] = {k: v for k, v in values["train"].items() if not may_change(f"train.{k}")}
+def _digest(recipe: SkillRecipe, facts: Mapping[str, str]) -> str:
+    """Of all that decides what is learnt, but for how long; what is read counts by content, not by place."""
+    values = _decisive(recipe)
+    for key in ("data", "base", "critics", "library"):
+        del values[key]
+    return hashlib.sha256(json.dumps([values, facts], sort_keys=True).encode()).hexdigest()
+
+
+def _digest_by_place(recipe: SkillRecipe, card: Card) -> str:
+    """The digest as cards of version 0.1.0 have it: places counted, and data had fewer keys.
+
+    Args:
+        recipe: of the skill.
+        card: of the one in the library; it says where the data lay then.
+    """
+    values = _decisive(recipe)
+    plain, places = dataclasses.asdict(DataConfig(path="")), (card.data or "").split(", ")
+    if len(places) == len(recipe.data):
+        values["data"] = [
+            {**table, "path": place} for table, place in zip(values["data"], places, strict=True)
+        ]
+    values["data"] = [
+        {key: v for key, v in table.items() if key in _FIRST_KEYS or v != plain[key]}
+        for table in values["data"]
+    ]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _decisive(recipe: SkillRecipe) -> dict[str, Any]:
+    values = dataclasses.asdict(recipe)
+    del values["force"]  # it permits, it changes nothing of what is learnt
+    for name in ("train", "optimizer"):
+        values[name] = {k: v for k, v in values[name].items() if not may_change(f"{name}.{k}")}
+    # It was part of the digests of skills that stand in libraries: most were learnt in one piece.
+    values["train"]["accumulation"] = 1
+    return values
+
+
+_FIRST_KEYS = ("path", "layout", "max_cost", "min_return", "trajectories", "seed")
+"""Keys of data that `_digest_by_place` always counted."""
 
 
 def _digest_of(skill: Skill) -> str:
