@@ -43,8 +43,8 @@ def generate(
         bool,
         typer.Option(
             "--chat",
-            help="Ask with the model's chat template; show the answers alone. Without a prompt: a session, which "
-            "answers line by line until /exit or the end of the input.",
+            help="Ask with the model's chat template; show the answers alone. Without a prompt: a session "
+            "that answers line by line until /exit or the end of the input.",
         ),
     ] = False,
     system: Annotated[
@@ -55,8 +55,8 @@ def generate(
         typer.Option(
             "--messages",
             metavar="FILE",
-            help="What was said before, for --chat (which it implies): a JSON list of messages, or one message "
-            "per line; - for standard input. Without a prompt its last message is answered.",
+            help="What was said before, for --chat (which it implies): a JSON list of messages, or one per "
+            "line; - for standard input. Without a prompt its last message is answered.",
         ),
         IS_PATH,
     ] = None,

@@ -46,11 +46,11 @@ def train(
     from expertise.runs import recipe as recipes
     from expertise.runs.progress import number, say
 
-    number = num_shown(show, check)
+    wanted_examples = num_shown(show, check)
     run = out or Path("runs") / recipes.find(recipe)[0]
     name, wanted = read_recipe(recipe, settings(set_, device, threads), run)
     if check:
-        examples = training.check(wanted, run, say, number)
+        examples = training.check(wanted, run, say, wanted_examples)
         if as_json:
             print_json({"recipe": name, "run": str(run), "valid": True, **examples_json(examples)})
         else:

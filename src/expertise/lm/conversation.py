@@ -56,7 +56,7 @@ class Conversation:
         self._model, self._max_new_tokens, self._settings = model, max_new_tokens, settings
         self._first = self._num_system = _num_system(self.messages)
         self.answer: list[Piece] = []
-        # Refused now and not at the first question: a model without a template, a system prompt it leaves out.
+        # What is refused is refused now: no template, or one that leaves a system prompt out.
         prompt_tokens(model, [*self.messages[: self._num_system], *_QUESTION])
 
     messages: list[Message]
@@ -155,7 +155,7 @@ def parse_messages(raw: bytes, where: str) -> list[Message]:
             raise DataError(f"{where}: not valid JSON: {error}", _EXAMPLE) from None
         return read_messages([_line(*line, where) for line in _lines(text)], where)
     if isinstance(value, dict):
-        value = value["messages"] if "messages" in value else [value]
+        value = value.get("messages", [value])
     if not isinstance(value, list):
         raise DataError(f"{where}: a JSON {type(value).__name__}, not a list of messages", _EXAMPLE)
     return read_messages(value, where)
