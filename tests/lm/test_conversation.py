@@ -85,6 +85,7 @@ def test_one_message_alone_is_a_conversation() -> None:
         (b'{"messages": []}\n{"messages": []}\n', "line 1: a conversation of its own"),
         (b"[]\n[]\n", "f.json: not valid JSON"),
         (b"3", "f.json: a JSON int"),
+        (b'{"messages": [], "tools": [{"name": "add"}]}', "descriptions of tools"),
         (b'"hello"', "f.json: a JSON str"),
         (b'[{"role": "usr", "content": "a"}]', "message 1: unknown role 'usr'"),
         (b'[{"content": "a"}]', "message 1: no field 'role'"),

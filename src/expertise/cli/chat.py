@@ -34,7 +34,7 @@ def read_source(name: str) -> tuple[bytes, str]:
         raise DataError(f"cannot read the messages {name}: {reason}") from None
 
 
-def hold(conversation: Conversation, write: Callable[[Iterator[Piece]], None]) -> None:
+def hold(conversation: Conversation, write: Callable[[Iterator[Piece]], object]) -> None:
     """Answer the lines of standard input until it ends or one of them is `EXIT`.
 
     Ctrl-C ends an answer. On a terminal a mistake is told and the session goes on.
@@ -71,7 +71,7 @@ def hold(conversation: Conversation, write: Callable[[Iterator[Piece]], None]) -
 
 
 def _answer(
-    conversation: Conversation, line: str, where: str, write: Callable[[Iterator[Piece]], None]
+    conversation: Conversation, line: str, where: str, write: Callable[[Iterator[Piece]], object]
 ) -> None:
     forgotten = conversation.num_forgotten
     with contextlib.closing(conversation.ask(line, where)) as pieces:

@@ -8,8 +8,7 @@ from typing import Any
 
 from expertise.errors import DataError, RecipeError
 from expertise.lm.causal import CausalLM
-from expertise.lm.data.chat import Message
-from expertise.lm.data.messages import read_messages
+from expertise.lm.data.messages import Message, read_messages
 from expertise.lm.text import Piece, continue_text, prompt_tokens
 from expertise.runs.files import decoded
 
@@ -155,6 +154,8 @@ def parse_messages(raw: bytes, where: str) -> list[Message]:
             raise DataError(f"{where}: not valid JSON: {error}", _EXAMPLE) from None
         return read_messages([_line(*line, where) for line in _lines(text)], where)
     if isinstance(value, dict):
+        if value.get("tools"):
+            raise DataError(f"{where}: descriptions of tools are not taken here", "say it in a system prompt")
         value = value.get("messages", [value])
     if not isinstance(value, list):
         raise DataError(f"{where}: a JSON {type(value).__name__}, not a list of messages", _EXAMPLE)

@@ -11,8 +11,8 @@ import torch
 from expertise.errors import RecipeError, RunError
 from expertise.lm.alpha import Alpha
 from expertise.lm.causal import CausalLM
-from expertise.lm.data.chat import Message
 from expertise.lm.data.encoded import encode_prompt
+from expertise.lm.data.messages import Message
 from expertise.lm.data.tokenizer import encode, end_of_text
 from expertise.lm.decoding import Decoder
 from expertise.lm.generate import Sampling, stream
