@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
-from expertise.errors import RecipeError, RunError
+from expertise.errors import RecipeError, RunError, counted
 from expertise.lm.alpha import Alpha
 from expertise.lm.causal import CausalLM
 from expertise.lm.data.documents import Document
@@ -16,6 +16,7 @@ from expertise.lm.data.encoded import encode_documents
 from expertise.lm.data.tokenizer import end_of_text
 from expertise.lm.generate import Sampling, stream
 from expertise.mixture.mixture import Mixture, recording
+from expertise.runs.files import require_utf8
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -44,7 +45,7 @@ def continue_text(
     top_p: float | None = None,
     no_repeat: int | None = None,
     seed: int | None = None,
-    stop: str | None = None,
+    stop: str | int | Sequence[int] | None = None,
     with_prompt: bool = False,
     chat: bool = False,
 ) -> Iterator[Piece]:
@@ -62,19 +63,20 @@ def continue_text(
         top_p: sample from the most likely tokens that together pass this probability only.
         no_repeat: never repeat a run of so many tokens.
         seed: of the sampling.
-        stop: text of one token that ends it, beside the end of text.
+        stop: text of one token, or ids, that end it beside the end of text.
         with_prompt: also give the prompt's own pieces.
         chat: make the prompt a user's message, as the model's chat template writes it, and give the
             assistant's answer up to the marker that ends its turn.
 
     Raises:
         RunError: the model has no tokenizer, or no chat template.
-        RecipeError: the prompt is empty or too long, or `stop` is not one token.
+        RecipeError: the prompt is empty, too long or not UTF-8, or `stop` is not one token.
     """
+    require_utf8(prompt, "the prompt")
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise RunError("this model has no tokenizer: it continues tokens, not text")
-    stops = _stops(tokenizer, stop)
+    stops = {end_of_text(tokenizer), *stop_ids(tokenizer, stop)}
     prompt_ids = _asked(model, prompt) if chat else tokenizer.encode(prompt, add_special_tokens=False).ids
     # As in training: where documents were read one by one, an end of text stood before each.
     before = [end_of_text(tokenizer)] if model.reads_documents else []
@@ -110,15 +112,25 @@ def continue_text(
             yield Piece(text, [], generated)
 
 
-def _stops(tokenizer: Tokenizer, stop: str | None) -> set[int]:
-    """The end of text, and the token that is asked for beside it."""
-    stops = {end_of_text(tokenizer)}
-    if stop is not None:
-        ids = tokenizer.encode(stop, add_special_tokens=False).ids
-        if len(ids) != 1:
-            raise RecipeError(f"--stop {stop!r} is {len(ids)} tokens, it must be one")
-        stops.add(ids[0])
-    return stops
+def stop_ids(tokenizer: Tokenizer | None, stop: str | int | Sequence[int] | None) -> tuple[int, ...]:
+    """The ids that end a text, from what was asked for.
+
+    Args:
+        tokenizer: the model's.
+        stop: text of one token, or ids; None: nothing.
+
+    Raises:
+        RunError: text is given, and there is no tokenizer.
+        RecipeError: the text is not one token.
+    """
+    if not isinstance(stop, str):
+        return (stop,) if isinstance(stop, int) else tuple(stop or ())
+    if tokenizer is None:
+        raise RunError("this model has no tokenizer: it stops at token ids, not at text")
+    ids = tokenizer.encode(require_utf8(stop, "the text to stop at,"), add_special_tokens=False).ids
+    if len(ids) != 1:
+        raise RecipeError(f"stop {stop!r} is {counted(len(ids), 'token')}, it must be one")
+    return (int(ids[0]),)
 
 
 def _asked(model: CausalLM, prompt: str) -> list[int]:

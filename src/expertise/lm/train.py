@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from expertise.errors import RunError
+from expertise.errors import RunError, amount
 from expertise.lm.config import ModelConfig
 from expertise.lm.data import Prepared, prepare, require_source
 from expertise.lm.initial import Initial, initial_of, tokenizer_of
@@ -86,8 +86,8 @@ def describe(config: ModelConfig, prepared: Prepared) -> str:
     total, active = config.num_params(), config.num_active_params()
     tokens = sum(prepared.tokens_count["train"].values())
     return (
-        f"{total / 1e6:.2f} M parameters, {active / 1e6:.2f} M activated per token; "
-        f"{tokens / 1e6:.2f} M training tokens from {', '.join(prepared.domains)}"
+        f"{amount(total)} parameters, {amount(active)} activated per token; "
+        f"{amount(tokens)} training tokens from {', '.join(prepared.domains)}"
     )
 
 
@@ -119,7 +119,7 @@ def is_finished(run: Path, recipe: Recipe) -> bool:
     if not folder.is_run(run):
         return False
     saved = checkpoint.latest(run)
-    return saved is not None and saved.step >= recipe.train.steps and loop.is_evaluated(run, saved.step)
+    return saved is not None and saved.step == recipe.train.steps and loop.is_evaluated(run, saved.step)
 
 
 def result(run: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from expertise.errors import amount
 from expertise.lm.causal import CausalLM
 from expertise.lm.data import Prepared
 from expertise.lm.notes import Notes
@@ -188,4 +189,4 @@ def _effort(task: CompositionTask) -> dict[str, int]:
 
 def _amount(prepared: Prepared) -> str:
     tokens = sum(prepared.tokens_count["train"].values())
-    return f"{tokens:,} training tokens from {', '.join(prepared.domains)}"
+    return f"{amount(tokens)} training tokens from {', '.join(prepared.domains)}"
