@@ -95,7 +95,7 @@ def test_text_that_no_file_takes_names_where_it_stands(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     for text in ("caf\udce9", "\ud83d", "\udc00\ud800"):
         assert escaped(text).isascii()
-        with pytest.raises(RecipeError, match="^the prompt .* is not UTF-8"):
+        with pytest.raises(RecipeError, match=r"^the prompt .* is not UTF-8"):
             require_utf8(text, "the prompt")
     assert require_utf8("größer 🙂", "the prompt") == escaped("größer 🙂")
 

@@ -1,7 +1,8 @@
 """Runs, skills and compositions that version 0.1.0 wrote open and compute what they computed then.
 
-`files/` was written by the commands of commit 7bea015: two language models, two skills and three compositions of
-them; critics, a policy, two skills and five compositions of these. `outputs.safetensors` holds logits and actions.
+`files/` was written by the commands of commit 7bea015: two language models, two skills and three compositions
+of them; critics, a policy, two skills and five compositions of these. `outputs.safetensors` holds logits and
+actions.
 """
 
 from __future__ import annotations

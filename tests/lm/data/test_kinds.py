@@ -120,7 +120,7 @@ def test_plain_text_is_no_record(write, tmp_path: Path) -> None:
     write("d/a.jsonl", lines(pairs(1)))
     (source,) = open_sources(DataConfig(source=str(tmp_path / "d"), kind="prompt"))
     assert len(list(source.documents())) == 1
-    assert "1 binary or plain text files were passed over" in source.notes()[0]
+    assert "1 plain text file (5 bytes)" in source.notes()[0]
 
 
 # --- messages -------------------------------------------------------------------------------------------
@@ -187,7 +187,10 @@ def test_records_are_dropped_whole_or_not_at_all(write) -> None:
     prepared = prepare(DataConfig(source=str(path), kind="prompt"), SMALL)
     found = everything(prepared, "q")
     assert sorted(r.text for r in found) == sorted(row["prompt"] + row["completion"] for row in rows)
-    assert prepared.notes == ("7 records were met before and are left out",)
+    (note,) = prepared.notes
+    total = sum(len((row["prompt"] + row["completion"]).encode()) for row in rows[:7])
+    assert "left out: 7 records" in note
+    assert f"({total} bytes)" in note
     kept = prepare(DataConfig(source=str(path), kind="prompt", deduplicate=False), SMALL)
     assert len(everything(kept, "q")) == 37
     assert kept.notes == ()

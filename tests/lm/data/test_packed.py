@@ -141,7 +141,7 @@ def test_a_long_record_is_cut_and_counted() -> None:
     assert by_start[ids[at[0] + 1]] == [IGNORED, *ids[at[0] + 2 : at[0] + 9].tolist()]
     assert by_start[ids[at[1] + 1]] == [IGNORED, *ids[at[1] + 2 : at[1] + 8].tolist(), END], "it fits"
     assert batches.notes()[:2] == [
-        "2 of 4 training records are cut: they are longer than the context of 8 tokens",
+        "2 of 4 training records are cut: they are longer than the context of 8 tokens (14 tokens left out)",
         "1 of 4 training records are left out: they have nothing to learn within 8 tokens",
     ]
 

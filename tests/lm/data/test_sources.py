@@ -83,7 +83,9 @@ def test_hidden_and_binary_files_of_a_folder_are_passed_over(write, tmp_path: Pa
     write("d/b.bin", b"ab\0c")
     (source,) = open_sources(DataConfig(source=str(tmp_path / "d")))
     assert [document.text for document in source.documents()] == ["text"]
-    assert source.notes() == [f"{tmp_path / 'd'}: 1 binary files were passed over"]
+    (note,) = source.notes()
+    for kind in ("1 hidden file", "1 hidden folder", "1 binary file (4 bytes)"):
+        assert kind in note
 
 
 def test_json_lines(write) -> None:
@@ -99,7 +101,7 @@ def test_json_lines(write) -> None:
         ("a.txt", b"abc\xff\n", "is not UTF-8: byte 3"),
         ("a.bin", b"ab\0c", "is not a text file"),
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', "line 2: not valid JSON"),
-        ("a.jsonl", b'{"text": "x"}\n[1]\n', "line 2: a JSON list, not an object"),
+        ("a.jsonl", b'{"text": "x"}\n[1]\n', "line 2: a list, not an object"),
         ("a.jsonl", b'{"texts": "x"}\n', "line 1: no field 'text' | did you mean 'texts'?"),
         ("a.jsonl", b'{"text": 3}\n', "line 1: 'text' is int, not text"),
         ("a.ndjson", b'{"text": "x"}\n{"text": "\xff"}\n', "is not UTF-8: byte 24"),

@@ -1,8 +1,9 @@
 """Text for language models: sources → divided text → tokens → batches, each step cached and repeatable.
 
-Reading order: `config.py` → `sources.py` (`readers.py`, `hub.py`, `installed.py`) → `kinds.py` (`chat.py`) →
-`corpus.py` (`split.py`) → `tokenizer.py`, `encoded.py` → `streams.py` → `prepare.py`, which joins them →
-`batches.py`, `packed.py`, `windows.py`.
+Reading order: `config.py` → `sources.py` (`folders.py`, `readers.py`, `hub.py`, `installed.py`) → `kinds.py`
+(`chat.py`) → `corpus.py` (`split.py`) → `tokenizer.py`, `encoded.py` → `streams.py` (`coverage.py`) →
+`prepare.py`, which joins them → `batches.py`, `packed.py`, `windows.py`; `left_out.py` counts what is left
+out on the way.
 """
 
 from __future__ import annotations

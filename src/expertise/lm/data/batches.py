@@ -124,12 +124,24 @@ class Batches(Windows):
         super().__init__((have - 1) // context, batch_size, seed)
         self.stream, self.context = stream, context
 
+    def notes(self) -> list[str]:
+        """How many tokens at the end fill no window, and are never seen."""
+        total = len(self.stream.tokens)
+        left = total - 1 - self.num_windows * self.context
+        if not left:
+            return []
+        return [
+            f"left out: the last {left:,} of {counted(total, 'training token')}, "
+            f"which fill no window of {self.context}"
+        ]
+
     def read(self, windows: Int[np.ndarray, " batch"]) -> Batch:
         """These windows, in this order."""
         positions = windows[:, None] * self.context + np.arange(self.context + 1)
         ids = torch.from_numpy(self.stream.tokens[positions].astype(np.int64))
         domains = torch.from_numpy(self.stream.domain_of(positions[:, :-1]))
-        targets = ids[:, 1:].contiguous()
+        # A copy: with one row `contiguous` would give a view, and the marks below would go into the inputs.
+        targets = ids[:, 1:].clone()
         if self.stream.learnt is not None:
             targets[~torch.from_numpy(self.stream.learnt[positions[:, 1:]])] = IGNORED
         return Batch(ids[:, :-1].contiguous(), targets, domains)

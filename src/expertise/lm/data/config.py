@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from expertise.errors import RecipeError, nearest
 from expertise.registry import Registry
@@ -100,8 +100,17 @@ class DataConfig:
     """Whether a paragraph of 60 bytes or more, or a whole record, is kept only the first time it is met,
     over all domains."""
 
+    on_bad: Literal["stop", "skip"] = "stop"
+    """A row or a file that cannot be used: `"stop"` refuses all of the data and names its line, `"skip"`
+    leaves it out and counts it."""
+
+    bad_share: Annotated[float, Ge(0), Le(1)] = 0.1
+    """The share of a source's rows that may be left out by `on_bad = "skip"`; more is refused."""
+
     def __post_init__(self) -> None:
         expand_paths(self, "source")
+        if not 0 <= self.bad_share <= 1:
+            raise RecipeError(f"data.bad_share is {self.bad_share}, but must be from 0 to 1")
         if self.cap_bytes < 0:
             raise RecipeError(f"data.cap_bytes is {self.cap_bytes}, but must be 0 (no cap) or more")
         if self.kind not in KINDS:

@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from expertise.errors import DataError, counted
 from expertise.lm.data.documents import Document, Source, normalise
+from expertise.lm.data.left_out import size
 from expertise.lm.data.split import (
     SECTIONS,
     SPLITS,
@@ -53,8 +54,7 @@ class Deduplicator:
 
     def __init__(self) -> None:
         self._seen: set[bytes] = set()
-        self.num_records = 0
-        """Records that were met before."""
+        self._dropped = {"paragraph": (0, 0), "record": (0, 0)}
 
     def __call__(self, text: str) -> str:
         """`text` without paragraphs already seen; what is left is unchanged, byte for byte."""
@@ -65,6 +65,7 @@ class Deduplicator:
             if len(raw) >= _SHORTEST_DUPLICATE:
                 key = hashlib.blake2b(raw, digest_size=16).digest()
                 if key in self._seen:
+                    self._drop("paragraph", len(raw))
                     continue
                 self._seen.add(key)
             kept.extend(parts[i : i + 2])
@@ -75,8 +76,21 @@ class Deduplicator:
         key = hashlib.blake2b(json.dumps([record.text, record.learnt]).encode(), digest_size=16).digest()
         known = key in self._seen
         self._seen.add(key)
-        self.num_records += known
+        if known:
+            self._drop("record", len(record.text.encode()))
         return known
+
+    def notes(self) -> list[str]:
+        """How much was met before, a line for paragraphs and one for records."""
+        return [
+            f"left out: {counted(number, what)} ({size(total)}) met before (data.deduplicate)"
+            for what, (number, total) in self._dropped.items()
+            if number
+        ]
+
+    def _drop(self, what: str, num_bytes: int) -> None:
+        number, total = self._dropped[what]
+        self._dropped[what] = number + 1, total + num_bytes
 
 
 def build_text(
@@ -133,6 +147,8 @@ def _gather(
     clean = Deduplicator() if deduplicate else None
     pieces: dict[str, list[_Piece]] = {}
     total: dict[str, int] = {}
+    more: set[str] = set()
+    num_blank = 0
     notes: list[str] = []
     for source in sources:
         domain = source.domain
@@ -141,35 +157,53 @@ def _gather(
         # A small cap must not hide whether an optional domain is large enough to be used.
         limit = max(cap, source.minimum_bytes) if cap else 0
         if limit and have >= limit:
+            more.add(domain)
             continue
         say(f"reading {domain}")
         # Closing the generator at the cap closes the file it reads.
         with contextlib.closing(_documents(source)) as documents:
             for document in documents:
-                piece = _kept(document, clean, spool)
-                if piece is None:
-                    continue
-                kept.append(piece)
-                have += piece.size
                 if limit and have >= limit:
+                    more.add(domain)
                     break
+                piece = _kept(document, clean, spool)
+                num_blank += not document.text.removeprefix("\ufeff").strip()
+                if piece is not None:
+                    kept.append(piece)
+                    have += piece.size
+        source.check()
         total[domain] = have
         notes += source.notes()
     for source in sources:
         domain = source.domain
         if domain in pieces and total[domain] < source.minimum_bytes:
             del pieces[domain]
-            notes.append(f"left out the domain {domain}: {total[domain] / 1e6:.2f} MB is too little")
+            notes.append(f"left out the domain {domain}: {size(total[domain])} is too little")
         elif domain in pieces and not pieces[domain]:
             raise DataError(
                 f"the domain {domain!r} has no text left",
                 "its files are empty, or another domain holds the same paragraphs (data.deduplicate = false)",
             )
-    if clean is not None and clean.num_records:
-        notes.append(f"{clean.num_records} records were met before and are left out")
+    if num_blank:
+        notes.append(f"left out: {counted(num_blank, 'document')} of nothing but white space")
+    if clean is not None:
+        notes += clean.notes()
     if cap:
         pieces = {domain: _capped(kept, cap, spool) for domain, kept in pieces.items()}
+        beyond = [domain for domain in pieces if domain in more or total[domain] > cap]
+        notes += [_cap_note(domain, pieces[domain], cap, sources) for domain in beyond]
     return pieces, notes
+
+
+def _cap_note(domain: str, kept: list[_Piece], cap: int, sources: list[Source]) -> str:
+    sizes = [source.num_bytes() for source in sources if source.domain == domain]
+    stored = sum(number or 0 for number in sizes)
+    kept_bytes = size(sum(piece.size for piece in kept))
+    return (
+        f"left out of {domain}: all beyond data.cap_bytes ({cap:,}); "
+        f"{kept_bytes} in {counted(len(kept), 'document')} are kept"
+        + (f", its files have {size(stored)}" if None not in sizes else "")
+    )
 
 
 def _kept(document: Document, clean: Deduplicator | None, spool: IO[bytes]) -> _Piece | None:

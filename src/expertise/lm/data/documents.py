@@ -73,6 +73,17 @@ class Source(abc.ABC):
             DataError: something cannot be read.
         """
 
+    def check(self) -> None:  # noqa: B027 - most sources can use all that they read
+        """Refuse a source of which too much could not be used, after its documents have been read.
+
+        Raises:
+            DataError: how much of it, and the first that could not.
+        """
+
+    def num_bytes(self) -> int | None:
+        """How large it is as it is stored; None: that is not known without reading it."""
+        return None
+
     def notes(self) -> list[str]:
         """What a user may want to know after the documents have been read: one line each."""
         return []

@@ -26,10 +26,18 @@ class Encoded:
     learnt: Bool[np.ndarray, " tokens"] | None
     """Which of them are learnt; None: plain text, all are."""
 
+    @property
+    def teaches(self) -> bool:
+        """Whether any of its tokens is learnt: a document without one is left out of streams and windows.
+
+        A tokenizer may have no token for a whole text, or for all of an answer.
+        """
+        return bool(len(self.ids) if self.learnt is None else self.learnt.any())
+
     def targets_learnt(self) -> Bool[np.ndarray, " longer"]:
-        """The same with the end of text after it, which is learnt where the last token is."""
+        """A mark for each token and for the end of text after it, which is learnt where the last token is."""
         learnt = np.ones(len(self.ids), dtype=bool) if self.learnt is None else self.learnt
-        return np.append(learnt, learnt[-1:] if len(learnt) else True)
+        return np.append(learnt, learnt[-1:] if len(learnt) else self.learnt is None)
 
 
 def encode_documents(tokenizer: tokenizers.Tokenizer, documents: Sequence[Document]) -> list[Encoded]:

@@ -11,6 +11,7 @@ from expertise.errors import DataError, MissingExtra
 from expertise.lm.data.config import SourceTable
 from expertise.lm.data.documents import Document, Source
 from expertise.lm.data.kinds import Kind
+from expertise.lm.data.left_out import BadRows
 from expertise.lm.data.readers import Row, require_columns
 
 
@@ -26,6 +27,7 @@ class HubSource(Source):
         super().__init__(table.domain)
         self.hub, self.split, self.table, self.kind = table.hub, table.split, table, kind
         self.fields = kind.fields(table)
+        self.bad = BadRows(kind.data, table.domain)
 
     def documents(self) -> Iterator[Document]:
         """One document per row.
@@ -36,15 +38,25 @@ class HubSource(Source):
         """
         rows = self._call("load_dataset", split=self.split)
         require_columns(rows.column_names, self.fields, self.hub)
-        for number, values in enumerate(rows.select_columns(list(self.fields))):
-            row = Row(f"{self.hub}/{self.split}:{number}", f"{self.hub}, row {number}", values)
-            yield self.kind.document(row, self.table)
+        found = (
+            Row(f"{self.hub}/{self.split}:{number}", f"{self.hub}, row {number}", values)
+            for number, values in enumerate(rows.select_columns(list(self.fields)))
+        )
+        yield from self.bad.documents(found, lambda row: self.kind.document(row, self.table))
 
     def digest(self) -> str:
         """SHA-256 of the data set's name, its version on the hub, and what is read of it."""
         builder = self._call("load_dataset_builder")
         listed = "\n".join([self.hub, str(builder.hash), str(builder.config.name), self.split, *self.fields])
         return hashlib.sha256(listed.encode()).hexdigest()
+
+    def check(self) -> None:
+        """Refuse a data set with too many rows that cannot be used."""
+        self.bad.check()
+
+    def notes(self) -> list[str]:
+        """How many rows could not be used."""
+        return self.bad.notes()
 
     def _call(self, function: str, **options: str) -> Any:
         try:

@@ -28,6 +28,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from expertise.errors import counted
 from expertise.lm.data.documents import Document, Source
 
 DISTRIBUTIONS = (
@@ -109,7 +110,9 @@ class InstalledSource(Source):
         """How many files were skipped."""
         if not self.num_skipped:
             return []
-        return [f"installed, {self.domain}: {self.num_skipped} files that could not be read were skipped"]
+        return [
+            f"left out of {self.domain}: {counted(self.num_skipped, 'installed file')} that cannot be read"
+        ]
 
 
 def installed_sources() -> list[InstalledSource]:

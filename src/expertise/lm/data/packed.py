@@ -43,7 +43,7 @@ class PackedBatches(Windows):
         keys: ContextKeys = CONTEXT_KEYS,
     ) -> None:
         self.stream, self.context = stream, context
-        self.num_cut = self.num_left_out = 0
+        self.num_cut = self.num_cut_tokens = self.num_left_out = 0
         self._pieces = self._cut()
         sizes = self._pieces[:, 1]
         order = np.random.default_rng([seed, len(sizes)]).permutation(len(sizes))
@@ -80,7 +80,8 @@ class PackedBatches(Windows):
         if self.num_cut:
             notes.append(
                 f"{self.num_cut:,} of {records:,} training records are cut: "
-                f"they are longer than the context of {self.context} tokens"
+                f"they are longer than the context of {self.context} tokens "
+                f"({self.num_cut_tokens:,} tokens left out)"
             )
         if self.num_left_out:
             notes.append(
@@ -118,7 +119,9 @@ class PackedBatches(Windows):
                 continue
             # The token after the first `context` may still be a target.
             some = bool(learnt[start + 1 : min(end, start + context + 1)].any())
-            self.num_cut += some and end - start > context
+            if some and end - start > context:
+                self.num_cut += 1
+                self.num_cut_tokens += int(end - start) - context
             self.num_left_out += not some
             if some:
                 pieces.append((int(start), int(min(context, end - start)), owner))

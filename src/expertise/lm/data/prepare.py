@@ -15,10 +15,11 @@ from expertise.lm.data.config import KINDS, DataConfig, TokenizerConfig
 from expertise.lm.data.corpus import build_text, stored_documents
 from expertise.lm.data.documents import Document
 from expertise.lm.data.kinds import Kind
+from expertise.lm.data.left_out import size
 from expertise.lm.data.packed import PackedBatches
 from expertise.lm.data.sources import digest_of, open_sources
 from expertise.lm.data.split import SPLITS
-from expertise.lm.data.streams import TokenStream, build_streams, open_stream
+from expertise.lm.data.streams import STREAMS, TokenStream, build_streams, open_stream
 from expertise.lm.data.tokenizer import end_of_text, load_tokenizer, plain, train_tokenizer, vocab_size
 
 if TYPE_CHECKING:
@@ -101,13 +102,14 @@ class Prepared:
         self.digest = digest_of(open_sources(data))
         text = self._text()
         self.domains = _chosen(data.domains, text.facts["domains"])
-        self.notes = tuple(text.facts["notes"])
+        self.notes = (*text.facts["notes"], *_not_chosen(self.domains, text.facts["bytes"]))
         self.bytes, self.documents_count = (
             {side: {domain: counts[domain] for domain in self.domains} for side, counts in facts.items()}
             for facts in (text.facts["bytes"], text.facts["documents"])
         )
         tokens = self._tokens()
         self.tokens_count = tokens.facts["tokens"]
+        self.notes += tuple(tokens.facts.get("notes", ()))
         self.tokenizer = load_tokenizer(tokens.path / "tokenizer.json")
         self.end_of_text = end_of_text(self.tokenizer)
         self.vocab_size = vocab_size(self.tokenizer)
@@ -186,7 +188,8 @@ class Prepared:
             return build_streams(text.path, chosen, self.domains, folder)
 
         given = _file_digest(Path(self._config.path)) if self._config.path else _text_digest(self._given)
-        asked = [given] if given else [self._config.vocab_size, self._config.train_bytes]
+        # A tokenizer that is trained here has a token for each byte: what it made before holds as it is.
+        asked = [given, STREAMS] if given else [self._config.vocab_size, self._config.train_bytes]
         return entry("tokens", key_of(self._text_key(), asked, *self._data.domains), build)
 
     def _given_tokenizer(self) -> tokenizers.Tokenizer:
@@ -198,7 +201,8 @@ class Prepared:
 
     def _text_key(self) -> str:
         data = self._data
-        return key_of(self.digest, data.cap_bytes, data.deduplicate, *self._kind.settings())
+        skipping = [data.on_bad, data.bad_share] if data.on_bad != "stop" else []
+        return key_of(self.digest, data.cap_bytes, data.deduplicate, *self._kind.settings(), *skipping)
 
     def _training_texts(self, text: Path) -> Iterator[str]:
         """The first documents of each domain's training text, an equal number of bytes for each."""
@@ -219,6 +223,16 @@ def _chosen(asked: list[str], known: list[str]) -> tuple[str, ...]:
         if domain not in known:
             raise RecipeError(f"the text has no domain {domain!r}", nearest(domain, known))
     return tuple(domain for domain in known if domain in asked or not asked)
+
+
+def _not_chosen(chosen: tuple[str, ...], num_bytes: dict[str, dict[str, int]]) -> list[str]:
+    """A note of the text's other domains, which `data.domains` leaves out."""
+    total: dict[str, int] = {}
+    for of_side in num_bytes.values():
+        for domain, number in of_side.items():
+            total[domain] = total.get(domain, 0) + number
+    others = [f"{domain} ({size(number)})" for domain, number in total.items() if domain not in chosen]
+    return [f"left out by data.domains: {', '.join(others)}"] if others else []
 
 
 def _side(split: str) -> str:

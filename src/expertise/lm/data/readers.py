@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from expertise.errors import DataError, MissingExtra, json_kind, nearest
+from expertise.runs.files import encoding_hint, escaped, marked_encoding
 
 
 @dataclass(frozen=True)
@@ -23,10 +26,15 @@ class Row:
     """Field → what it holds; the fields that were asked for, at least."""
 
 
-Reader = Callable[[Path, str, tuple[str, ...]], Iterator[Row]]
-"""(file, its id, fields) → rows; a file of plain text holds itself under the first field."""
+Reader = Callable[[Path, str, tuple[str, ...]], Iterator[Row | DataError]]
+"""(file, its id, fields) → rows; a file of plain text holds itself under the first field.
+
+In place of a row that cannot be read stands the error that says why; the rows after it follow."""
 
 _HEAD_BYTES = 8192
+_TABLES = (".csv", ".tsv", ".json")
+_JSON = re.compile(rb'\s*(?:\[\s*)?\{\s*"[^"\n]*"\s*:')
+"""The beginning of JSON objects, in a list or not."""
 _OTHER_FIELD = "a source's table names its fields: field, prompt_field and completion_field, messages_field"
 
 
@@ -40,61 +48,97 @@ def has_fields(path: Path) -> bool:
     return path.suffix.lower() in _READERS
 
 
-def is_binary(path: Path) -> bool:
-    """Whether a file that would be read as plain text has a NUL byte in its first 8 KiB.
+def head_of(path: Path) -> bytes:
+    """The first 8 KiB of a file.
 
     Raises:
         DataError: the file cannot be read.
     """
-    if path.suffix.lower() in _READERS:
-        return False
     try:
         with path.open("rb") as file:
-            return b"\0" in file.read(_HEAD_BYTES)
+            return file.read(_HEAD_BYTES)
     except OSError as error:
         raise unreadable(path, error) from None
+
+
+def is_binary(head: bytes) -> bool:
+    """Whether a file is no text, by its head: it has a NUL byte and is not marked as UTF-16 or UTF-32."""
+    if b"\0" not in head:
+        return False
+    marked = marked_encoding(head)
+    if marked not in ("UTF-16", "UTF-32"):
+        return True
+    try:
+        # A character may be torn at the end of the head.
+        codecs.getincrementaldecoder(marked)().decode(head)
+    except UnicodeDecodeError:
+        return True
+    return False
+
+
+def is_table(path: Path, head: bytes) -> bool:
+    """Whether a file of plain text holds rows: CSV by its ending, JSON by that or by its head."""
+    return path.suffix.lower() in _TABLES or _JSON.match(head.removeprefix(codecs.BOM_UTF8)) is not None
 
 
 def unreadable(path: Path, error: OSError) -> DataError:
     """The error for a file or folder that the system does not let us read."""
     return DataError(
-        f"cannot read {path}: {error.strerror or error}", "check that it exists and that you may read it"
+        f"cannot read {shown(path)}: {error.strerror or error}",
+        "check that it exists and that you may read it",
     )
 
 
-def read_text(path: Path, name: str, fields: tuple[str, ...]) -> Iterator[Row]:
-    """The whole file as one row.
+def shown(path: Path) -> str:
+    """A path as messages show it: bytes that are not UTF-8 are escaped."""
+    return escaped(str(path))
+
+
+def read_text(path: Path, name: str, fields: tuple[str, ...]) -> Iterator[Row | DataError]:
+    """The whole file as one row; of one that is not UTF-8 the error names the byte's place.
 
     Raises:
-        DataError: it cannot be read, or is not UTF-8; the byte offset is named.
+        DataError: it cannot be read.
     """
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise unreadable(path, error) from None
-    yield Row(name, str(path), {fields[0]: _decode(raw, path, 0)})
+    try:
+        text = _decode(raw, path, 0)
+    except DataError as error:
+        yield error
+    else:
+        yield Row(name, shown(path), {fields[0]: text})
 
 
-def read_json_lines(path: Path, name: str, fields: tuple[str, ...]) -> Iterator[Row]:
-    """Each line that is not blank is a row.
+def read_json_lines(path: Path, name: str, fields: tuple[str, ...]) -> Iterator[Row | DataError]:
+    """Each line that is not blank is a row; the error of a line that is none names file and line.
 
     Raises:
-        DataError: a line is not a JSON object, or lacks a field; file and line are named.
+        DataError: it cannot be read.
     """
     offset = 0
     try:
         with path.open("rb") as file:
             for number, raw in enumerate(file, start=1):
-                line = _decode(raw, path, offset).removeprefix("\ufeff")
+                where = f"{shown(path)}, line {number}"
+                try:
+                    line = _decode(raw, path, offset).removeprefix("\ufeff")
+                    if "\0" in line:
+                        raise DataError(f"{where}: a NUL byte, which JSON cannot hold", encoding_hint(raw))
+                    values = _object(line, fields, where) if line.strip() else None
+                except DataError as error:
+                    yield error
+                else:
+                    if values is not None:
+                        yield Row(f"{name}:{number}", where, values)
                 offset += len(raw)
-                if line.strip():
-                    where = f"{path}, line {number}"
-                    yield Row(f"{name}:{number}", where, _object(line, fields, where))
     except OSError as error:
         raise unreadable(path, error) from None
 
 
-def read_parquet(path: Path, name: str, fields: tuple[str, ...]) -> Iterator[Row]:
+def read_parquet(path: Path, name: str, fields: tuple[str, ...]) -> Iterator[Row | DataError]:
     """Its rows; needs the extra `data`.
 
     Raises:
@@ -105,20 +149,22 @@ def read_parquet(path: Path, name: str, fields: tuple[str, ...]) -> Iterator[Row
         import pyarrow  # optional and slow to import
         import pyarrow.parquet
     except ImportError:
-        raise MissingExtra("data", f"reading {path.name}") from None
+        raise MissingExtra("data", f"reading {escaped(path.name)}") from None
     row = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             columns = file.schema_arrow.names
-            require_columns(columns, fields, str(path))
+            require_columns(columns, fields, shown(path))
             for batch in file.iter_batches(columns=list(fields)):
                 for values in batch.to_pylist():
                     row += 1
-                    yield Row(f"{name}:{row}", f"{path}, row {row}", values)
+                    yield Row(f"{name}:{row}", f"{shown(path)}, row {row}", values)
     except OSError as error:
         raise unreadable(path, error) from None
     except pyarrow.ArrowException as error:
-        raise DataError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from None
+        raise DataError(
+            f"{shown(path)} is not a readable Parquet file: {str(error).splitlines()[0]}"
+        ) from None
 
 
 def require_columns(columns: Sequence[str], fields: tuple[str, ...], where: str) -> None:
@@ -168,8 +214,8 @@ def _decode(raw: bytes, path: Path, offset: int) -> str:
         return raw.decode()
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path} is not UTF-8: byte {offset + error.start}",
-            "convert it (iconv -f latin1 -t utf-8 …), or leave it out",
+            f"{shown(path)} is not UTF-8: byte {offset + error.start}",
+            encoding_hint(raw if offset == 0 else b""),
         ) from None
 
 

@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from expertise.errors import DataError
+from expertise.errors import DataError, counted
 from expertise.lm.data.config import (
     INSTALLED,
     KINDS,
@@ -18,10 +19,22 @@ from expertise.lm.data.config import (
     require_source,
 )
 from expertise.lm.data.documents import Document, Source
+from expertise.lm.data.folders import files_under
 from expertise.lm.data.hub import HubSource
 from expertise.lm.data.installed import installed_sources
 from expertise.lm.data.kinds import Kind
-from expertise.lm.data.readers import has_fields, is_binary, reader_for, unreadable
+from expertise.lm.data.left_out import BadRows, PassedOver, size
+from expertise.lm.data.readers import (
+    Row,
+    has_fields,
+    head_of,
+    is_binary,
+    is_table,
+    reader_for,
+    shown,
+    unreadable,
+)
+from expertise.runs.files import encoding_hint, escaped
 
 
 def open_sources(data: DataConfig) -> list[Source]:
@@ -61,48 +74,55 @@ def digest_of(sources: list[Source]) -> str:
 class PathSource(Source):
     """A file, or the files of a folder that match a pattern.
 
-    Hidden files and, in a folder, files that hold a NUL byte early on, or plain text where records are
-    wanted, are passed over and counted.
+    Links to folders are followed. Hidden files of a folder, links that lead nowhere, files that hold a NUL
+    byte early on, and plain text where records are wanted, are passed over and counted.
 
     Args:
         table: path, domain, fields and pattern.
         kind: makes documents of the files' rows.
-        files: exactly these files of the folder instead of the pattern's.
+        found: exactly these files of the folder instead of the pattern's, all of them usable.
 
     Raises:
         DataError: the path is missing, unreadable, binary, empty, a folder without text, or plain text
             where records are wanted.
     """
 
-    def __init__(self, table: SourceTable, kind: Kind, files: list[Path] | None = None) -> None:
+    def __init__(self, table: SourceTable, kind: Kind, found: _Found | None = None) -> None:
         super().__init__(table.domain)
         self.root = Path(table.path).expanduser()
         self.table, self.kind, self.fields = table, kind, kind.fields(table)
         _check_path(self.root)
         if self.root.is_dir():
-            found = _files_under(self.root, table.pattern) if files is None else files
-            self.files = [path for path in found if _is_usable(path, kind)]
-            self.num_passed_over = len(found) - len(self.files)
+            found = found or _usable(*files_under(self.root, table.pattern), kind)
         else:
-            self.files, self.num_passed_over = [self.root], 0
-            if is_binary(self.root):
-                raise DataError(f"{self.root} is not a text file", "it has a NUL byte in its first 8 KiB")
-            if not _is_usable(self.root, kind):
-                raise DataError(
-                    f"{self.root} is read as plain text; data.kind = {kind.data.kind!r} needs records",
-                    "name a file that ends in .jsonl, .ndjson or .parquet",
-                )
-        if not any(path.stat().st_size for path in self.files):
+            found = _single(self.root, kind)
+        self.files, self.passed_over, self.tables = found.files, found.passed_over, found.tables
+        self._sizes = {path: _size(path) for path in self.files}
+        if not self.num_bytes():
             what = "holds no text" if self.root.is_dir() else "is empty"
-            raise DataError(f"{self.root} {what}", f"the source of domain {self.domain!r} needs some text")
+            others = self.passed_over.in_words()
+            raise DataError(
+                f"{shown(self.root)} {what}",
+                f"the source of domain {self.domain!r} needs some text",
+                *([f"there are: {others}"] if others else []),
+            )
         # The order is spread over sub-folders, so that a cap does not keep only the first of them.
-        self.files.sort(key=lambda path: hashlib.sha256(self._id(path).encode()).digest())
+        self.files.sort(key=lambda path: hashlib.sha256(self._id(path)).digest())
+        noun = "row" if any(map(has_fields, self.files)) else "file"
+        self.bad = BadRows(kind.data, table.domain, noun, alone=noun == "file" and not self.root.is_dir())
 
     def documents(self) -> Iterator[Document]:
         """The files' documents; a file of plain text is one."""
-        for path in self.files:
-            for row in reader_for(path)(path, self._id(path), self.fields):
-                yield self.kind.document(row, self.table)
+        rows = (row for path in self.files for row in self._rows(path))
+        yield from self.bad.documents(rows, lambda row: self.kind.document(row, self.table))
+
+    def check(self) -> None:
+        """Refuse files with too many rows that cannot be used."""
+        self.bad.check()
+
+    def num_bytes(self) -> int:
+        """The size of all files together."""
+        return sum(self._sizes[path] for path in self.files)
 
     def digest(self) -> str:
         """SHA-256 of names, contents and the fields that are read."""
@@ -113,18 +133,81 @@ class PathSource(Source):
                     content = hashlib.file_digest(file, "sha256").hexdigest()
             except OSError as error:
                 raise unreadable(path, error) from None
-            whole.update(f"\n{content} {self._id(path)}".encode("utf-8", "surrogateescape"))
+            whole.update(f"\n{content} ".encode() + self._id(path))
         return whole.hexdigest()
 
     def notes(self) -> list[str]:
-        """How many files of a folder were passed over."""
-        if not self.num_passed_over:
-            return []
-        what = "binary or plain text files" if self.kind.records else "binary files"
-        return [f"{self.root}: {self.num_passed_over} {what} were passed over"]
+        """What of a folder was passed over, what was read as it is, and what could not be used."""
+        notes = []
+        if others := self.passed_over.in_words():
+            notes.append(f"left out of {shown(self.root)}: {others}")
+        if self.tables:
+            total = sum(self._sizes[path] for path in self.tables)
+            number = counted(len(self.tables), "CSV or JSON file")
+            notes.append(
+                f"{shown(self.root)}: {number} ({size(total)}) read as plain text, with commas, quotes and "
+                "brackets; fields are read of JSON Lines (.jsonl)"
+            )
+        return notes + self.bad.notes()
 
-    def _id(self, path: Path) -> str:
-        return path.name if path == self.root else path.relative_to(self.root).as_posix()
+    def _rows(self, path: Path) -> Iterator[Row | DataError]:
+        return reader_for(path)(path, escaped(os.fsdecode(self._id(path))), self.fields)
+
+    def _id(self, path: Path) -> bytes:
+        """A file's name within its source; as bytes, because a name need not be UTF-8."""
+        return os.fsencode(path.name if path == self.root else path.relative_to(self.root).as_posix())
+
+
+@dataclass
+class _Found:
+    """Files that a source reads, and what it does not read."""
+
+    files: list[Path]
+    passed_over: PassedOver
+    tables: list[Path]
+    """Those of the files that hold rows and are read as plain text."""
+
+
+def _usable(found: list[Path], passed_over: PassedOver, kind: Kind) -> _Found:
+    """Those of a folder's files that can be read."""
+    usable = _Found([], passed_over, [])
+    for path in found:
+        head = b"" if has_fields(path) else head_of(path)
+        if is_binary(head):
+            passed_over.add(PassedOver.BINARY, _size(path))
+        elif kind.records and not has_fields(path):
+            passed_over.add(PassedOver.TEXT, _size(path))
+        else:
+            usable.files.append(path)
+            if not has_fields(path) and is_table(path, head):
+                usable.tables.append(path)
+    return usable
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
+def _single(path: Path, kind: Kind) -> _Found:
+    """A file that is a source by itself."""
+    if has_fields(path):
+        return _Found([path], PassedOver(), [])
+    head = head_of(path)
+    if is_binary(head):
+        raise DataError(
+            f"{shown(path)} is not a text file",
+            "it has a NUL byte in its first 8 KiB",
+            f"if it is text: {encoding_hint(head)}",
+        )
+    if kind.records:
+        raise DataError(
+            f"{shown(path)} is read as plain text; data.kind = {kind.data.kind!r} needs records",
+            "name a file that ends in .jsonl, .ndjson or .parquet",
+        )
+    return _Found([path], PassedOver(), [path] if is_table(path, head) else [])
 
 
 def _from_path(root: Path, kind: Kind) -> Iterator[Source]:
@@ -135,27 +218,28 @@ def _from_path(root: Path, kind: Kind) -> Iterator[Source]:
     if root.is_file():
         yield PathSource(_table(root, name), kind)
         return
+    found = _usable(*files_under(root, "**/*"), kind)
     groups: dict[str, list[Path]] = {}
-    for path in _files_under(root, "**/*"):
+    for path in found.files:
         parts = path.relative_to(root).parts
         groups.setdefault(parts[0] if len(parts) > 1 else "", []).append(path)
-    with_text = [
-        key
-        for key, files in groups.items()
-        if any(file.stat().st_size and _is_usable(file, kind) for file in files)
-    ]
+    with_text = [key for key, files in groups.items() if any(map(_size, files))]
     if sum(key != "" for key in with_text) < 2:
-        yield PathSource(_table(root, name), kind)
+        yield PathSource(_table(root, name), kind, found)
         return
+    for key in set(groups) - set(with_text):
+        for _ in groups[key]:
+            found.passed_over.add(PassedOver.EMPTY)
+    passed_over, all_tables = found.passed_over, set(found.tables)
     for key in sorted(with_text):
-        yield PathSource(_table(root, key or name), kind, groups[key])
+        tables = [path for path in groups[key] if path in all_tables]
+        yield PathSource(_table(root, key or name), kind, _Found(groups[key], passed_over, tables))
+        # What was passed over is told once.
+        passed_over = PassedOver()
 
 
-def _is_usable(path: Path, kind: Kind) -> bool:
-    return not is_binary(path) and (has_fields(path) or not kind.records)
-
-
-def _table(root: Path, domain: str) -> SourceTable:
+def _table(root: Path, name: str) -> SourceTable:
+    domain = escaped(name)
     check_domain(domain)
     return SourceTable(path=str(root), domain=domain)
 
@@ -163,21 +247,10 @@ def _table(root: Path, domain: str) -> SourceTable:
 def _check_path(root: Path) -> None:
     if not root.exists():
         raise DataError(
-            f"the source {root} does not exist",
-            f"a relative path starts at {Path.cwd()}" if not root.is_absolute() else "check the path",
+            f"the source {shown(root)} does not exist",
+            f"a relative path starts at {shown(Path.cwd())}" if not root.is_absolute() else "check the path",
         )
     if not root.is_dir() and not root.is_file():
-        raise DataError(f"the source {root} is neither a file nor a folder")
+        raise DataError(f"the source {shown(root)} is neither a file nor a folder")
     if not os.access(root, os.R_OK | (os.X_OK if root.is_dir() else 0)):
-        raise DataError(f"cannot read {root}: permission denied", "check that you may read it")
-
-
-def _files_under(root: Path, pattern: str) -> list[Path]:
-    """The files of a folder that match, without hidden ones, sorted."""
-    try:
-        found = [path for path in root.glob(pattern) if path.is_file()]
-    except OSError as error:
-        raise unreadable(root, error) from None
-    except ValueError as error:
-        raise DataError(f"the pattern {pattern!r} cannot be used: {error}") from None
-    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(root).parts))
+        raise DataError(f"cannot read {shown(root)}: permission denied", "check that you may read it")

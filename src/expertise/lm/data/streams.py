@@ -11,7 +11,9 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from expertise.errors import DataError, counted
 from expertise.lm.data.corpus import stored_documents
+from expertise.lm.data.coverage import Coverage
 from expertise.lm.data.documents import Document
 from expertise.lm.data.encoded import Encoded, encode_documents
 from expertise.lm.data.split import SPLITS
@@ -20,6 +22,9 @@ from expertise.shapes import Bool, Int
 
 if TYPE_CHECKING:
     import tokenizers
+
+STREAMS = 2
+"""Part of the key of what a given tokenizer made: in version 1 marks could belong to other tokens."""
 
 _CHARACTERS_AT_ONCE = 8_000_000
 _TOKENS_AT_ONCE = 8_000_000
@@ -47,7 +52,7 @@ class TokenStream:
 
     def ends(self) -> Int[np.ndarray, " spans"]:
         """Where the token after each document would stand."""
-        return np.append(self.starts[1:], len(self.tokens))
+        return np.append(self.starts[1:], len(self.tokens))[: len(self.starts)]
 
     def domain_of(self, positions: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
         """The domain id (int64) of each position; an end of text belongs to the document it precedes."""
@@ -66,7 +71,7 @@ def build_streams(
 ) -> dict[str, Any]:
     """Encode stored text: `SIDE.tokens` (little-endian uint16 or uint32), `SIDE.starts` and `SIDE.domains`.
 
-    Records have `SIDE.learnt` too, a byte per token.
+    Records have `SIDE.learnt` too, a byte per token. A document without a token to learn is left out.
 
     Args:
         text: a folder written by `build_text`.
@@ -75,12 +80,16 @@ def build_streams(
         folder: where the files go.
 
     Returns:
-        dtype: the ids' type; tokens: side → domain → count, the end-of-text tokens included.
+        dtype: the ids' type; tokens: side → domain → count, the end-of-text tokens included; notes: lines for
+        the user.
     """
     dtype = "<u2" if vocab_size(tokenizer) <= 2**16 else "<u4"
     end = np.array([end_of_text(tokenizer)], dtype=dtype)
     number = {domain: i for i, domain in enumerate(domains)}
     counts = {side: dict.fromkeys(domains, 0) for side in SPLITS}
+    coverage = Coverage(tokenizer)
+    num_documents = 0
+    left_out: list[str] = []
     for side in SPLITS:
         starts: list[int] = []
         owners: list[int] = []
@@ -90,32 +99,70 @@ def build_streams(
         with (folder / f"{side}.tokens").open("wb") as file, contextlib.ExitStack() as stack:
             marks: IO[bytes] | None = None
             for document, encoded in _encoded(text, side, tokenizer, domains):
+                num_documents += 1
+                if not encoded.teaches:
+                    left_out.append(document.id)
+                    continue
+                coverage.add(document.text, encoded.ids)
                 starts.append(at)
                 owners.append(number[document.domain])
                 end.tofile(file)
                 encoded.ids.astype(dtype).tofile(file)
-                if encoded.learnt is not None:
-                    marks = marks or stack.enter_context((folder / f"{side}.learnt").open("wb"))
+                if encoded.learnt is not None and marks is None:
+                    marks = stack.enter_context((folder / f"{side}.learnt").open("wb"))
+                    # All that stands before the first record is plain text, and learnt.
+                    (np.arange(at) > 0).tofile(marks)
+                targets = encoded.targets_learnt()
+                if marks is not None:
                     closes.tofile(marks)
-                    encoded.learnt.tofile(marks)
-                    closes = encoded.learnt[-1:]
+                    targets[:-1].tofile(marks)
+                closes = targets[-1:]
                 at += len(encoded.ids) + 1
                 counts[side][document.domain] += len(encoded.ids) + 1
         _write(folder / f"{side}.starts", starts)
         _write(folder / f"{side}.domains", owners)
-    return {"dtype": dtype, "tokens": counts}
+        open_stream(folder, side, dtype, domains)
+    return {"dtype": dtype, "tokens": counts, "notes": _notes(left_out, num_documents) + coverage.notes()}
 
 
 def open_stream(folder: Path, side: str, dtype: str, domains: tuple[str, ...]) -> TokenStream:
-    """Memory-map what `build_streams` wrote."""
+    """Memory-map what `build_streams` wrote.
+
+    Raises:
+        DataError: the files do not fit together, so that marks would not be those of their tokens.
+    """
+    tokens = _mapped(folder / f"{side}.tokens", dtype)
+    starts, owners = (np.fromfile(folder / f"{side}.{name}", dtype="<i8") for name in ("starts", "domains"))
     learnt = folder / f"{side}.learnt"
-    return TokenStream(
-        tokens=np.memmap(folder / f"{side}.tokens", dtype=dtype, mode="r"),
-        starts=np.fromfile(folder / f"{side}.starts", dtype="<i8").astype(np.int64),
-        domain_ids=np.fromfile(folder / f"{side}.domains", dtype="<i8").astype(np.int64),
-        domains=domains,
-        learnt=np.memmap(learnt, dtype=bool, mode="r") if learnt.is_file() else None,
-    )
+    marks = _mapped(learnt, "bool") if learnt.is_file() else None
+    if (
+        len(starts) != len(owners)
+        or (marks is not None and len(marks) != len(tokens))
+        or not np.array_equal(starts[:1], [0] if len(tokens) else [])
+        or not (np.diff(starts, append=len(tokens)) > 0).all()
+    ):
+        raise DataError(
+            f"the files of {side} in the cache do not fit together: {len(tokens):,} tokens, marks for "
+            f"{'all' if marks is None else f'{len(marks):,}'} of them, {len(starts):,} documents",
+            f"delete {folder}: it is built again",
+        )
+    return TokenStream(tokens, starts.astype(np.int64), owners.astype(np.int64), domains, marks)
+
+
+def _mapped(path: Path, dtype: str) -> npt.NDArray[Any]:
+    """A file's values, memory-mapped; part of a value at its end is passed over."""
+    number = path.stat().st_size // np.dtype(dtype).itemsize
+    # An empty file cannot be mapped.
+    return np.memmap(path, dtype=dtype, mode="r", shape=(number,)) if number else np.zeros(0, dtype=dtype)
+
+
+def _notes(left_out: list[str], num_documents: int) -> list[str]:
+    if not left_out:
+        return []
+    return [
+        f"left out: {len(left_out):,} of {counted(num_documents, 'document')} in which the tokenizer makes "
+        f"no token of what is to be learnt (the first: {left_out[0]})"
+    ]
 
 
 def _encoded(

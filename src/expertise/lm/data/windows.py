@@ -61,10 +61,13 @@ def evaluation_windows(
     end = np.array([prepared.end_of_text], dtype=np.int64)
     ids: list[Int[np.ndarray, " _"]] = []
     counted: list[Bool[np.ndarray, " _"]] = []
-    for encoded in encode_documents(prepared.tokenizer, documents):
-        ids += [end, encoded.ids]
-        counted.append(encoded.targets_learnt())
-    num_bytes = sum(document.num_learnt_bytes() for document in documents)
+    num_bytes = 0
+    for document, encoded in zip(documents, encode_documents(prepared.tokenizer, documents), strict=True):
+        # As in training; bytes for which there is no token would count as foretold at no cost.
+        if encoded.teaches:
+            ids += [end, encoded.ids]
+            counted.append(encoded.targets_learnt())
+            num_bytes += document.num_learnt_bytes()
     flat = np.concatenate(ids or [end])
     if prepared.packed:
         rows = _rows(ids, counted, prepared.end_of_text, context)
