@@ -8,7 +8,7 @@ from typing import Any, Literal
 from expertise.lm.data import DataConfig
 from expertise.lm.recipe import EvaluationConfig, Recipe
 from expertise.lm.skills import ComposeConfig, LearnConfig
-from expertise.mixture.routers.base import RouterConfig
+from expertise.mixture.routers.configs import RouterConfig
 from expertise.mixture.routers.context import Context
 from expertise.mixture.routers.top_p import TopP
 from expertise.runs import recipe as recipes

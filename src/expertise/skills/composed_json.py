@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from expertise import __version__
 from expertise.errors import SkillError
 from expertise.mixture.routers import ROUTERS
-from expertise.mixture.routers.base import RouterConfig
+from expertise.mixture.routers.configs import RouterConfig
 from expertise.runs import recipe as recipes
 from expertise.runs.files import sha256_of, sha256_of_json
 from expertise.runs.recipe import Choice

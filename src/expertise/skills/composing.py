@@ -10,7 +10,8 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from expertise.errors import SkillError, nearest
-from expertise.mixture.routers.base import Router, RouterConfig
+from expertise.mixture.routers.base import Router
+from expertise.mixture.routers.configs import RouterConfig
 from expertise.skills import routing
 from expertise.skills.adapted import Adapted
 from expertise.skills.calls import listen

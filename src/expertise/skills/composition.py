@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from expertise.errors import SkillError
-from expertise.mixture.routers.base import Router, RouterConfig
+from expertise.mixture.routers.base import Router
+from expertise.mixture.routers.configs import RouterConfig
 from expertise.mixture.routes import Routes
 from expertise.skills.adapted import Adapted, Slot
 from expertise.skills.call import Call

@@ -9,7 +9,8 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 
 from expertise.errors import SkillError
-from expertise.mixture.routers.base import Router, RouterConfig
+from expertise.mixture.routers.base import Router
+from expertise.mixture.routers.configs import RouterConfig
 from expertise.mixture.routers.context import Context
 from expertise.mixture.routers.hash import Hash
 from expertise.mixture.routers.learned import LearnedRouter

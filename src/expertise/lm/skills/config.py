@@ -12,7 +12,7 @@ from expertise.errors import RecipeError, nearest
 from expertise.lm.data import DataConfig
 from expertise.lm.recipe import EvaluationConfig
 from expertise.mixture.routers import ROUTERS
-from expertise.mixture.routers.base import RouterConfig
+from expertise.mixture.routers.configs import RouterConfig
 from expertise.mixture.routers.context import Context
 from expertise.mixture.routers.top_k import TopK
 from expertise.mixture.routers.top_p import TopP
