@@ -116,7 +116,9 @@ class Bench:
         found = (
             evaluate(model, texts, size) if weights is None else evaluate_weights(model, texts, size, weights)
         )
-        return found.mean_bits_per_byte
+        mean = found.mean_bits_per_byte
+        assert mean is not None  # a pool has text
+        return mean
 
     def learnt(self, found: LearntSkill, texts: list[DomainText]) -> Values:
         """A skill that was learnt for this: its bits, and how many numbers it has."""

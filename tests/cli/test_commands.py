@@ -16,6 +16,7 @@ def test_train_makes_a_run_with_all_its_files(run_folder: Path) -> None:
         "recipe.toml",
         "tokenizer.json",
         "data.json",
+        "held-out",
         "metrics.jsonl",
         "timing.jsonl",
         "checkpoints",

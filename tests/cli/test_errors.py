@@ -179,7 +179,10 @@ def test_changed_text_is_refused(home: Path, expertise, run_folder: Path) -> Non
     recipe = (home / "stale" / "recipe.toml").read_text().replace(str(home / "text"), str(home / "other"))
     (home / "stale" / "recipe.toml").write_text(recipe)
     (home / "other" / "prose" / "0.txt").write_text("Something else stands here now.\n" * 30)
-    refused(expertise("evaluate", "stale"), "the text has changed")
+    refused(expertise("train", "stale/recipe.toml", "--out", "stale"), "the text has changed", "init=stale")
+    shutil.rmtree(home / "stale" / "held-out")  # as in runs of before it was kept
+    refused(expertise("evaluate", "stale"), "the text has changed", "init=stale")
+    refused(expertise("inspect", "stale"), "the text has changed", "init=stale")
 
 
 @pytest.mark.parametrize(

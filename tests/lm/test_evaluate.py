@@ -201,10 +201,8 @@ def test_other_text_is_refused_with_both_digests(trained: Path, small_recipe: Ma
     recipe = (trained / "recipe.toml").read_bytes()
     try:
         text.write_bytes(before + b"\nOne line more.\n")
-        with pytest.raises(RunError, match=r"^the text has changed: .*trained on [0-9a-f]{16}….*now give"):
-            evaluate_run(trained, "validation", 400, "cpu", 1, lambda _: None)
         longer = small_recipe("train.steps=4", f"data.source={text.parent.parent}")
-        with pytest.raises(RunError, match=r"^the text has changed: "):
+        with pytest.raises(RunError, match=r"^the text has changed: .*trained on [0-9a-f]{16}….*now give"):
             train(longer, trained, lambda _: None)
         assert (trained / "recipe.toml").read_bytes() == recipe, "who is refused changes nothing"
     finally:

@@ -50,6 +50,7 @@ def test_a_run_holds_what_is_promised(run: Path, small_recipe: Make) -> None:
         "recipe.toml",
         "tokenizer.json",
         "data.json",
+        "held-out",
         "metrics.jsonl",
         "timing.jsonl",
         "checkpoints",

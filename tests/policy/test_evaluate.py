@@ -67,6 +67,8 @@ def test_returns_and_costs_are_sums_over_whole_episodes() -> None:
     assert summary["cost"] == pytest.approx(np.mean([episode.cost for episode in found.episodes]))
     error = np.std(metrics["return"], ddof=1) / 5**0.5
     assert summary["return_error"] == pytest.approx(error)
+    alone = evaluate(steady(0.5, -0.4), config("fall", episodes=1)).summary()
+    assert not [name for name in alone if name.endswith("_error")], "a single episode has no spread"
     assert "normalized_reward" not in summary, "nobody has a scale for toys"
     assert found.is_safe == (summary["normalized_cost"] < 1)
 

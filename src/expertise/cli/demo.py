@@ -27,7 +27,7 @@ def demo(
     from expertise.cli.train import read_recipe
     from expertise.lm import train as training
     from expertise.report.run import write_report
-    from expertise.runs.progress import say
+    from expertise.runs.progress import number, say
 
     _, recipe = read_recipe("demo", settings(set_, device, threads))
     run = out or Path("runs") / "demo"
@@ -44,7 +44,7 @@ def demo(
     if as_json:
         print_json({**result, "samples": samples, "report": str(page)})
         return
-    print(f"{result['bits_per_byte']['mean']:.3f} bits per byte on text that it never saw")
+    print(f"{number(result['bits_per_byte']['mean'], 3)} bits per byte on text that it never saw")
     print(f"what each expert learnt: {page}")
 
 

@@ -14,6 +14,7 @@ from expertise.cli.options import (
     Json,
     Kind,
     Model,
+    Split,
     Threads,
     data_settings,
     print_json,
@@ -22,9 +23,7 @@ from expertise.cli.options import (
 
 def evaluate(
     model: Model,
-    split: Annotated[
-        str, typer.Option(help="validation, or test: look at it once, at the end.")
-    ] = "validation",
+    split: Split = None,
     max_bytes: Annotated[int, typer.Option(min=0, help="Text of each domain, in bytes; 0: all.")] = 0,
     mask_top: Annotated[
         float, typer.Option(help="Mask this share of the experts, each token's most probable ones.")
@@ -50,7 +49,8 @@ def evaluate(
 ) -> None:
     """Bits per byte of each domain on held-out text, and how many parts a token took there.
 
-    Without --data: on the text that a run, or a composed model's router, was trained on.
+    Without --data: on the held-out part of the text that a run, or a composed model's router, was trained on,
+    as its folder keeps it. With --data: on all of what is given.
 
     Example: expertise evaluate runs/demo --split test --json
 
@@ -60,7 +60,7 @@ def evaluate(
     from expertise.lm.evaluate import Switches
     from expertise.lm.evaluate.run import evaluate_model
     from expertise.runs import recipe as recipes
-    from expertise.runs.progress import say
+    from expertise.runs.progress import number, say
 
     switches = Switches(
         mask_top=mask_top,
@@ -80,10 +80,14 @@ def evaluate(
         return
     if result["switches"]:
         print("with " + ", ".join(f"{name} = {value}" for name, value in result["switches"].items()))
+    num_bytes, num_documents = sum(result["bytes"].values()), sum(result["documents"].values())
+    print(f"on {result['text']}: {num_bytes:,} bytes, {num_documents:,} document{'s' * (num_documents != 1)}")
     print(f"{'domain':<16}{'bits per byte':>14}{'parts per token':>18}")
     parts = result["parts_per_token"]
     for domain, bits in result["bits_per_byte"].items():
-        shown = parts["mean"] if domain == "mean" else parts["domains"].get(domain, 0.0)
-        print(f"{domain:<16}{bits:>14.4f}{shown:>18.3f}")
+        # A dense model has no layers to tell apart: it takes no parts anywhere.
+        whole = domain == "mean" or not parts["layers"]
+        shown = parts["mean"] if whole else parts["domains"].get(domain)
+        print(f"{domain:<16}{number(bits, 4):>14}{number(shown, 3):>18}")
     for domain, weights in result.get("skills", {}).items():
-        print(f"{domain:<16}" + "  ".join(f"{name} {weight:.3f}" for name, weight in weights.items()))
+        print(f"{domain:<16}" + "  ".join(f"{name} {number(weight, 3)}" for name, weight in weights.items()))

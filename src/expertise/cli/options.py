@@ -14,6 +14,7 @@ import typer
 
 from expertise.errors import RecipeError
 from expertise.runs.files import expanded
+from expertise.runs.metrics import finite
 
 IS_PATH = "a path"
 """Marks an option that takes a path as text: it may be a name or an id instead, or have one before it."""
@@ -88,6 +89,13 @@ Data = Annotated[
     typer.Option("--data", help="Text: a file or a folder, or 'installed' for this machine's."),
     IS_PATH,
 ]
+Split = Annotated[
+    str | None,
+    typer.Option(
+        help="validation (default), or test: look at it once, at the end. Of --data: all (default), or "
+        "a side, divided as for training."
+    ),
+]
 Kind = Annotated[str | None, typer.Option("--kind", help="Kind of data: text (default), prompt or messages.")]
 Domain = Annotated[
     list[str] | None, typer.Option("--domain", help="Only this domain of the data; repeat for more.")
@@ -102,7 +110,7 @@ def data_settings(data: str | None, kind: str | None, domains: list[str] | None)
 
 def print_json(result: dict[str, Any] | list[Any]) -> None:
     """A result for machines."""
-    print(json.dumps(result, indent=1, ensure_ascii=False))
+    print(json.dumps(finite(result), indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def settings(values: list[str] | None, device: str | None = None, threads: int | None = None) -> list[str]:

@@ -29,7 +29,7 @@ def train(
     """
     from expertise.lm import train as training
     from expertise.runs import recipe as recipes
-    from expertise.runs.progress import say
+    from expertise.runs.progress import number, say
 
     run = out or Path("runs") / recipes.find(recipe)[0]
     name, wanted = read_recipe(recipe, settings(set_, device, threads), run)
@@ -43,7 +43,7 @@ def train(
     if as_json:
         print_json(result)
     else:
-        print(f"{run}: step {result['step']}, {result['bits_per_byte']['mean']:.3f} bits per byte")
+        print(f"{run}: step {result['step']}, {number(result['bits_per_byte']['mean'], 3)} bits per byte")
         print(f"see what each expert learnt: expertise inspect {run}")
 
 

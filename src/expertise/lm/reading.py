@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from expertise.errors import RecipeError, RunError
 from expertise.lm.causal import CausalLM
-from expertise.lm.data import DataConfig, Prepared, prepare
+from expertise.lm.data import DataConfig, HeldOut, Prepared, all_of, prepare
+
+if TYPE_CHECKING:
+    import tokenizers
 
 LONGEST_WINDOW = 1024
 """Tokens of a window where nobody asks for more; contexts of published models are far longer."""
@@ -25,11 +29,20 @@ def prepare_for(model: CausalLM, data: DataConfig, say: Callable[[str], None]) -
         RunError: the model has no tokenizer.
         DataError: the text is missing, unreadable or too small.
     """
+    return prepare(*_as_read(model, data), say)
+
+
+def all_for(model: CausalLM, data: DataConfig, say: Callable[[str], None]) -> HeldOut:
+    """The same with nothing divided: all of the text is to be looked at."""
+    return all_of(*_as_read(model, data), say)
+
+
+def _as_read(model: CausalLM, data: DataConfig) -> tuple[DataConfig, tokenizers.Tokenizer]:
     if model.tokenizer is None:
         raise RunError("this model has no tokenizer: it can read no text")
     if data.kind == "messages" and not data.template and model.chat is not None:
         data = dataclasses.replace(data, template=model.chat.template)
-    return prepare(data, model.tokenizer, say)
+    return data, model.tokenizer
 
 
 def window_of(model: CausalLM, asked: int = 0) -> int:

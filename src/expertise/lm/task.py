@@ -23,6 +23,7 @@ from expertise.mixture.loss_free import LossFreeBalance
 from expertise.mixture.routers.hash import Hash
 from expertise.runs.device import products, resolve
 from expertise.runs.loop import Losses
+from expertise.runs.progress import number
 
 
 class LanguageModelTask:
@@ -95,7 +96,7 @@ class LanguageModelTask:
         """The mean, each domain, and the parts per token."""
         text = in_words(evaluation["bits_per_byte"])
         if "parts_per_token" in evaluation:
-            text += f", {evaluation['parts_per_token']['mean']:.2f} parts per token"
+            text += f", {number(evaluation['parts_per_token']['mean'])} parts per token"
         return text
 
     def files(self) -> Mapping[str, str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from expertise.errors import RunError, amount
 from expertise.lm.config import ModelConfig
-from expertise.lm.data import Prepared, prepare, require_source
+from expertise.lm.data import HELD_OUT, Prepared, held_out, prepare, require_source
 from expertise.lm.initial import Initial, initial_of, tokenizer_of
 from expertise.lm.load import TOKENIZER
 from expertise.lm.recipe import Recipe, may_change
@@ -87,7 +88,7 @@ def describe(config: ModelConfig, prepared: Prepared) -> str:
     tokens = sum(prepared.tokens_count["train"].values())
     return (
         f"{amount(total)} parameters, {amount(active)} activated per token; "
-        f"{amount(tokens)} training tokens from {', '.join(prepared.domains)}"
+        f"{amount(tokens)} training tokens from {', '.join(prepared.domains_of('train'))}"
     )
 
 
@@ -100,8 +101,16 @@ def data_of(run: Path) -> dict[str, Any]:
     return result
 
 
-def refuse_other_text(run: Path, before: str, now: str) -> None:
-    """Refuse to use a run with text other than its own.
+def refuse_other_text(
+    run: Path, before: str, now: str, way_on: str = "start afresh in another folder"
+) -> None:
+    """Refuse to use a run, or a composed model, with text other than its own.
+
+    Args:
+        run: its folder.
+        before: digest of its text.
+        now: digest of what the sources give now.
+        way_on: what can be done with the new text.
 
     Raises:
         RunError: the digests differ; both are shown.
@@ -109,9 +118,15 @@ def refuse_other_text(run: Path, before: str, now: str) -> None:
     if before != now:
         raise RunError(
             f"the text has changed: {run} was trained on {before[:16]}…, the sources now give {now[:16]}…",
-            "bring the old text back (for installed text: the same Python and packages)",
-            "or start afresh with another --out",
+            way_on,
+            "or bring the old text back (for installed text: the same Python and packages)",
         )
+
+
+def on_new_text(run: Path) -> str:
+    """How to go on from a run whose text has changed, in words."""
+    init = shlex.quote(f"init={run}")
+    return f"train on from it with the new text: expertise train RECIPE --set {init} --out ANOTHER_FOLDER"
 
 
 def is_finished(run: Path, recipe: Recipe) -> bool:
@@ -139,7 +154,7 @@ def result(run: Path) -> dict[str, Any]:
 
 def _refuse_other_data(run: Path, prepared: Prepared) -> None:
     if (run / DATA).is_file():
-        refuse_other_text(run, data_of(run)["digest"], prepared.digest)
+        refuse_other_text(run, data_of(run)["digest"], prepared.digest, on_new_text(run))
     path = run / TOKENIZER
     if path.is_file() and path.read_text("utf-8") != prepared.tokenizer.to_str():
         raise RunError(
@@ -164,6 +179,10 @@ def _adopt_data(run: Path, prepared: Prepared, initial: Initial | None) -> None:
     """Note what the run is trained on; refuse to go on with other text or another tokenizer."""
     path = run / DATA
     _refuse_other_data(run, prepared)
+    # Before the note of what it is: a run that has the note has the text, too. A run of an earlier version
+    # gets it now, and one whose text was damaged gets it anew.
+    if not held_out.is_kept(run / HELD_OUT, prepared.digest):
+        held_out.keep(prepared, run / HELD_OUT)
     if path.is_file():
         return
     facts = {"digest": prepared.digest, "domains": list(prepared.domains), "bytes": prepared.bytes}

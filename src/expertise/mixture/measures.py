@@ -110,19 +110,19 @@ class Usage:
         counts = self.by_domain.sum(1).double()
         return counts / counts.mean().clamp(min=torch.finfo(torch.float64).tiny)
 
-    def parts_per_token(self) -> float:
-        """Mean number of parts that a token took."""
+    def parts_per_token(self) -> float | None:
+        """Mean number of parts that a token took; None: no token was counted."""
         return _mean_of_histogram(self.histogram.sum(0))
 
-    def parts_per_token_by_domain(self) -> list[float]:
-        """The same for each domain's tokens; 0 for a domain without any."""
+    def parts_per_token_by_domain(self) -> list[float | None]:
+        """The same for each domain's tokens."""
         return [_mean_of_histogram(row) for row in self.histogram]
 
-    def mean_entropy(self) -> float:
-        """Mean entropy of the affinities, in nats."""
-        return self.entropy_sum / max(1, self.num_tokens)
+    def mean_entropy(self) -> float | None:
+        """Mean entropy of the affinities, in nats; None: no token was counted."""
+        return self.entropy_sum / self.num_tokens if self.num_tokens else None
 
 
-def _mean_of_histogram(histogram: Tensor) -> float:
+def _mean_of_histogram(histogram: Tensor) -> float | None:
     tokens = int(histogram.sum())
-    return float((histogram * torch.arange(len(histogram))).sum()) / tokens if tokens else 0.0
+    return float((histogram * torch.arange(len(histogram))).sum()) / tokens if tokens else None

@@ -127,12 +127,12 @@ class Evaluation:
 
 
 def means_of(columns: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Name → mean, and as `<name>_error` its standard error; of a single value 0."""
+    """Name → mean, and as `<name>_error` its standard error, which a single value does not have."""
     found: dict[str, float] = {}
     for name, values in columns.items():
         found[name] = float(np.mean(values))
-        spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-        found[f"{name}_error"] = spread / math.sqrt(len(values))
+        if len(values) > 1:
+            found[f"{name}_error"] = float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return found
 
 

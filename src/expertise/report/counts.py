@@ -106,7 +106,7 @@ def _table(record: Mapping[str, Any]) -> dict[str, Any] | None:
     if not columns and not layers:
         return None
     per_layer = {name: rows(found, "domains_by_layer", name) for name in columns}
-    values = [float(v) for column in per_layer.values() for v in column] + [float(v) for v in layers]
+    values = [float(v) for column in [*per_layer.values(), layers] for v in column if v is not None]
     values += [
         float(look(found, "domains", name)) for name in columns if look(found, "domains", name) is not None
     ]

@@ -115,7 +115,9 @@ def _bits_table(record: Mapping[str, Any]) -> dict[str, Any] | None:
     """Bits per byte, one row per domain, the model beside the compressors; the least of a row is marked."""
     bits = look(record, "summary", "bits_per_byte", default={})
     compressors = look(record, "compressors", default={})
-    columns = [("model", bits), *((str(k), v) for k, v in compressors.items())]
+    # A compressor that was not asked, because the text is too short, has no column.
+    asked = [(str(k), v) for k, v in compressors.items() if any(value is not None for value in v.values())]
+    columns = [("model", bits), *asked]
     body = []
     for name in [*domains(record), "mean"]:
         cells = [look(values, name) for _, values in columns]
@@ -130,7 +132,11 @@ def learning(record: Mapping[str, Any]) -> dict[str, Any]:
     table = _bits_table(record)
     wins = ""
     if table and len(table["columns"]) > 1:
-        against = [cells for name, cells in table["rows"] if name != "mean" and cells[0][0] is not None]
+        against = [
+            cells
+            for name, cells in table["rows"]
+            if name != "mean" and cells[0][0] is not None and any(cell is not None for cell, _ in cells[1:])
+        ]
         won = sum(cells[0][1] for cells in against)
         if against:
             others = " and ".join(table["columns"][1:])

@@ -22,6 +22,7 @@ from expertise.report.alike import similarity_of
 from expertise.report.policy import render
 from expertise.report.policy_paper import COST_LIMIT, paper_value
 from expertise.runs.files import write_atomic
+from expertise.runs.metrics import finite
 from expertise.skills.compare import compare_skills
 from expertise.skills.skill import Skill
 
@@ -63,7 +64,7 @@ def write_policy_page(
         DiskError: the page cannot be written.
     """
     record = policy_record(evaluations, title=title, skills=skills, curves=curves, notes=notes)
-    write_atomic(path / RECORD, json.dumps(record, ensure_ascii=False) + "\n")
+    write_atomic(path / RECORD, json.dumps(finite(record), ensure_ascii=False, allow_nan=False) + "\n")
     write_atomic(path / PAGE, render(record))
     return path / PAGE
 
@@ -106,7 +107,7 @@ def _group(environment: str, evaluations: Mapping[str, Evaluations]) -> dict[str
                 {
                     "name": row,
                     "mean": summary[name],
-                    "error": summary[f"{name}_error"],
+                    "error": summary.get(f"{name}_error"),
                     "paper": _paper(environment, row, name, evaluations[row]),
                 }
                 for row, summary in summaries.items()

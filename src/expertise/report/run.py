@@ -16,12 +16,14 @@ from expertise.report.language_model import render
 from expertise.report.text import vocabulary
 from expertise.runs import checkpoint, folder
 from expertise.runs.files import write_atomic
-from expertise.runs.metrics import read_lines
+from expertise.runs.metrics import finite, read_lines
 
 PAGE, RECORD = "report.html", "report.json"
 
 ANALYSED_BYTES = 65_536
 """Held-out text of each domain that the page's tables are counted on, in bytes, at least."""
+LEAST_COMPRESSED = 4096
+"""General-purpose compressors are shown on so many bytes of text, at least."""
 PASSAGE_TOKENS = 256
 FAVOURITES = 6
 
@@ -45,14 +47,15 @@ def write_report(
         The page's path.
 
     Raises:
-        RunError: there is no run, no whole checkpoint, or its text has changed.
+        RunError: there is no run, or no whole checkpoint; or its held-out text is damaged, or is not kept and
+            has changed.
         DiskError: the page cannot be written.
     """
     folder.require_run(run)
     if samples is None and (run / RECORD).is_file():
         samples = json.loads((run / RECORD).read_text("utf-8")).get("samples")
     record = run_record(run, say, device) | {"samples": samples or []}
-    write_atomic(run / RECORD, json.dumps(record, ensure_ascii=False) + "\n")
+    write_atomic(run / RECORD, json.dumps(finite(record), ensure_ascii=False, allow_nan=False) + "\n")
     write_atomic(run / PAGE, render(record))
     return run / PAGE
 
@@ -61,17 +64,18 @@ def run_record(run: Path, say: Callable[[str], None], device: str) -> dict[str, 
     """All that the page shows, as plain values."""
     import torch
 
-    from expertise.lm.evaluate.run import text_of
+    from expertise.lm.evaluate.texts import run_text
     from expertise.lm.recipe import Recipe
     from expertise.lm.task import with_vocabulary
 
     recipe = folder.read_recipe(run, Recipe)
     lines = read_lines(run / "metrics.jsonl")
-    prepared = text_of(run, recipe, say)
+    saved = checkpoint.latest(run)
+    look = run_text(run, recipe, "validation", say, saved)
+    prepared = look.text
     config = with_vocabulary(recipe.model, prepared.vocab_size)
     by_kind = config.num_params_by_kind()
     last = lines[-1] if lines else {"step": 0, "tokens": 0}
-    saved = checkpoint.latest(run)
     finished = saved is not None and saved.step >= recipe.train.steps
     record: dict[str, Any] = {
         "title": run.resolve().name,
@@ -80,7 +84,7 @@ def run_record(run: Path, say: Callable[[str], None], device: str) -> dict[str, 
         "steps": recipe.train.steps,
         "tokens": last["tokens"],
         "seed": recipe.train.seed,
-        "domains": list(prepared.domains),
+        "domains": list(prepared.domains_of("validation")),
         "curves": _curves(lines),
         "sizes": {
             "parameters_total": config.num_params(),
@@ -96,7 +100,8 @@ def run_record(run: Path, say: Callable[[str], None], device: str) -> dict[str, 
             "python": platform.python_version(),
         },
         "recipe": (run / folder.RECIPE).read_text("utf-8"),
-        "notes": [*prepared.notes, *_skipped(lines)],
+        "source_changed": look.changed,
+        "notes": [*look.notes, *_skipped(lines)],
         "layers": [],
         "passages": [],
     }
@@ -128,12 +133,12 @@ def _skipped(lines: list[dict[str, Any]]) -> list[str]:
     return [f"{number} skipped, from {first} to {last}: the last because {what} was not finite"]
 
 
-def _timing(lines: list[dict[str, Any]]) -> dict[str, float]:
+def _timing(lines: list[dict[str, Any]]) -> dict[str, float | None]:
     training = [line for line in lines if "tokens_per_second" in line]
     seconds = sum(line["seconds"] for line in training)
     tokens = sum(line["seconds"] * line["tokens_per_second"] for line in training)
     waited = sum(line.get("evaluation_seconds", 0.0) for line in lines)
-    return {"seconds": seconds + waited, "tokens_per_second": tokens / seconds if seconds else 0.0}
+    return {"seconds": seconds + waited, "tokens_per_second": tokens / seconds if seconds else None}
 
 
 def _looked_at(saved: checkpoint.Checkpoint, recipe: Any, prepared: Any, device: str) -> dict[str, Any]:
@@ -150,10 +155,11 @@ def _looked_at(saved: checkpoint.Checkpoint, recipe: Any, prepared: Any, device:
     measured = domain_texts(prepared, "validation", recipe.evaluation.bytes_per_domain, model.config.context)
     passages = [passage(model, text, PASSAGE_TOKENS) for text in texts]
     words = vocabulary(model.tokenizer, model.config.vocab_size)
+    domains = tuple(text.domain for text in texts)
     return {
-        "summary": _summary(layers, prepared.domains),
+        "summary": _summary(layers, domains),
         "compressors": _compressors(prepared.tokenizer, measured),
-        "layers": [_layer(model, index, found, prepared.domains, words) for index, found in layers.items()],
+        "layers": [_layer(model, index, found, domains, words) for index, found in layers.items()],
         "passages": [_passage(found, words) for found in passages],
     }
 
@@ -163,6 +169,8 @@ def _summary(layers: Mapping[int, Any], domains: tuple[str, ...]) -> dict[str, A
         return {}
     usages = [layer.usage for layer in layers.values()]
     histogram = sum(usage.histogram.sum(0) for usage in usages).double()
+    if not histogram.sum():
+        return {}
     numbers = _range_like(histogram)
     share = histogram / histogram.sum()
     mean = float((share * numbers).sum())
@@ -175,7 +183,7 @@ def _summary(layers: Mapping[int, Any], domains: tuple[str, ...]) -> dict[str, A
             "mean": mean,
             "std": float((share * (numbers - mean) ** 2).sum().sqrt()),
             "layers": [usage.parts_per_token() for usage in usages],
-            "domains": {d: sum(row[i] for row in by_domain) / len(by_domain) for i, d in enumerate(domains)},
+            "domains": {d: _mean([row[i] for row in by_domain]) for i, d in enumerate(domains)},
             "domains_by_layer": {d: [row[i] for row in by_domain] for i, d in enumerate(domains)},
             "histogram": [usage.histogram.sum(0)[1:].tolist() for usage in usages],
         },
@@ -183,6 +191,12 @@ def _summary(layers: Mapping[int, Any], domains: tuple[str, ...]) -> dict[str, A
         "max_parts": largest if varies else None,
         "tokens_counted": usages[0].num_tokens,
     }
+
+
+def _mean(values: list[float | None]) -> float | None:
+    """The mean; None where one of them is not known."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def _range_like(histogram: Any) -> Any:
@@ -230,19 +244,27 @@ def _passage(found: Any, words: list[str]) -> dict[str, Any]:
     return {"domain": found.domain, "tokens": tokens}
 
 
-def _compressors(tokenizer: Any, texts: list[Any]) -> dict[str, dict[str, float]]:
-    """Bits per byte of general-purpose compressors on the very bytes that the model is measured on."""
+def _compressors(tokenizer: Any, texts: list[Any]) -> dict[str, dict[str, float | None]]:
+    """Bits per byte of general-purpose compressors on the very bytes that the model is measured on.
+
+    A domain of less than `LEAST_COMPRESSED` bytes has none: headers and a dictionary that has hardly begun
+    would say more of the program than of the text. Then there is no mean either, because it would not be
+    over the text that the model's is over.
+    """
     programs: dict[str, Callable[[bytes], bytes]] = {
         "zlib": lambda raw: zlib.compress(raw, 9),
         "lzma": lambda raw: lzma.compress(raw, preset=9 | lzma.PRESET_EXTREME),
     }
-    result: dict[str, dict[str, float]] = {}
+    known = {}
+    for text in texts:
+        counted = text.windows.targets[text.windows.targets >= 0]
+        if len(counted):  # else the model's mean leaves it out, too
+            known[text.domain] = tokenizer.decode(counted.tolist(), skip_special_tokens=True).encode()
+    result: dict[str, dict[str, float | None]] = {}
     for name, compress in programs.items():
-        bits = {}
-        for text in texts:
-            counted = text.windows.targets[text.windows.targets >= 0]
-            raw = tokenizer.decode(counted.tolist(), skip_special_tokens=True).encode()
-            bits[text.domain] = 8 * len(compress(raw)) / max(1, len(raw))
-        bits["mean"] = sum(bits.values()) / len(bits)
-        result[name] = bits
+        bits: dict[str, float | None] = {
+            domain: 8 * len(compress(raw)) / len(raw) if len(raw) >= LEAST_COMPRESSED else None
+            for domain, raw in known.items()
+        }
+        result[name] = {**bits, "mean": _mean(list(bits.values()))}
     return result

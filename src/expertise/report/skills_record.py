@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from expertise import __version__
+from expertise.errors import RecipeError
 from expertise.lm.alpha import Alpha
 from expertise.lm.analysis import opening
 from expertise.lm.causal import CausalLM
 from expertise.lm.data import IGNORED, DataConfig
 from expertise.lm.evaluate.perplexity import DomainText, domain_texts, passes
-from expertise.lm.evaluate.run import open_with_text, require_split
+from expertise.lm.evaluate.run import open_with_text
+from expertise.lm.evaluate.texts import require_split
 from expertise.lm.recipe import EvaluationConfig
 from expertise.lm.skills import comparison
 from expertise.mixture.routers.base import Router
@@ -25,6 +27,7 @@ from expertise.report.alike import similarity_of
 from expertise.report.skills import render
 from expertise.report.text import vocabulary
 from expertise.runs.files import write_atomic
+from expertise.runs.metrics import finite
 from expertise.skills import Comparison, Library, compare_skills, composition_of, skills_of
 from expertise.skills.card import Card
 from expertise.skills.composed import SKILLS
@@ -100,7 +103,7 @@ def write_skills_report(
     *,
     data: DataConfig | None = None,
     base: Path | str | None = None,
-    split: str = "validation",
+    split: str | None = None,
     max_bytes: int = MAX_BYTES,
     device: str = "auto",
 ) -> Path:
@@ -109,9 +112,9 @@ def write_skills_report(
     Args:
         path: a folder that `save_composed` wrote.
         say: told what happens.
-        data: the held-out text of this; None: of what its router was learnt from.
+        data: on this text; None: on the held-out text of what its router was learnt from.
         base: where its base is now; None: where it was.
-        split: "validation" or "test".
+        split: "validation" or "test"; of given text also "all". None: all of given text, else validation.
         max_bytes: text of each domain; 0: all.
         device: where to compute.
 
@@ -123,11 +126,14 @@ def write_skills_report(
         RecipeError: no text is known, or there is no such split.
         DiskError: the page cannot be written.
     """
-    require_split(split)
+    require_split(split, given=True)
     composed, library = read_composed(path), Library(path / SKILLS)
-    opened = open_with_text(path, say, data=data, base=base, device=device)
-    texts = domain_texts(opened.prepared, split, max_bytes, opened.window)
-    say(f"looking at {', '.join(text.domain for text in texts)}")
+    opened = open_with_text(path, split, say, data=data, base=base, device=device)
+    found = domain_texts(opened.look.text, opened.look.split, max_bytes, opened.window)
+    texts = [text for text in found if text.windows.num_documents]
+    if not texts:
+        raise RecipeError(f"there is nothing to look at: {max_bytes} bytes are less than a character")
+    say(f"looking at {opened.look.words}: {', '.join(text.domain for text in texts)}")
     record = skills_record(
         opened.model,
         texts,
@@ -136,7 +142,8 @@ def write_skills_report(
         base=Path(str(base or composed.base.path)).name,
         cards={name: library.card(name) for name in composed.skills},
     )
-    write_atomic(path / RECORD, json.dumps(record, ensure_ascii=False) + "\n")
+    record["notes"] = [f"measured on {opened.look.words}", *opened.look.notes]
+    write_atomic(path / RECORD, json.dumps(finite(record), ensure_ascii=False, allow_nan=False) + "\n")
     write_atomic(path / PAGE, render(record))
     return path / PAGE
 
@@ -188,6 +195,8 @@ def _alpha(model: CausalLM, text: DomainText, batch_size: int) -> dict[str, dict
         alpha = torch.zeros(len(counted), len(names)) if batch.alpha is None else batch.alpha
         tables.append(alpha[counted].double().cpu())
     alpha = torch.cat(tables)
+    if not len(alpha):
+        return {}
     mean, std = alpha.mean(0).tolist(), alpha.std(0, correction=0).tolist()
     return {name: {"mean": round(mean[i], 4), "std": round(std[i], 4)} for i, name in enumerate(names)}
 

@@ -6,6 +6,8 @@ import unicodedata
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from expertise.runs.progress import number as number
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -19,11 +21,6 @@ class Piece(NamedTuple):
     text: str
     mark: bool
     line_break: bool = False
-
-
-def number(value: Any, digits: int = 2) -> str:
-    """A number with a fixed count of decimals, or a dash where there is none."""
-    return "–" if value is None else f"{float(value):.{digits}f}"
 
 
 def signed(value: Any, digits: int = 2) -> str:

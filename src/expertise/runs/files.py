@@ -232,6 +232,14 @@ def left_overs(folder: Path) -> list[Path]:
     return list(folder.glob(".*.part"))
 
 
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it; what is not there is no mistake."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def sync_folder(path: Path) -> None:
     """Make a folder's entries durable, where the system can."""
     handle = os.open(path, os.O_RDONLY)

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from expertise.errors import RunError
 from expertise.runs import recipe as recipes
-from expertise.runs.files import disk_errors, left_overs, nearest_beside, write_atomic
+from expertise.runs.files import disk_errors, left_overs, nearest_beside, remove, write_atomic
 
 T = TypeVar("T")
 
@@ -157,7 +157,7 @@ def held(run: Path) -> Iterator[None]:
         with disk_errors(run):
             (run / _OWNER).write_text(f"process {os.getpid()}\n", "utf-8")
             for path in left_overs(run):  # nobody else writes here now
-                path.unlink(missing_ok=True)
+                remove(path)
         yield
     finally:
         (run / _OWNER).unlink(missing_ok=True)

@@ -295,7 +295,7 @@ class _State:
 
     def _write_rate(self, step: int) -> None:
         now = time.monotonic()
-        seconds, self._clock = now - self._clock, now
+        seconds, self._clock = max(1e-9, now - self._clock), now  # a coarse clock may stand still for a step
         units, self._since = self._since * self.task.units_per_step, 0
         self.log.timing(
             step=step,

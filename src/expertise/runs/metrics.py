@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.util
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,6 +89,15 @@ def sum_of(value: Any) -> float:
     if isinstance(value, list | tuple):
         return sum(map(sum_of, value))
     return float(value) if isinstance(value, int | float) else 0.0
+
+
+def finite(value: Any) -> Any:
+    """The same record with None for every number that is none: JSON knows no NaN and no infinity."""
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -13,6 +13,11 @@ def say(message: str, *, stream: TextIO | None = None) -> None:
     print(message, file=stream or sys.stderr, flush=True)
 
 
+def number(value: Any, digits: int = 2) -> str:
+    """A number with a fixed count of decimals, or a dash where there is none."""
+    return "–" if value is None else f"{float(value):.{digits}f}"
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person says them: 42s, 3m05s, 2h10m."""
     whole = round(seconds)

@@ -4,12 +4,13 @@ composed.json         base, skills, weights or router, metrics; size and SHA-256
 router.safetensors    where a router was learnt: `<address of its layer>/<parameter>`, no address for one
                       that serves all layers
 skills/<name>/        a copy of each skill's folder
+held-out/             of a language model whose router was learnt: the text that was held out
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ def save_composed(
     data_digest: str = "",
     metrics: Mapping[str, Any] | None = None,
     notes: Mapping[str, Any] | None = None,
+    beside: Callable[[Path], None] | None = None,
 ) -> Composed:
     """Write a composed model to a new folder, whole or not at all.
 
@@ -62,6 +64,7 @@ def save_composed(
         data, data_digest: what the router was learnt from.
         metrics: any figures, for JSON.
         notes: anything else, for JSON.
+        beside: writes more files into the folder that it is given; they are checked with the others.
 
     Returns:
         What `composed.json` says.
@@ -87,6 +90,8 @@ def save_composed(
             state = {f"{a}/{k}": t for a, router in routers.items() for k, t in router.state_dict().items()}
             plain = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
             (aside / ROUTER).write_bytes(save(plain))
+        if beside is not None:
+            beside(aside)
         composed = Composed(
             base=reference,
             skills=list(composition.names),

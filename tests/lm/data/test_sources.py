@@ -103,7 +103,7 @@ def test_json_lines(write) -> None:
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', "line 2: not valid JSON"),
         ("a.jsonl", b'{"text": "x"}\n[1]\n', "line 2: a list, not an object"),
         ("a.jsonl", b'{"texts": "x"}\n', "line 1: no field 'text' | did you mean 'texts'?"),
-        ("a.jsonl", b'{"text": 3}\n', "line 1: 'text' is int, not text"),
+        ("a.jsonl", b'{"text": 3}\n', "line 1: 'text' is a number, not text"),
         ("a.ndjson", b'{"text": "x"}\n{"text": "\xff"}\n', "is not UTF-8: byte 24"),
     ],
 )

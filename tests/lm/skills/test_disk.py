@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from expertise.lm.skills import ComposeConfig, LearnConfig
 from expertise.lm.skills.config import config_of
 from expertise.lm.skills.disk import compose_into, learn_into, weigh_into
 from expertise.lm.text import continue_text
-from expertise.runs.files import sha256_of
+from expertise.runs.files import sha256_of, sha256_of_json
 from expertise.skills.composed import load_composed
 from expertise.skills.composed_json import read_composed
 from expertise.skills.composing import compose
@@ -121,8 +122,12 @@ def test_weights_with_text_are_looked_at(
     assert found is not None
     assert found.uniform.bits_per_byte == found.composed.bits_per_byte
     assert metrics["bits_per_byte"]["composed"]["code"] == found.composed.rounded_bits()["code"]
-    result = evaluate_model(tmp_path / "mix", "validation", 0, "cpu", 0, silent)
+    # Nothing was learnt from it, so all of it was scored, up to the bytes that a training looks at.
+    result = evaluate_model(tmp_path / "mix", None, 65_536, "cpu", 0, silent)
+    assert result["split"] == "all"
     assert result["bits_per_byte"]["code"] == pytest.approx(found.composed.bits_per_byte["code"], abs=1e-4)
+    (small,) = evaluate_model(tmp_path / "mix", "validation", 0, "cpu", 0, silent)["bytes"].values()
+    assert small < 0.1 * result["bytes"]["code"]
 
 
 def test_text_that_changed_is_not_taken_for_the_old_one(
@@ -135,9 +140,22 @@ def test_text_that_changed_is_not_taken_for_the_old_one(
     shutil.copytree(small_text, text)
     mix = config_of(ComposeConfig, [*settings("", "train.steps=2"), f"data.source={text}"])
     compose_into(tmp_path / "mix", run_base, library, ["x"], mix, tmp_path / "w", say=silent)
+    before = evaluate_model(tmp_path / "mix", None, 600, "cpu", 0, silent)
     (text / "prose" / "00.txt").write_text("something else")
-    with pytest.raises(RunError, match="the text has changed"):
-        evaluate_model(tmp_path / "mix", "validation", 600, "cpu", 0, silent)
+    said: list[str] = []
+    after = evaluate_model(tmp_path / "mix", None, 600, "cpu", 0, said.append)
+    assert (before["source_changed"], after["source_changed"]) == (False, True)
+    assert after["bits_per_byte"] == before["bits_per_byte"], "the folder keeps its held-out text"
+    assert "has changed" in said[-1]
+    # One of an earlier version keeps none: it is refused as before.
+    shutil.rmtree(tmp_path / "mix" / "held-out")
+    composed = json.loads((tmp_path / "mix" / "composed.json").read_text())
+    composed["files"] = {k: v for k, v in composed["files"].items() if not k.startswith("held-out/")}
+    composed["sha256"] = sha256_of_json({k: v for k, v in composed.items() if k != "sha256"})
+    (tmp_path / "mix" / "composed.json").write_text(json.dumps(composed))
+    with pytest.raises(RunError, match="the text has changed") as caught:
+        evaluate_model(tmp_path / "mix", None, 600, "cpu", 0, silent)
+    assert "--data" in caught.value.hints[0]
 
 
 def test_long_work_is_refused_before_it_begins(run_base: Path, settings: Settings, tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ def evaluate(
     from expertise.policy.seeds import evaluate_seeds
     from expertise.report.policy_record import FILM_EVERY, PAGE, skills_shown, write_policy_page
     from expertise.runs.files import require_writable, write_atomic
+    from expertise.runs.metrics import finite
     from expertise.runs.progress import say
 
     named = named_runs(runs)
@@ -100,7 +101,7 @@ def evaluate(
         _write_film(next(iter(found.values())), video, say)
     about = {"candidates": candidates, "pick": pick}
     if out is not None:
-        write_atomic(out, json.dumps({**about, **plain(found, named, whole=True)}, indent=1) + "\n")
+        write_atomic(out, json.dumps(finite({**about, **plain(found, named, whole=True)}), indent=1) + "\n")
     report = None if page is None else write_policy_page(page, found, skills=skills_shown(policies))
     if as_json:
         pages = {} if report is None else {"report": str(report)}

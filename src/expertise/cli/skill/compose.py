@@ -71,8 +71,9 @@ def compose(
 ) -> None:
     """Compose a model of skills, by weights or by a router that is learnt from a little text.
 
-    With text, bits per byte on its held-out part are shown: of the base, of each skill alone, of all with
-    equal weights, and of the composed model. `evaluate` and `generate` open what this writes.
+    With text, bits per byte are shown: of the base, of each skill alone, of all with equal weights, and of
+    the composed model. They are on the text's held-out part; with --weights, which learn nothing from it, on
+    all of it. `evaluate` and `generate` open what this writes.
 
     Example: expertise skill compose runs/demo --skills prose,code --data notes.txt --out mixed
 
@@ -124,10 +125,12 @@ def compose(
 
 def _table(found: SideBySide) -> None:
     """Bits per byte: a row each, a column per domain."""
+    from expertise.runs.progress import number
+
     rows = {
         title: row.bits_per_byte | {"mean": row.mean_bits_per_byte} for title, row in found.rows().items()
     }
     first = max(len(title) for title in rows) + 2
     print(f"{'bits per byte':<{first}}" + "".join(f"{domain:>14}" for domain in rows["base"]))
     for title, bits in rows.items():
-        print(f"{title:<{first}}" + "".join(f"{value:>14.4f}" for value in bits.values()))
+        print(f"{title:<{first}}" + "".join(f"{number(value, 4):>14}" for value in bits.values()))

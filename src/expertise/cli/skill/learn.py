@@ -83,7 +83,7 @@ def learn(
     """
     from expertise.lm.skills.config import LearnConfig, config_of
     from expertise.lm.skills.disk import learn_into
-    from expertise.runs.progress import say
+    from expertise.runs.progress import number, say
     from expertise.skills.library import Library
 
     changes = data_settings(data, kind, domain)
@@ -106,5 +106,5 @@ def learn(
         return
     bits = card.metrics["bits_per_byte"]
     for key, after in bits["after"].items():
-        print(f"{key:<16}{bits['before'][key]:>10.4f} → {after:.4f} bits per byte")
+        print(f"{key:<16}{number(bits['before'][key], 4):>10} → {number(after, 4)} bits per byte")
     print(f"skill {name} is in {library}; compose it: expertise skill compose {base} --skills {name},…")

@@ -14,6 +14,7 @@ from expertise.cli.options import (
     Domain,
     Json,
     Kind,
+    Split,
     Threads,
     data_settings,
     print_json,
@@ -25,7 +26,7 @@ def report(
     data: Data = None,
     kind: Kind = None,
     domain: Domain = None,
-    split: Annotated[str, typer.Option(help="validation, or test.")] = "validation",
+    split: Split = None,
     max_bytes: Annotated[int, typer.Option(min=0, help="Text of each domain, in bytes; 0: all.")] = 65_536,
     base: BasePath = None,
     device: Device = None,
@@ -34,7 +35,7 @@ def report(
 ) -> None:
     """Draw a composed model's page: who is good at what, how alike the skills are, who is used where.
 
-    Without --data: on held-out text of what its router was learnt from.
+    Without --data: on held-out text of what its router was learnt from. With --data: on all of what is given.
 
     Example: expertise skill report mixed --data installed
     """

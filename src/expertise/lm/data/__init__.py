@@ -2,8 +2,8 @@
 
 Reading order: `config.py` → `sources.py` (`folders.py`, `readers.py`, `hub.py`, `installed.py`) → `kinds.py`
 (`chat.py`) → `corpus.py` (`split.py`) → `tokenizer.py`, `encoded.py` → `streams.py` (`coverage.py`) →
-`prepare.py`, which joins them → `batches.py`, `packed.py`, `windows.py`; `left_out.py` counts what is left
-out on the way.
+`prepare.py`, which joins them → `held_out.py` (text that is only looked at), `batches.py`, `packed.py`,
+`windows.py`; `left_out.py` counts what is left out on the way.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from expertise.lm.data.config import DataConfig, SourceTable, TokenizerConfig, require_source
     from expertise.lm.data.documents import Document, Source
     from expertise.lm.data.encoded import encode_documents
+    from expertise.lm.data.held_out import ALL, HELD_OUT, HeldOut, Readable, all_of
     from expertise.lm.data.packed import PackedBatches
     from expertise.lm.data.prepare import Prepared, prepare
     from expertise.lm.data.sources import open_sources, source_digest
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from expertise.lm.data.windows import EvaluationWindows, evaluation_windows
 
 __all__ = [
+    "ALL",
+    "HELD_OUT",
     "IGNORED",
     "PADDING",
     "Batch",
@@ -35,13 +38,16 @@ __all__ = [
     "DataConfig",
     "Document",
     "EvaluationWindows",
+    "HeldOut",
     "PackedBatches",
     "Prepared",
+    "Readable",
     "Source",
     "SourceTable",
     "TokenStream",
     "TokenizerConfig",
     "Windows",
+    "all_of",
     "encode_documents",
     "evaluation_windows",
     "load_tokenizer",
@@ -74,6 +80,13 @@ public_names(
             "Source",
         ),
         "encoded": ("encode_documents",),
+        "held_out": (
+            "ALL",
+            "HELD_OUT",
+            "HeldOut",
+            "Readable",
+            "all_of",
+        ),
         "packed": ("PackedBatches",),
         "prepare": (
             "Prepared",

@@ -79,6 +79,10 @@ class DataConfig:
     source: str | list[SourceTable] = ""
     """`"installed"`, a path to a file or folder, or tables with `path` or `hub`, and `domain`."""
 
+    validation: str | list[SourceTable] = ""
+    """Validation text of its own, in the forms of `source` and of the same kind; then all of `source` is
+    trained on, and there is no test text. Empty: 5 % of `source` become validation text and 5 % test text."""
+
     kind: str = "text"
     """`"text"`; or records with the loss on what is answered only: `"prompt"` (prompt and completion) or
     `"messages"` (conversations)."""
@@ -91,14 +95,14 @@ class DataConfig:
     """The jinja2 chat template that makes text of messages; empty: ChatML."""
 
     domains: list[str] = field(default_factory=list)
-    """Only these of the source's domains; empty: all. They are divided as they are among all of them."""
+    """Only these domains, of source and validation; empty: all. They are divided as they are among all."""
 
     cap_bytes: Annotated[int, Ge(0)] = 0
-    """How many bytes of each domain are kept at most; 0 keeps all."""
+    """How many bytes of each domain of the source are kept at most; 0 keeps all."""
 
     deduplicate: bool = True
     """Whether a paragraph of 60 bytes or more, or a whole record, is kept only the first time it is met,
-    over all domains."""
+    over all domains; what `validation` has is then not trained on either."""
 
     on_bad: Literal["stop", "skip"] = "stop"
     """A row or a file that cannot be used: `"stop"` refuses all of the data and names its line, `"skip"`
@@ -117,8 +121,19 @@ class DataConfig:
             raise RecipeError(f"data.kind: unknown {self.kind!r}", nearest(self.kind, KINDS))
         if self.template and self.kind != "messages":
             raise RecipeError(f"data.template is for data.kind = 'messages', not {self.kind!r}")
-        if self.source == INSTALLED and self.kind != "text":
+        if INSTALLED in (self.source, self.validation) and self.kind != "text":
             raise RecipeError(f"the installed text has no records of the kind {self.kind!r}", "name a file")
+        if self.validation and self.validation == self.source:
+            raise RecipeError(
+                "data.validation is the same as data.source: nothing is left to train on",
+                "leave data.validation out: 5 % of the source are held out then",
+            )
+
+    def places(self) -> str:
+        """Where the text comes from, in words."""
+        if isinstance(self.source, str):
+            return self.source
+        return ", ".join(table.path or table.hub for table in self.source)
 
     @property
     def packed(self) -> bool:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -50,11 +50,19 @@ class Deduplicator:
     """Drops paragraphs (between blank lines, 60 bytes or more) that were met before, in any document.
 
     Of records it knows whole ones: a conversation without one of its paragraphs would be another.
+
+    Args:
+        held_out: who has seen text that is not to be trained on: what it knows is dropped too.
+        drops: whether anything is dropped; else it only remembers what it sees.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, held_out: Deduplicator | None = None, *, drops: bool = True) -> None:
         self._seen: set[bytes] = set()
         self._dropped = {"paragraph": (0, 0), "record": (0, 0)}
+        self._held_out = held_out._seen if held_out is not None else frozenset()
+        self._drops = drops
+        self.num_held_out = 0
+        """Paragraphs and records that the held-out text has too."""
 
     def __call__(self, text: str) -> str:
         """`text` without paragraphs already seen; what is left is unchanged, byte for byte."""
@@ -64,7 +72,9 @@ class Deduplicator:
             raw = parts[i].encode()
             if len(raw) >= _SHORTEST_DUPLICATE:
                 key = hashlib.blake2b(raw, digest_size=16).digest()
-                if key in self._seen:
+                if self._is_held_out(key):
+                    continue
+                if key in self._seen and self._drops:
                     self._drop("paragraph", len(raw))
                     continue
                 self._seen.add(key)
@@ -74,7 +84,9 @@ class Deduplicator:
     def is_known(self, record: Document) -> bool:
         """Whether a record with the same text, learnt in the same places, was met before."""
         key = hashlib.blake2b(json.dumps([record.text, record.learnt]).encode(), digest_size=16).digest()
-        known = key in self._seen
+        if self._is_held_out(key):
+            return True
+        known = key in self._seen and self._drops
         self._seen.add(key)
         if known:
             self._drop("record", len(record.text.encode()))
@@ -91,6 +103,11 @@ class Deduplicator:
     def _drop(self, what: str, num_bytes: int) -> None:
         number, total = self._dropped[what]
         self._dropped[what] = number + 1, total + num_bytes
+
+    def _is_held_out(self, key: bytes) -> bool:
+        found = key in self._held_out
+        self.num_held_out += found
+        return found
 
 
 def build_text(
@@ -115,36 +132,94 @@ def build_text(
         DataError: a source cannot be read, or a domain has too little text to be divided.
     """
     with tempfile.TemporaryFile(dir=folder) as spool:
-        pieces, notes = _gather(sources, cap_bytes, deduplicate, spool, say)
-        sides: dict[str, list[tuple[bytes, str, _Piece]]] = {side: [] for side in SPLITS}
+        pieces, notes = _gather(sources, cap_bytes, Deduplicator() if deduplicate else None, spool, say)
+        sides: dict[str, list[tuple[str, _Piece]]] = {side: [] for side in SPLITS}
         for domain, of_domain in pieces.items():
             for side, piece in _divide(domain, of_domain, spool):
-                sides[side].append((order_key(domain, piece.id), domain, piece))
-        num_bytes = {side: dict.fromkeys(pieces, 0) for side in SPLITS}
-        num_documents = {side: dict.fromkeys(pieces, 0) for side in SPLITS}
-        for side, chosen in sides.items():
-            chosen.sort(key=lambda item: (item[0], item[2].start))
-            with (folder / f"{side}.jsonl").open("w", encoding="utf-8", newline="\n") as file:
-                for _, domain, piece in chosen:
-                    row = {"id": piece.id, "domain": domain, "text": _read(spool, piece).decode()}
-                    row |= _spans(spool, piece)
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                    num_bytes[side][domain] += piece.size
-                    num_documents[side][domain] += 1
-    return {"domains": list(pieces), "bytes": num_bytes, "documents": num_documents, "notes": notes}
+                sides[side].append((domain, piece))
+        return {**_store(sides, list(pieces), spool, folder), "notes": notes}
+
+
+def build_whole(
+    held_out: Mapping[str, list[Source]],
+    training: list[Source],
+    cap_bytes: int,
+    deduplicate: bool,
+    folder: Path,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Write each side's text as its own sources give it; nothing is divided.
+
+    Held-out text is kept whole: neither the cap nor deduplication takes any of it away.
+
+    Args:
+        held_out: side (`validation`, or any other name) → where its text comes from.
+        training: where that of `train` comes from; empty: there is no such side.
+        cap_bytes: bytes of each domain of the training text that are kept; 0 keeps all.
+        deduplicate: whether training text is dropped that was met before, there or in the held-out text.
+        folder: an empty folder.
+        say: told what is happening, a line at a time.
+
+    Returns:
+        As `build_text`, for these sides.
+
+    Raises:
+        DataError: a source cannot be read, or a domain has no text.
+    """
+    notes: list[str] = []
+    sides: dict[str, list[tuple[str, _Piece]]] = {}
+    seen = Deduplicator(drops=False) if deduplicate and training else None
+    fresh = Deduplicator(seen) if deduplicate else None
+    with tempfile.TemporaryFile(dir=folder) as spool:
+        # The held-out text is read first, so that none of it is trained on.
+        read = [(side, sources, 0, seen) for side, sources in held_out.items()]
+        read += [("train", training, cap_bytes, fresh)] if training else []
+        for side, sources, cap, clean in read:
+            pieces, found = _gather(sources, cap, clean, spool, say)
+            sides[side] = [(domain, piece) for domain, of_domain in pieces.items() for piece in of_domain]
+            notes += found
+        if fresh is not None and fresh.num_held_out:
+            notes.append(
+                f"{fresh.num_held_out:,} paragraphs or records are left out of the training text: "
+                "data.validation has them"
+            )
+        ordered = {side: sides[side] for side in reversed(sides)}  # training text and its domains come first
+        domains = dict.fromkeys(domain for chosen in ordered.values() for domain, _ in chosen)
+        return {**_store(ordered, list(domains), spool, folder), "notes": notes}
+
+
+def _store(
+    sides: Mapping[str, list[tuple[str, _Piece]]], domains: list[str], spool: IO[bytes], folder: Path
+) -> dict[str, Any]:
+    """Write each side's documents, in hash order; domains, and how much of each a side has."""
+    num_bytes = {side: dict.fromkeys(domains, 0) for side in sides}
+    num_documents = {side: dict.fromkeys(domains, 0) for side in sides}
+    for side, chosen in sides.items():
+        in_order = sorted(chosen, key=lambda item: (order_key(item[0], item[1].id), item[1].start))
+        with (folder / f"{side}.jsonl").open("w", encoding="utf-8", newline="\n") as file:
+            for domain, piece in in_order:
+                row = {"id": piece.id, "domain": domain, "text": _read(spool, piece).decode()}
+                row |= _spans(spool, piece)
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                num_bytes[side][domain] += piece.size
+                num_documents[side][domain] += 1
+    return {"domains": domains, "bytes": num_bytes, "documents": num_documents}
 
 
 def stored_documents(folder: Path, side: str) -> Iterator[Document]:
-    """What `build_text` stored for one side, in stored order."""
+    """What `build_text` or `build_whole` stored for one side, in stored order."""
     with (folder / f"{side}.jsonl").open(encoding="utf-8", newline="\n") as file:
         for line in file:
             yield Document.from_json(json.loads(line))
 
 
 def _gather(
-    sources: list[Source], cap: int, deduplicate: bool, spool: IO[bytes], say: Callable[[str], None]
+    sources: list[Source],
+    cap: int,
+    clean: Deduplicator | None,
+    spool: IO[bytes],
+    say: Callable[[str], None],
 ) -> tuple[dict[str, list[_Piece]], list[str]]:
-    clean = Deduplicator() if deduplicate else None
     pieces: dict[str, list[_Piece]] = {}
     total: dict[str, int] = {}
     more: set[str] = set()
@@ -182,7 +257,8 @@ def _gather(
         elif domain in pieces and not pieces[domain]:
             raise DataError(
                 f"the domain {domain!r} has no text left",
-                "its files are empty, or another domain holds the same paragraphs (data.deduplicate = false)",
+                "its files are empty, or another domain or data.validation holds the same paragraphs "
+                "(data.deduplicate = false)",
             )
     if num_blank:
         notes.append(f"left out: {counted(num_blank, 'document')} of nothing but white space")

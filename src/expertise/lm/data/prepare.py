@@ -12,13 +12,13 @@ from expertise.lm.data.batches import CONTEXT_KEYS, Batches, ContextKeys, Window
 from expertise.lm.data.cache import Entry, entry, key_of
 from expertise.lm.data.chat import Chat
 from expertise.lm.data.config import KINDS, DataConfig, TokenizerConfig
-from expertise.lm.data.corpus import build_text, stored_documents
+from expertise.lm.data.corpus import build_text, build_whole, stored_documents
 from expertise.lm.data.documents import Document
 from expertise.lm.data.kinds import Kind
 from expertise.lm.data.left_out import size
 from expertise.lm.data.packed import PackedBatches
-from expertise.lm.data.sources import digest_of, open_sources
-from expertise.lm.data.split import SPLITS
+from expertise.lm.data.sources import digest_of, open_both
+from expertise.lm.data.split import SPLITS, no_side
 from expertise.lm.data.streams import STREAMS, TokenStream, build_streams, open_stream
 from expertise.lm.data.tokenizer import end_of_text, load_tokenizer, plain, train_tokenizer, vocab_size
 
@@ -54,6 +54,8 @@ def prepare(
 class Prepared:
     """Text and tokens of one recipe, divided into `train`, `validation` and `test`.
 
+    Where the recipe names a validation source of its own, there is no side `test`.
+
     The cache it reads may be deleted at any time: what is asked for next is then built again.
 
     Args:
@@ -72,7 +74,7 @@ class Prepared:
     """One more than the largest id; may be smaller than asked for."""
 
     domains: tuple[str, ...]
-    """The domains' names; a domain's id is its index."""
+    """The domains' names, of all sides; a domain's id is its index."""
 
     digest: str
     """SHA-256 of the sources, as `source_digest` gives it."""
@@ -99,14 +101,20 @@ class Prepared:
         self._config = tokenizer if isinstance(tokenizer, TokenizerConfig) else TokenizerConfig()
         self._given = tokenizer.to_str() if not isinstance(tokenizer, TokenizerConfig) else ""
         self._kind: Kind = KINDS[data.kind](data)
-        self.digest = digest_of(open_sources(data))
+        self.digest = digest_of(*open_both(data))
         text = self._text()
-        self.domains = _chosen(data.domains, text.facts["domains"])
+        self.domains = chosen_domains(data.domains, text.facts["domains"])
         self.notes = (*text.facts["notes"], *_not_chosen(self.domains, text.facts["bytes"]))
         self.bytes, self.documents_count = (
             {side: {domain: counts[domain] for domain in self.domains} for side, counts in facts.items()}
             for facts in (text.facts["bytes"], text.facts["documents"])
         )
+        for side, counts in self.documents_count.items():
+            if not any(counts.values()):
+                raise RecipeError(
+                    f"the {side} text has none of data.domains: {', '.join(data.domains)}",
+                    "name the domains of data.validation too",
+                )
         tokens = self._tokens()
         self.tokens_count = tokens.facts["tokens"]
         self.notes += tuple(tokens.facts.get("notes", ()))
@@ -147,7 +155,12 @@ class Prepared:
     def stream(self, split: str) -> TokenStream:
         """The tokens of `train`, `validation` or `test`, memory-mapped."""
         found = self._tokens()
-        return open_stream(found.path, _side(split), found.facts["dtype"], self.domains)
+        return open_stream(found.path, self._side(split), found.facts["dtype"], self.domains)
+
+    def domains_of(self, split: str) -> tuple[str, ...]:
+        """The domains that have text on a side."""
+        counts = self.documents_count[self._side(split)]
+        return tuple(domain for domain in self.domains if counts[domain])
 
     def documents(self, split: str, domain: str) -> Iterator[str]:
         """The texts of one side and domain, in stored order."""
@@ -157,20 +170,34 @@ class Prepared:
         """The same with what is learnt of each."""
         if domain not in self.domains:
             raise KeyError(f"no domain {domain!r}; there are {', '.join(self.domains)}")
-        stored = stored_documents(self._text().path, _side(split))
-        return (document for document in stored if document.domain == domain)
+        return (document for document in self.side(split) if document.domain == domain)
+
+    def side(self, split: str) -> Iterator[Document]:
+        """The documents of one side, of all domains, in stored order."""
+        stored = stored_documents(self._text().path, self._side(split))
+        return (document for document in stored if document.domain in self.domains)
+
+    def _side(self, split: str) -> str:
+        if split not in SPLITS:
+            raise KeyError(f"no split {split!r}; there are {', '.join(SPLITS)}")
+        if split not in self.documents_count:
+            raise no_side(split)
+        return split
 
     def _text(self) -> Entry:
         data = self._data
 
         def build(folder: Path) -> dict[str, Any]:
-            sources = open_sources(data)
-            if digest_of(sources) != self.digest:
+            sources, validation = open_both(data)
+            if digest_of(sources, validation) != self.digest:
                 raise DataError(
                     "the text has changed since it was first read, and its cache is gone",
                     "start again, or bring the old text back",
                 )
-            return build_text(sources, data.cap_bytes, data.deduplicate, folder, self._say)
+            asked = data.cap_bytes, data.deduplicate, folder, self._say
+            if validation:
+                return build_whole({"validation": validation}, sources, *asked)
+            return build_text(sources, *asked)
 
         return entry("text", self._text_key(), build)
 
@@ -185,7 +212,7 @@ class Prepared:
                 chosen = train_tokenizer(self._training_texts(text.path), self._config.vocab_size)
             chosen.save(str(folder / "tokenizer.json"))
             self._say("encoding the text")
-            return build_streams(text.path, chosen, self.domains, folder)
+            return build_streams(text.path, chosen, self.domains, folder, tuple(self.documents_count))
 
         given = _file_digest(Path(self._config.path)) if self._config.path else _text_digest(self._given)
         # A tokenizer that is trained here has a token for each byte: what it made before holds as it is.
@@ -206,7 +233,8 @@ class Prepared:
 
     def _training_texts(self, text: Path) -> Iterator[str]:
         """The first documents of each domain's training text, an equal number of bytes for each."""
-        left = dict.fromkeys(self.domains, max(1, self._config.train_bytes // len(self.domains)))
+        domains = self.domains_of("train")
+        left = dict.fromkeys(domains, max(1, self._config.train_bytes // len(domains)))
         for document in stored_documents(text, "train"):
             room = left.get(document.domain, 0)
             if room > 0:
@@ -217,7 +245,7 @@ class Prepared:
                 return
 
 
-def _chosen(asked: list[str], known: list[str]) -> tuple[str, ...]:
+def chosen_domains(asked: list[str], known: list[str]) -> tuple[str, ...]:
     """The domains that are asked for, in the order of the text's own."""
     for domain in asked:
         if domain not in known:
@@ -233,12 +261,6 @@ def _not_chosen(chosen: tuple[str, ...], num_bytes: dict[str, dict[str, int]]) -
             total[domain] = total.get(domain, 0) + number
     others = [f"{domain} ({size(number)})" for domain, number in total.items() if domain not in chosen]
     return [f"left out by data.domains: {', '.join(others)}"] if others else []
-
-
-def _side(split: str) -> str:
-    if split not in SPLITS:
-        raise KeyError(f"no split {split!r}; there are {', '.join(SPLITS)}")
-    return split
 
 
 def _text_digest(text: str) -> str:

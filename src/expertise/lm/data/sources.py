@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +39,7 @@ from expertise.runs.files import encoding_hint, escaped
 
 
 def open_sources(data: DataConfig) -> list[Source]:
-    """The sources that a recipe names, in its order.
+    """The sources that `data.source` names, in its order.
 
     Raises:
         RecipeError: it names none, or its chat template cannot be used.
@@ -53,6 +54,32 @@ def open_sources(data: DataConfig) -> list[Source]:
     return [HubSource(table, kind) if table.hub else PathSource(table, kind) for table in data.source]
 
 
+def open_both(data: DataConfig) -> tuple[list[Source], list[Source]]:
+    """The sources of `data.source` and of `data.validation`; there are none of the latter where it is empty.
+
+    A file that both name is validation text and is not trained on, with a note.
+
+    Raises:
+        RecipeError: the recipe names no data.
+        DataError: a path does not exist or holds no text, or nothing is left to train on.
+    """
+    sources = open_sources(data)
+    if not data.validation:
+        return sources, []
+    validation = open_sources(dataclasses.replace(data, source=data.validation, validation=""))
+    in_training, in_validation = _paths(sources), _paths(validation)
+    for source in validation:
+        if isinstance(source, PathSource):
+            source.num_in_both = sum(path.resolve() in in_training for path in source.files)
+    for source in sources:
+        if isinstance(source, PathSource):
+            source.files = [path for path in source.files if path.resolve() not in in_validation]
+    sources = [source for source in sources if not isinstance(source, PathSource) or source.files]
+    if not sources:
+        raise DataError("every file of data.source is in data.validation too: nothing is left to train on")
+    return sources, validation
+
+
 def source_digest(data: DataConfig) -> str:
     """SHA-256 over everything the sources hold (for `installed`: over its list of files), in hexadecimal.
 
@@ -62,13 +89,15 @@ def source_digest(data: DataConfig) -> str:
         RecipeError: the recipe names no data.
         DataError: something is missing or cannot be read.
     """
-    return digest_of(open_sources(data))
+    return digest_of(*open_both(data))
 
 
-def digest_of(sources: list[Source]) -> str:
-    """SHA-256 over domains and digests of sources, in their order."""
-    listed = json.dumps([[source.domain, source.digest()] for source in sources])
-    return hashlib.sha256(listed.encode()).hexdigest()
+def digest_of(sources: list[Source], validation: Sequence[Source] = ()) -> str:
+    """SHA-256 over domains and digests of sources, and of a validation source's, in their order."""
+    listed = [[[source.domain, source.digest()] for source in side] for side in (sources, validation) if side]
+    # Without a validation source it is what it was before there were such.
+    whole = json.dumps(listed if validation else listed[0])
+    return hashlib.sha256(whole.encode()).hexdigest()
 
 
 class PathSource(Source):
@@ -110,6 +139,8 @@ class PathSource(Source):
         self.files.sort(key=lambda path: hashlib.sha256(self._id(path)).digest())
         noun = "row" if any(map(has_fields, self.files)) else "file"
         self.bad = BadRows(kind.data, table.domain, noun, alone=noun == "file" and not self.root.is_dir())
+        self.num_in_both = 0
+        """Of a validation source: how many of its files the training source names too."""
 
     def documents(self) -> Iterator[Document]:
         """The files' documents; a file of plain text is one."""
@@ -148,6 +179,10 @@ class PathSource(Source):
                 f"{shown(self.root)}: {number} ({size(total)}) read as plain text, with commas, quotes and "
                 "brackets; fields are read of JSON Lines (.jsonl)"
             )
+        if self.num_in_both:
+            files = "1 file is" if self.num_in_both == 1 else f"{self.num_in_both:,} files are"
+            both = f"{files} in data.source and data.validation, and not trained on"
+            notes.append(f"{shown(self.root)}: {both}")
         return notes + self.bad.notes()
 
     def _rows(self, path: Path) -> Iterator[Row | DataError]:
@@ -208,6 +243,11 @@ def _single(path: Path, kind: Kind) -> _Found:
             "name a file that ends in .jsonl, .ndjson or .parquet",
         )
     return _Found([path], PassedOver(), [path] if is_table(path, head) else [])
+
+
+def _paths(sources: list[Source]) -> set[Path]:
+    """The files of sources, by the paths that links lead to."""
+    return {path.resolve() for source in sources if isinstance(source, PathSource) for path in source.files}
 
 
 def _from_path(root: Path, kind: Kind) -> Iterator[Source]:

@@ -14,6 +14,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+from expertise.errors import RecipeError
+
 SPLITS = ("train", "validation", "test")
 """The three sides, in this order everywhere."""
 
@@ -26,6 +28,14 @@ SECTIONS = 40
 _FEWEST_DOCUMENTS = 20
 _TOLERANCE = 0.02
 _OVERSHOOT = 0.005
+
+
+def no_side(side: str) -> RecipeError:
+    """The refusal of a side that a text does not have."""
+    return RecipeError(
+        f"there is no {side} text: with data.validation all of data.source is trained on",
+        "look at other text with --data FILE: all of it is scored",
+    )
 
 
 def order_key(domain: str, name: str) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -67,7 +67,11 @@ class TokenStream:
 
 
 def build_streams(
-    text: Path, tokenizer: tokenizers.Tokenizer, domains: tuple[str, ...], folder: Path
+    text: Path,
+    tokenizer: tokenizers.Tokenizer,
+    domains: tuple[str, ...],
+    folder: Path,
+    sides: Sequence[str] = SPLITS,
 ) -> dict[str, Any]:
     """Encode stored text: `SIDE.tokens` (little-endian uint16 or uint32), `SIDE.starts` and `SIDE.domains`.
 
@@ -78,6 +82,7 @@ def build_streams(
         tokenizer: encodes it.
         domains: names in the order of their ids; documents of others are left out.
         folder: where the files go.
+        sides: those that the text has.
 
     Returns:
         dtype: the ids' type; tokens: side → domain → count, the end-of-text tokens included; notes: lines for
@@ -86,11 +91,11 @@ def build_streams(
     dtype = "<u2" if vocab_size(tokenizer) <= 2**16 else "<u4"
     end = np.array([end_of_text(tokenizer)], dtype=dtype)
     number = {domain: i for i, domain in enumerate(domains)}
-    counts = {side: dict.fromkeys(domains, 0) for side in SPLITS}
+    counts = {side: dict.fromkeys(domains, 0) for side in sides}
     coverage = Coverage(tokenizer)
     num_documents = 0
     left_out: list[str] = []
-    for side in SPLITS:
+    for side in sides:
         starts: list[int] = []
         owners: list[int] = []
         at = 0

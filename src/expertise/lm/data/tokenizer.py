@@ -128,6 +128,13 @@ def _num_cores() -> int:
     return os.cpu_count() or 1
 
 
+def copied(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """A copy of a tokenizer that reads as `plain` says, so that the given one stays as it is."""
+    import tokenizers
+
+    return plain(tokenizers.Tokenizer.from_str(tokenizer.to_str()))
+
+
 def plain(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     """The same tokenizer, made to read all of a text as text and to give each text as it is."""
     # A text may talk about "<|endoftext|>"; this setting is not part of tokenizer.json.

@@ -12,7 +12,7 @@ from torch import Tensor
 from expertise.lm.data.batches import IGNORED, PADDING
 from expertise.lm.data.documents import Document
 from expertise.lm.data.encoded import encode_documents
-from expertise.lm.data.prepare import Prepared
+from expertise.lm.data.held_out import Readable
 from expertise.shapes import Bool, Int
 
 
@@ -36,12 +36,15 @@ class EvaluationWindows:
     ids: Int[Tensor, " ids"]
     """The same tokens in one row, the first end of text included."""
 
+    num_documents: int = 0
+    """How many documents the text is of, one that was cut included."""
+
     documents: Int[Tensor, "windows time"] | None = None
     """The number of each token's document in its window, or `PADDING`; None: attention crosses documents."""
 
 
 def evaluation_windows(
-    prepared: Prepared, split: str, domain: str, max_bytes: int, context: int
+    prepared: Readable, split: str, domain: str, max_bytes: int, context: int
 ) -> EvaluationWindows:
     """Cut a domain's documents into windows in which every token but the very first is a target once.
 
@@ -52,7 +55,7 @@ def evaluation_windows(
 
     Args:
         prepared: text and tokenizer.
-        split: `validation` or `test` (or `train`).
+        split: `validation` or `test` (or `train`, or `all`).
         domain: one of `prepared.domains`.
         max_bytes: how much text that counts at most; 0 takes all.
         context: tokens per window.
@@ -71,7 +74,8 @@ def evaluation_windows(
     flat = np.concatenate(ids or [end])
     if prepared.packed:
         rows = _rows(ids, counted, prepared.end_of_text, context)
-        return _packed(rows, flat, num_bytes, prepared.end_of_text, context)
+        packed = _packed(rows, flat, num_bytes, prepared.end_of_text, context)
+        return replace(packed, num_documents=len(documents))
     # The last end of text has no place in a stream: nothing follows.
     targets = np.where(np.concatenate([*counted, [False]])[: len(flat) - 1], flat[1:], IGNORED)
     num_windows = -(-len(targets) // context)
@@ -84,6 +88,7 @@ def evaluation_windows(
         targets=torch.from_numpy(padded).view(num_windows, context),
         num_bytes=num_bytes,
         ids=torch.from_numpy(flat),
+        num_documents=len(documents),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -13,12 +13,13 @@ from torch.nn import functional as F
 
 from expertise.lm.alpha import Alpha
 from expertise.lm.causal import CausalLM
-from expertise.lm.data import IGNORED, EvaluationWindows, Prepared, evaluation_windows
+from expertise.lm.data import IGNORED, EvaluationWindows, Readable, evaluation_windows
 from expertise.mixture.balance import exact
 from expertise.mixture.measures import Usage
 from expertise.mixture.mixture import recording
 from expertise.mixture.routes import Routes
 from expertise.runs.device import products
+from expertise.runs.progress import number
 from expertise.shapes import Float, Int
 
 LARGEST_LOGITS = 2**28
@@ -37,70 +38,85 @@ class DomainText:
 class Evaluation:
     """What one pass over held-out text gave."""
 
-    bits_per_byte: dict[str, float]
-    """Per domain."""
+    bits_per_byte: dict[str, float | None]
+    """Per domain; None where there was no byte to predict."""
     num_bytes: dict[str, int]
     """UTF-8 bytes that they are over: of records those that are learnt."""
     usage: dict[int, Usage]
     """Mixture layer → what its parts did; the domains are in the order of `bits_per_byte`."""
-    skills: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
-    """Of a composed model: domain → skill → its mean weight, over layers and tokens that count."""
+    skills: dict[str, dict[str, float | None]] = dataclasses.field(default_factory=dict)
+    """Of a composed model: domain → skill → its mean weight over layers and tokens that count, if any do."""
 
     @property
-    def mean_bits_per_byte(self) -> float:
-        """Mean over the domains, each counting once."""
-        return sum(self.bits_per_byte.values()) / len(self.bits_per_byte)
+    def mean_bits_per_byte(self) -> float | None:
+        """Mean over the domains that have any, each counting once; None: no domain has."""
+        return _mean(self.bits_per_byte.values())
 
-    def mean_parts_per_token(self) -> float:
-        """Mean over tokens and mixture layers; 0 for a dense model."""
-        counts = [usage.parts_per_token() for usage in self.usage.values()]
-        return sum(counts) / len(counts) if counts else 0.0
+    def mean_parts_per_token(self) -> float | None:
+        """Mean over tokens and mixture layers; 0 for a dense model, None where no token counted."""
+        return _mean(usage.parts_per_token() for usage in self.usage.values()) if self.usage else 0.0
 
-    def rounded_bits(self) -> dict[str, float]:
+    def rounded_bits(self) -> dict[str, float | None]:
         """Bits per byte of each domain, and their `mean`, with five digits."""
         return {
-            **{domain: round(bits, 5) for domain, bits in self.bits_per_byte.items()},
-            "mean": round(self.mean_bits_per_byte, 5),
+            **{domain: _rounded(bits, 5) for domain, bits in self.bits_per_byte.items()},
+            "mean": _rounded(self.mean_bits_per_byte, 5),
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers: `bits_per_byte`, `bytes`, `parts_per_token`, `loads` (relative), `skills`."""
+        """Plain numbers: `bits_per_byte`, `bytes`, `parts_per_token`, `loads` (relative), `skills`.
+
+        What is a mean over nothing is None.
+        """
         result: dict[str, Any] = {"bits_per_byte": self.rounded_bits(), "bytes": self.num_bytes}
         if self.usage:
             layers = list(self.usage.values())
             by_domain = [usage.parts_per_token_by_domain() for usage in layers]
             result["parts_per_token"] = {
-                "mean": round(self.mean_parts_per_token(), 4),
-                "layers": [round(usage.parts_per_token(), 4) for usage in layers],
+                "mean": _rounded(self.mean_parts_per_token(), 4),
+                "layers": [_rounded(usage.parts_per_token(), 4) for usage in layers],
                 "domains": {
-                    domain: round(sum(row[i] for row in by_domain) / len(by_domain), 4)
+                    domain: _rounded(_mean(row[i] for row in by_domain), 4)
                     for i, domain in enumerate(self.bits_per_byte)
                 },
             }
-            result["loads"] = [[round(float(x), 4) for x in usage.load()] for usage in layers]
+            if any(usage.num_tokens for usage in layers):
+                result["loads"] = [[round(float(x), 4) for x in usage.load()] for usage in layers]
         if self.skills:
-            result["skills"] = {d: {k: round(v, 4) for k, v in row.items()} for d, row in self.skills.items()}
+            result["skills"] = {
+                d: {k: _rounded(v, 4) for k, v in row.items()} for d, row in self.skills.items()
+            }
         return result
 
 
-def in_words(bits_per_byte: Mapping[str, float]) -> str:
+def in_words(bits_per_byte: Mapping[str, float | None]) -> str:
     """The mean and each domain in a few words."""
-    domains = ", ".join(f"{name} {bits:.3f}" for name, bits in bits_per_byte.items() if name != "mean")
-    return f"{bits_per_byte['mean']:.3f} bits per byte ({domains})"
+    shown = {name: number(bits, 3) for name, bits in bits_per_byte.items()}
+    mean = shown.pop("mean")
+    return f"{mean} bits per byte ({', '.join(f'{name} {bits}' for name, bits in shown.items())})"
 
 
-def domain_texts(prepared: Prepared, split: str, max_bytes: int, context: int) -> list[DomainText]:
-    """Held-out windows of every domain.
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+def domain_texts(prepared: Readable, split: str, max_bytes: int, context: int) -> list[DomainText]:
+    """Held-out windows of every domain that has text on this side.
 
     Args:
         prepared: text and tokenizer.
-        split: "validation" or "test".
+        split: "validation" or "test", or "all" of text that is not divided.
         max_bytes: at most so much of each domain; 0: all.
         context: tokens per window.
     """
     return [
         DomainText(domain, evaluation_windows(prepared, split, domain, max_bytes, context))
-        for domain in prepared.domains
+        for domain in prepared.domains_of(split)
     ]
 
 
@@ -120,9 +136,9 @@ def evaluate(
         bfloat16: compute products in bfloat16, as a run that trains so does.
         between: called after each batch; it may raise to break the pass off.
     """
-    bits: dict[str, float] = {}
+    bits: dict[str, float | None] = {}
     usage: dict[int, Usage] = {}
-    skills: dict[str, dict[str, float]] = {}
+    skills: dict[str, dict[str, float | None]] = {}
     names = Alpha(model).names
     for index, text in enumerate(texts):
         nll, num_counted, alpha = 0.0, 0, torch.zeros(len(names), dtype=torch.float64)
@@ -139,9 +155,11 @@ def evaluate(
                 alpha += batch.alpha[counted].double().sum(0).cpu()
             if between is not None:
                 between()
-        bits[text.domain] = nll / math.log(2) / max(1, text.windows.num_bytes)
+        num_bytes = text.windows.num_bytes
+        # A few bytes may be less than a character: then nothing was predicted, and 0 would look perfect.
+        bits[text.domain] = nll / math.log(2) / num_bytes if num_bytes and num_counted else None
         if names:
-            means = (alpha / max(1, num_counted)).tolist()
+            means = (alpha / num_counted).tolist() if num_counted else [None] * len(names)
             skills[text.domain] = dict(zip(names, means, strict=True))
     return Evaluation(bits, {text.domain: text.windows.num_bytes for text in texts}, usage, skills)
 

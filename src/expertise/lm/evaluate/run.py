@@ -7,28 +7,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from expertise.errors import RecipeError, nearest
 from expertise.lm.causal import CausalLM
-from expertise.lm.data import DataConfig, Prepared, prepare
+from expertise.lm.data import DataConfig
 from expertise.lm.evaluate.perplexity import domain_texts, evaluate
 from expertise.lm.evaluate.switches import Switches, switched
-from expertise.lm.initial import tokenizer_of
+from expertise.lm.evaluate.texts import Look, own_or_given, require_split, run_text
 from expertise.lm.load import find_checkpoint, load_checkpoint
 from expertise.lm.notes import notes_of
 from expertise.lm.open import open_model
-from expertise.lm.reading import prepare_for, window_of
+from expertise.lm.reading import window_of
 from expertise.lm.recipe import EvaluationConfig, Recipe
-from expertise.lm.train import data_of, refuse_other_text
 from expertise.runs import checkpoint, folder
 from expertise.runs.device import limit_threads
 from expertise.skills.composed_json import is_composed, read_composed
 
-SPLITS = ("validation", "test")
-
 
 def evaluate_model(
     path: Path | str,
-    split: str,
+    split: str | None,
     max_bytes: int,
     device: str,
     threads: int,
@@ -42,7 +38,7 @@ def evaluate_model(
 
     Args:
         path: a run, a checkpoint, a composed model, or a model of transformers.
-        split: "validation" or "test".
+        split: "validation" or "test"; of given text also "all". None: all of given text, else validation.
         max_bytes: text of each domain; 0: all.
         device: where to compute.
         threads: CPU threads; 0: one per core.
@@ -60,14 +56,13 @@ def evaluate_model(
     """
     where = Path(path)
     if data is None and base is None and (folder.is_run(where) or checkpoint.is_checkpoint(where)):
-        return evaluate_run(where, split, max_bytes, device, threads, say, switches)
-    require_split(split)
+        return evaluate_run(where, split or "validation", max_bytes, device, threads, say, switches)
+    require_split(split, given=True)
     limit_threads(threads)
-    opened = open_with_text(path, say, data=data, base=base, device=device)
+    opened = open_with_text(path, split, say, data=data, base=base, device=device)
     found = _evaluated(
         opened.model,
-        opened.prepared,
-        split,
+        opened.look,
         max_bytes,
         switches,
         opened.window,
@@ -82,7 +77,8 @@ class Opened:
     """A model, and text that it can be looked at on."""
 
     model: CausalLM
-    prepared: Prepared
+    look: Look
+    """The text."""
     window: int
     """Tokens of a window."""
     bfloat16: bool
@@ -91,6 +87,7 @@ class Opened:
 
 def open_with_text(
     path: Path | str,
+    split: str | None,
     say: Callable[[str], None],
     *,
     data: DataConfig | None = None,
@@ -101,28 +98,22 @@ def open_with_text(
 
     Args:
         path: any model; without data a composed one.
+        split: the side of the text; None: all of given text, else validation.
         say: told what is being built.
         data: which text.
         base: for a composed model: where its base is now.
         device: where to compute.
 
     Raises:
-        RecipeError: no text is known.
-        RunError: the text of a composed model has changed.
+        RecipeError: no text is known, or it has no such side.
+        RunError: the text of a composed model has changed, and its folder does not keep it.
     """
-    where = Path(path)
     model = open_model(path, device, base)
-    if data is not None:
-        return Opened(model, prepare_for(model, data, say), window_of(model), bfloat16=False)
-    if not is_composed(where):
-        raise RecipeError(f"{path} does not say on what text it was trained", "name some with --data")
-    composed = read_composed(where)
-    notes = notes_of(composed)
-    if notes.data is None:
-        raise RecipeError(f"{path} was composed without any text", "name some with --data")
-    prepared = prepare_for(model, notes.data, say)
-    refuse_other_text(where, composed.data_digest, prepared.digest)
-    return Opened(model, prepared, window_of(model, notes.context), notes.bfloat16)
+    look = own_or_given(model, path, data, split, say)
+    if data is not None or not is_composed(Path(path)):
+        return Opened(model, look, window_of(model), bfloat16=False)
+    notes = notes_of(read_composed(Path(path)))
+    return Opened(model, look, window_of(model, notes.context), notes.bfloat16)
 
 
 def evaluate_run(
@@ -147,7 +138,8 @@ def evaluate_run(
 
     Returns:
         `bits_per_byte` (with `mean`), `parts_per_token` (`mean`, `layers`, `domains`), `tasks`, `loads`,
-        `bytes`, `split`, `step`, `switches` (those that are on).
+        `bytes` and `documents` (what was scored, by domain), `split`, `text` (in words), `source_changed`,
+        `step`, `switches` (those that are on). What is a mean over nothing is None.
     """
     require_split(split)
     limit_threads(threads)
@@ -157,8 +149,7 @@ def evaluate_run(
     model = load_checkpoint(found, device)
     evaluated = _evaluated(
         model,
-        text_of(run, recipe, say),
-        split,
+        run_text(run, recipe, split, say, found),
         max_bytes,
         switches,
         model.context,
@@ -170,8 +161,7 @@ def evaluate_run(
 
 def _evaluated(
     model: CausalLM,
-    prepared: Prepared,
-    split: str,
+    look: Look,
     max_bytes: int,
     switches: Switches | None,
     window: int,
@@ -180,27 +170,19 @@ def _evaluated(
 ) -> dict[str, Any]:
     switches = switches or Switches()
     with switched(model, switches):
-        texts = domain_texts(prepared, split, max_bytes, window)
+        texts = domain_texts(look.text, look.split, max_bytes, window)
         result = evaluate(model, texts, batch_size, bfloat16).to_json()
-    parts = result.pop("parts_per_token", {"mean": 0.0, "layers": [], "domains": {}})
-    return {"bits_per_byte": result.pop("bits_per_byte"), "parts_per_token": parts, "tasks": {}, **result} | {
-        "split": split,
+    # A dense model takes none; of no token nothing is known.
+    none: dict[str, Any] = {"mean": None if model.mixtures() else 0.0, "layers": [], "domains": {}}
+    parts = result.pop("parts_per_token", none)
+    return {
+        "bits_per_byte": result.pop("bits_per_byte"),
+        "parts_per_token": parts,
+        "tasks": {},
+        **result,
+        "documents": {text.domain: text.windows.num_documents for text in texts},
+        "split": look.split,
+        "text": look.words,
+        "source_changed": look.changed,
         "switches": switches.to_json(),
     }
-
-
-def require_split(split: str) -> None:
-    """Refuse a split that is not held out."""
-    if split not in SPLITS:
-        raise RecipeError(f"no split {split!r}", nearest(split, SPLITS))
-
-
-def text_of(run: Path, recipe: Recipe, say: Callable[[str], None]) -> Prepared:
-    """The text that a run was trained on, built again if its cache is gone.
-
-    Raises:
-        RunError: the sources now give other text.
-    """
-    prepared = prepare(recipe.data, tokenizer_of(recipe, run), say)
-    refuse_other_text(run, data_of(run)["digest"], prepared.digest)
-    return prepared

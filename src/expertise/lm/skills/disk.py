@@ -8,11 +8,11 @@ from typing import Any
 
 from expertise.errors import SkillError
 from expertise.lm.causal import CausalLM
-from expertise.lm.data import DataConfig
+from expertise.lm.data import ALL, HELD_OUT, DataConfig, held_out
 from expertise.lm.evaluate import domain_texts
 from expertise.lm.notes import Notes
 from expertise.lm.open import open_model
-from expertise.lm.reading import prepare_for, window_of
+from expertise.lm.reading import all_for, window_of
 from expertise.lm.recipe import EvaluationConfig
 from expertise.lm.skills.compare import SideBySide, comparison
 from expertise.lm.skills.config import ComposeConfig, LearnConfig
@@ -112,6 +112,7 @@ def compose_into(
         data_digest=learnt.data_digest,
         metrics=learnt.metrics,
         notes=learnt.notes.to_json(),
+        beside=lambda folder: held_out.fill(learnt.prepared, folder / HELD_OUT),
     )
     return learnt.comparison, learnt.metrics
 
@@ -136,7 +137,7 @@ def weigh_into(
         library: where the skills are.
         names: which.
         weights: one for each.
-        data: held-out text of this is looked at; None: no text is.
+        data: this is looked at, up to as much of each domain as a training looks at; None: no text is.
         device: where to compute.
         threads: CPU threads; 0: one per core.
         say: told what happens.
@@ -153,11 +154,12 @@ def weigh_into(
     model = model.around(compose(model.core, skills, weights=list(weights)))
     found, metrics, notes, digest = None, {}, Notes(), ""
     if data is not None:
-        prepared, look = prepare_for(model, data, say), EvaluationConfig()
-        texts = domain_texts(prepared, "validation", look.bytes_per_domain, window_of(model))
+        # Nothing is learnt from it, so nothing needs to be held out.
+        text, look = all_for(model, data, say), EvaluationConfig()
+        texts = domain_texts(text, ALL, look.bytes_per_domain, window_of(model))
         found = comparison(model, texts, look.batch_size)
         metrics = {"bits_per_byte": found.to_json()}
-        notes, digest = Notes(data=data, reads_documents=prepared.packed), prepared.digest
+        notes, digest = Notes(data=data, reads_documents=text.packed), text.digest
     save_composed(
         model.core,
         out,

@@ -64,6 +64,8 @@ class LearntRouter:
     """SHA-256 of them."""
     notes: Notes
     """For `save_composed`, so that the text is found again."""
+    prepared: Prepared
+    """The text."""
 
 
 def learn_skill(
@@ -172,14 +174,13 @@ def learn_router(
             context=task.window,
             bfloat16=config.train.bfloat16,
         ),
+        prepared=prepared,
     )
 
 
 def _sources(prepared: Prepared, config: LearnConfig | ComposeConfig) -> str:
     """The sources of a training, in words."""
-    source = config.data.source
-    places = source if isinstance(source, str) else ", ".join(table.path or table.hub for table in source)
-    return f"{places}: {', '.join(prepared.domains)}"
+    return f"{config.data.places()}: {', '.join(prepared.domains_of('train'))}"
 
 
 def _effort(task: CompositionTask) -> dict[str, int]:
@@ -188,5 +189,10 @@ def _effort(task: CompositionTask) -> dict[str, int]:
 
 
 def _amount(prepared: Prepared) -> str:
+    """What is learnt from, and what is held out to look at."""
     tokens = sum(prepared.tokens_count["train"].values())
-    return f"{amount(tokens)} training tokens from {', '.join(prepared.domains)}"
+    held_out = sum(prepared.bytes["validation"].values())
+    return (
+        f"{amount(tokens)} training tokens from {', '.join(prepared.domains_of('train'))}; "
+        f"{held_out:,} bytes are held out and measured on"
+    )
