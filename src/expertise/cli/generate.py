@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from expertise.cli.options import BasePath, Device, Json, Model, Threads, print_json
+from expertise.cli.options import BasePath, Device, Json, Model, Threads, print_json, require_model
 from expertise.errors import RecipeError, nearest
 
 if TYPE_CHECKING:
@@ -52,13 +52,15 @@ def generate(
 
     A composed model, with the weight of each skill: expertise generate mixed "def main(" --show skills
     """
+    if show is not None and show not in SHOWN:
+        raise RecipeError(f"cannot show {show!r}", nearest(show, SHOWN))
+    require_model(model)
+    require_model(base)
     from expertise.lm.alpha import Alpha
     from expertise.lm.open import open_model
     from expertise.lm.text import continue_text
     from expertise.runs.device import limit_threads
 
-    if show is not None and show not in SHOWN:
-        raise RecipeError(f"cannot show {show!r}", nearest(show, SHOWN))
     limit_threads(threads or 0)
     opened = open_model(model, device or "auto", base)
     skills = Alpha(opened).names

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from expertise.cli.options import Device, Json, Out, Set, Threads, print_json, settings
+from expertise.cli.options import Device, Json, Out, Set, Threads, print_json, require_there, settings
 from expertise.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -27,12 +27,16 @@ def train(
 
     Example: expertise train demo --set train.steps=100 --out runs/short
     """
-    from expertise.lm import train as training
+    from expertise.lm.recipe import refuse_early
     from expertise.runs import recipe as recipes
     from expertise.runs.progress import number, say
 
     run = out or Path("runs") / recipes.find(recipe)[0]
     name, wanted = read_recipe(recipe, settings(set_, device, threads), run)
+    refuse_early(wanted, run)
+    # Only now, because it brings torch: a mistake should be told at once.
+    from expertise.lm import train as training
+
     if check:
         training.check(wanted, run, say)
         if as_json:
@@ -58,12 +62,20 @@ def read_recipe(name: str, changes: list[str], run: Path | None = None) -> tuple
     Raises:
         RecipeError: there is none, or it is one of policies.
     """
-    from expertise.lm.initial import filled_in
-    from expertise.lm.recipe import Recipe
+    from expertise.runs import folder
     from expertise.runs import recipe as recipes
 
     stem, text = recipes.find(name)
     values = recipes.override(recipes.parse(text, name), changes)
     if "kind" in values:
         raise RecipeError(f"{name} is a recipe of policies", f"expertise policy learn {name}")
-    return stem, recipes.build(filled_in(values, run), Recipe)
+    from expertise.lm.recipe import Recipe
+
+    init = values.get("init")
+    if init and isinstance(init, str):
+        if run is None or not folder.is_run(run):
+            require_there(init, "init: ")
+        from expertise.lm.initial import filled_in  # brings torch
+
+        values = filled_in(values, run)
+    return stem, recipes.build(values, Recipe)

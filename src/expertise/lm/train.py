@@ -10,10 +10,10 @@ from typing import Any
 
 from expertise.errors import RunError, amount
 from expertise.lm.config import ModelConfig
-from expertise.lm.data import HELD_OUT, Prepared, held_out, prepare, require_source
+from expertise.lm.data import HELD_OUT, Prepared, held_out, prepare
 from expertise.lm.initial import Initial, initial_of, tokenizer_of
 from expertise.lm.load import TOKENIZER
-from expertise.lm.recipe import Recipe, may_change
+from expertise.lm.recipe import Recipe, may_change, refuse_early
 from expertise.lm.task import LanguageModelTask
 from expertise.runs import checkpoint, folder, loop, metrics
 from expertise.runs.config import memory_hints
@@ -59,14 +59,11 @@ def check(recipe: Recipe, run: Path, say: Callable[[str], None]) -> None:
 def _ready(
     recipe: Recipe, run: Path, say: Callable[[str], None]
 ) -> tuple[LanguageModelTask, Prepared, Initial | None]:
-    folder.require_free_or_run(run)
-    if folder.is_run(run):
-        folder.refuse_changes(run, recipe, may_change)
-        for note in rate_notes(run, recipe):
-            say(note)
+    refuse_early(recipe, run)
+    for note in rate_notes(run, recipe):
+        say(note)
     if recipe.train.tensorboard:
         metrics.require_tensorboard()
-    require_source(recipe.data)
     resolve(recipe.train.device)
     limit_threads(recipe.train.threads)
     initial = initial_of(recipe, run)

@@ -31,16 +31,13 @@ from torch import Tensor
 from expertise import __version__
 from expertise.errors import DiskError, RunError
 from expertise.runs.files import atomic_folder, sha256_of, sha256_of_json
-from expertise.runs.folder import saved_steps
+from expertise.runs.folder import MANIFEST, saved_steps
 from expertise.runs.progress import say
 
 SCHEMA = 1
 """Number of the layout that is written."""
 
 _READ = (SCHEMA,)
-
-MANIFEST = "manifest.json"
-"""What says of every other file of a checkpoint how it was written."""
 
 
 class OtherSchemaError(RunError):

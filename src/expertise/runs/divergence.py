@@ -13,6 +13,7 @@ from expertise.errors import DivergedError
 from expertise.runs import checkpoint, folder
 from expertise.runs import recipe as recipes
 
+
 def culprit(reported: Mapping[str, float], norm: float, model: nn.Module) -> str:
     """What is not finite in a step, in words; empty when all is.
 

@@ -15,6 +15,8 @@ from expertise.runs.files import disk_errors, left_overs, nearest_beside, remove
 T = TypeVar("T")
 
 RECIPE = "recipe.toml"
+MANIFEST = "manifest.json"
+"""What says of every other file of a checkpoint how it was written."""
 _LOCK, _OWNER = ".lock", ".owner"
 
 

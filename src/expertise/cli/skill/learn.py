@@ -18,7 +18,9 @@ from expertise.cli.options import (
     Threads,
     data_settings,
     print_json,
+    require_model,
     settings,
+    text_of,
 )
 from expertise.cli.skill.options import (
     Base,
@@ -31,6 +33,7 @@ from expertise.cli.skill.options import (
     card_json,
     names_of,
     numbers_of,
+    require_skills,
     training_settings,
 )
 
@@ -81,6 +84,9 @@ def learn(
 
     Example: expertise skill learn runs/demo --data notes.txt --name notes --steps 200
     """
+    require_model(base)
+    text_of(data, kind, domain)
+    require_skills(library, names_of(beside, "--beside") if beside else [])
     from expertise.lm.skills.config import LearnConfig, config_of
     from expertise.lm.skills.disk import learn_into
     from expertise.runs.progress import number, say
