@@ -109,7 +109,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def said(folder: Path, commands: list[str]) -> dict[str, tuple[int, str, list[str]]]:
-    """Command → exit code, standard error, and the heavy libraries that were loaded by then; in one process."""
+    """Command → exit code, standard error, heavy libraries that were loaded by then; all in one process."""
     done = subprocess.run(
         [sys.executable, "-c", CODE, json.dumps(commands)],
         cwd=folder,

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from expertise.mixture.routers.configs import ContextKind
 from expertise.mixture.routes import Routes
 from expertise.shapes import Float
 

@@ -39,6 +39,7 @@ class RouterConfig(Protocol):
     """What every router's `Config` answers; it holds what a recipe says, not the model's widths."""
 
     context_kind: ClassVar[ContextKind]
+    """What the router wants beside the tokens."""
 
     @property
     def name(self) -> str:
@@ -65,6 +66,7 @@ class GateOptions:
     """Fields that the configurations of all learned routers share."""
 
     context_kind: ClassVar[ContextKind] = "nothing"
+    """What the router wants beside the tokens."""
     normalize: bool = False
     """Divide the gates by their sum over the chosen parts."""
     scale: Scale = 1.0
@@ -184,6 +186,7 @@ class HashConfig:
     """What a recipe says of a hash router."""
 
     context_kind: ClassVar[ContextKind] = "token ids"
+    """What the router wants beside the tokens."""
     name: Literal["hash"] = "hash"
     """Which router."""
     seed: Annotated[int, Ge(0)] = 0
@@ -218,6 +221,7 @@ class ContextConfig:
     """What a recipe says of a context router."""
 
     context_kind: ClassVar[ContextKind] = "a context vector"
+    """What the router wants beside the tokens."""
     name: Literal["context"] = "context"
     """Which router."""
     context_dim: Annotated[int, Ge(1)]

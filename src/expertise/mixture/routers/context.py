@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from expertise.errors import RecipeError
 from expertise.mixture.routers.base import Router
-from expertise.mixture.routers.configs import ContextConfig
+from expertise.mixture.routers.configs import ContextConfig, Squash
 from expertise.mixture.routes import Routes
 from expertise.shapes import Float
 
