@@ -51,13 +51,13 @@ demo: $(STAMP)  ## train a mixture of experts on text from this machine and draw
 demo-policy: $(SAFETY)  ## safe control: skills for reward and safety, composed state by state; two to five minutes
 	$(BIN)/expertise policy demo
 
-test: $(STAMP)  ## all tests
+test: $(STAMP)  ## all tests but those that need simulators (make test-policy) and the full lists of faults (make test-faults)
 	$(PYTEST)
 
-test-policy: $(SAFETY)  ## the tests of policies, with simulators
-	$(PYTEST) tests/policy 'tests/guide/test_guide.py::test_a_page_runs[09-policies]'
+test-policy: $(SAFETY)  ## the tests of policies, with simulators, which make test skips
+	$(PYTEST) tests/policy 'tests/guide/test_guide.py::test_a_page_runs[09-policies]' tests/guide/test_readme.py
 
-test-faults: $(STAMP)  ## the full lists of kills and damage, about three minutes
+test-faults: $(STAMP)  ## the full lists of kills and damage, which make test leaves out, about three minutes
 	$(BIN)/python -m pytest -m faults -v
 
 lint: $(STAMP)  ## style

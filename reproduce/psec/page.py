@@ -15,9 +15,11 @@ from expertise.report.results import Column, Figure, dot_chart, figures, markdow
 from expertise.runs.files import write_atomic
 from expertise.runs.results import Results, Row
 from reproduce.psec import shown
+from reproduce.psec.limits import limits
 from reproduce.psec.verdicts import (
     CONTINUAL,
     DYNAMICS,
+    ERRORS,
     LIBRARY,
     MAIN,
     META,
@@ -77,6 +79,16 @@ WANTED = {
     TRAINING: ("return",),
 }
 """Table → its metrics; of dynamics and ablations the first that there is."""
+HOLDS = (
+    f"A claim *holds* where every difference that it rests on is more than {ERRORS} standard errors over "
+    "seeds "
+    "on the claimed side. With three to five seeds that is a first look, not a proof.\n"
+)
+"""What stands above the verdicts."""
+UNTIL = (
+    "An independent reading of these rows found this. It stands here until the scenarios are measured anew.\n"
+)
+"""What stands above the limits."""
 INTRO = Path(__file__).with_name("intro.md")
 """What stands above the tables."""
 
@@ -115,7 +127,8 @@ def page_text(results: Results, pictures: dict[tuple[str, str], str]) -> str:
         results: the rows.
         pictures: table and metric → file of their picture.
     """
-    parts = [INTRO.read_text("utf-8").rstrip() + "\n", "## What holds\n", verdicts(results)]
+    parts = [INTRO.read_text("utf-8").rstrip() + "\n", "## What holds\n", HOLDS, verdicts(results)]
+    parts += ["## What the comparisons do not show\n", UNTIL, limits(results)]
     for table, title in TITLES.items():
         if not settings_of(results, table):
             continue
@@ -158,7 +171,11 @@ def record(results: Results) -> dict[str, Any]:
         "groups": groups,
         "curves": _curves(results),
         **shown.read(results.path),
-        "notes": [line.removeprefix("- ") for line in verdicts(results).replace("**", "").splitlines()],
+        "notes": [
+            line.removeprefix("- ")
+            for text in (verdicts(results), limits(results))
+            for line in text.replace("**", "").splitlines()
+        ],
         "versions": {k: str(v) for k, v in results.environment.items() if k not in ("settings", "cores")},
     }
 

@@ -1,4 +1,8 @@
-"""Which of the paper's claims hold here: each from the rows alone, with the figures it rests on."""
+"""Which of the paper's claims hold here: each from the rows alone, with the figures it rests on.
+
+A claim holds where every difference that it rests on lies more than `ERRORS` standard errors on the claimed
+side.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +30,8 @@ GAINS = (
     ("other skills", "Base", "other skills over the bare base"),
 )
 """Of one library: a row, the row it is measured against, and what the difference is of."""
-_ERRORS = 2
-"""So many standard errors above 0 counts as above."""
+ERRORS = 2
+"""So many standard errors above 0 counts as above, and below a limit as below."""
 _SEEDS, _MAIN_SEEDS = 3, 5
 """Below so many nothing is said to hold or not; in the cell that was fixed beforehand."""
 _TASKS = 5
@@ -67,11 +71,11 @@ def _shift(results: Results) -> Iterable[str]:
     rows = results.select(SHIFT, "return", MAIN)
     found = {other: paired(rows, OURS, other) for other in RIVALS}
     yield _line(
-        f"Policy shift, {MAIN}: {OURS} above {', '.join(RIVALS)} by more than {_ERRORS} standard errors of "
+        f"Policy shift, {MAIN}: {OURS} above {', '.join(RIVALS)} by more than {ERRORS} standard errors of "
         "the paired difference, in 5 seeds or more",
         found.values(),
-        _is_above,
-        [f"{other} {_text(difference, 0)}" for other, difference in found.items() if difference],
+        is_above,
+        [f"{other} {text_of(difference, 0)}" for other, difference in found.items() if difference],
         seeds=_MAIN_SEEDS,
     )
 
@@ -103,14 +107,14 @@ def _safe(results: Results) -> Iterable[str]:
         cost = figures(results.select(MULTI, "normalized_cost", task)).get(OURS)
         more = paired(reward, OURS, SAFE)
         yield _line(
-            f"Safe control, {task}: mean cost of {OURS} below its limit, reward above the safety skill's",
+            f"Safe control, {task}: cost of {OURS} below its limit, reward above the safety skill's",
             (cost, more),
             lambda figure, cost=cost: (  # type: ignore[misc]
-                figure.mean < 1 if figure is cost else _is_above(figure)
+                is_below(figure, 1.0) if figure is cost else is_above(figure)
             ),
             [
                 *([f"cost / limit {cost.text(2, 'error')}"] if cost else []),
-                *([f"reward {_text(more, 3)}"] if more else []),
+                *([f"reward {text_of(more, 3)}"] if more else []),
             ],
         )
     if not settings_of(results, MULTI):
@@ -125,8 +129,8 @@ def _dynamics(results: Results) -> Iterable[str]:
         yield _line(
             f"Dynamics shift, {setting}: {OURS} above Scratch and Joint",
             found.values(),
-            lambda difference: difference.mean > 0,
-            [f"{other} {_text(difference, 3)}" for other, difference in found.items() if difference],
+            is_above,
+            [f"{other} {text_of(difference, 3)}" for other, difference in found.items() if difference],
         )
     if not settings_of(results, DYNAMICS):
         yield "Dynamics shift: not measured."
@@ -136,22 +140,32 @@ def _meta(results: Results) -> Iterable[str]:
     rows = results.select(META, "success")
     few = [setting for setting in settings_of(results, META) if setting.endswith("/3")]
     found = {s: paired([row for row in rows if row.setting == s], OURS, "Scratch") for s in few}
-    there = {setting: figure for setting, figure in found.items() if figure}
+    there = [figure for figure in found.values() if figure]
     claim = (
         f"Meta-World, 3 demonstrations: {OURS} above Scratch on average over {_TASKS} unseen tasks or more"
     )
-    if not there:
+    over = mean_of(there)
+    if not over.values:
         yield f"{claim}: not measured."
         return
-    more = statistics.fmean(figure.mean for figure in there.values())
-    seeds = min(len(figure.values) for figure in there.values())
-    words = [f"{more:+.3f} over {len(there)} tasks, {counted(seeds, 'seed')}"]
+    words = [f"{text_of(over, 3)}, over {len(there)} tasks"]
     enough = len(there) >= _TASKS
-    yield _line(claim, there.values(), lambda figure: enough and more > 0, words)
+    yield _line(claim, [over], lambda figure: enough and is_above(figure), words)
+
+
+def mean_of(found: Sequence[Figure]) -> Figure:
+    """The mean of several figures, seed by seed; of the seeds that all of them have."""
+    seeds = set.intersection(*(set(figure.values) for figure in found)) if found else set()
+    return Figure(
+        values={seed: statistics.fmean(figure.values[seed] for figure in found) for seed in sorted(seeds)}
+    )
 
 
 def _kept(results: Results) -> str:
-    claim = "Meta-World, one task after the other: success on every earlier task is exactly what it was"
+    claim = (
+        "Meta-World, one task after the other, the policy being told which task it is in: success on every "
+        "earlier task is exactly what it was"
+    )
     found: dict[tuple[str, int], set[float]] = {}
     for row in results.select(CONTINUAL, "success"):
         found.setdefault((row.row, row.seed), set()).add(row.value)
@@ -170,7 +184,7 @@ def _library(results: Results) -> Iterable[str]:
     for setting in settings_of(results, LIBRARY):
         rows = results.select(LIBRARY, "return", setting)
         found = {what: paired(rows, row, other) for row, other, what in GAINS}
-        words = [f"{what} {_text(difference, 0)}" for what, difference in found.items() if difference]
+        words = [f"{what} {text_of(difference, 0)}" for what, difference in found.items() if difference]
         if words:
             yield f"One library, {setting} trajectories, what changes the return: {'; '.join(words)}."
 
@@ -193,11 +207,19 @@ def _line(
     return f"{claim}: {verdict} ({'; '.join(words)})."
 
 
-def _is_above(difference: Figure) -> bool:
+def is_above(difference: Figure) -> bool:
+    """Whether it lies above 0 by more than `ERRORS` standard errors."""
     error = difference.error
-    return error is not None and difference.mean > _ERRORS * error
+    return error is not None and difference.mean > ERRORS * error
 
 
-def _text(difference: Figure, digits: int) -> str:
+def is_below(figure: Figure, limit: float) -> bool:
+    """Whether it lies below a limit by more than `ERRORS` standard errors."""
+    error = figure.error
+    return error is not None and figure.mean + ERRORS * error < limit
+
+
+def text_of(difference: Figure, digits: int) -> str:
+    """A difference with its standard error and its number of seeds."""
     around = "" if difference.error is None else f" ± {difference.error:.{digits}f}"
     return f"{difference.mean:+.{digits}f}{around}, {counted(len(difference.values), 'seed')}"

@@ -70,6 +70,7 @@ def test_composing_prints_json_for_machines(home: Path, skills: Path, expertise:
         result = json.loads(done.stdout)
         assert result["composed"] == out
         assert set(result["bits_per_byte"]) == {"base", "skills", "uniform", "composed"}
+        assert "better_alone" in result
         assert json.loads((home / out / "composed.json").read_text())["router"]["name"] == router
 
 
@@ -83,6 +84,27 @@ def test_constant_weights(home: Path, skills: Path, expertise: Command) -> None:
         "skill", "compose", "run", "--skills", "prose", "--weights", "1", "--data", "text", "--out", "one"
     )
     assert "skill prose" in table.stdout
+    assert "alone is better" not in table.stdout, "it is the same"
+    for weights, better in (("-3", {"prose", "base"}), ("0.01,-3", {"prose", "code", "base"})):
+        given = (
+            "--skills",
+            "prose,code" if "," in weights else "prose",
+            f"--weights={weights}",
+            "--data",
+            "text",
+        )
+        told = expertise("skill", "compose", "run", *given, "--out", f"told{len(weights)}")
+        (line,) = [line for line in told.stdout.splitlines() if "alone is better" in line]
+        found = json.loads(
+            expertise("skill", "compose", "run", *given, "--out", f"json{len(weights)}", "--json").stdout
+        )
+        alone, bits = found["better_alone"], found["bits_per_byte"]
+        rows = {"base": bits["base"], **bits["skills"]}
+        assert alone["name"] in better
+        assert alone["bits_per_byte"] == pytest.approx(min(row["mean"] for row in rows.values()), abs=1e-4)
+        assert alone["composed"] == pytest.approx(bits["composed"]["mean"], abs=1e-4)
+        assert f"{alone['name']} alone" in line
+        assert f"{alone['bits_per_byte']:.4f}" in line
     shown = expertise("evaluate", "fixed", "--data", "text", "--max-bytes", "500", "--threads", "1")
     assert shown.returncode == 0, shown.stderr
     assert "prose 0.700  code -0.300" in shown.stdout

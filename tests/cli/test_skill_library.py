@@ -238,6 +238,17 @@ def test_another_base_is_refused_unless_it_is_forced(
     refused(skill("merge", "code", "--name", "x", *base), "another base")
     assert skill("add", "original/code", "--name", "x", "--force", *base).returncode == 0
     assert card(library, "x").base == card(library, "code").base
+    assert skill("compare", "code", "--force", *base).returncode == 0
+    few = ("--steps", "1", "--batch-size", "2", "--threads", "1", "--device", "cpu")
+    for command in (
+        ("compose", str(stranger), "--skills", "code", "--weights", "1", "--out", "forced"),
+        ("compose", str(stranger), "--skills", "code", "--data", "text", "--out", "learnt", *few),
+        ("learn", str(stranger), "--data", "text", "--name", "y", "--beside", "code", *few),
+    ):
+        refused(skill(*command), "another base", "--force")
+        done = skill(*command, "--force")
+        assert done.returncode == 0, done.stderr
+    refused(skill("merge", "code,y", "--name", "z"), "different bases", "--force")
 
 
 def test_compare_prints_likeness_energy_and_proposals(library: Path, skill: Command) -> None:

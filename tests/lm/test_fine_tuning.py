@@ -150,7 +150,7 @@ def test_a_chat_asks_as_in_training_and_ends_at_the_marker(monkeypatch: pytest.M
         say([*ids(said), end])
         assert answers(model, ["why?"], chat=True) == [expected]
     training = Chat().render([{"role": "user", "content": "why?"}, {"role": "assistant", "content": "so"}])
-    document = Document("", "", training.text, learnt=training.learnt, markers=training.markers)
+    document = Document("", "", training.text, learnt=training.learnt, written=training.written)
     (encoded,) = encode_documents(tokenizer, [document])
     assert encoded.learnt is not None
     first = int(encoded.learnt.argmax())

@@ -150,3 +150,15 @@ def test_colours_are_legible_in_both_modes() -> None:
         around = [_contrast(colours[f"d{i}"], colours["d4"]) for i in range(9)]
         assert around[:5] == sorted(around[:5], reverse=True)
         assert around[4:] == sorted(around[4:])
+
+
+def test_tokens_have_their_names_where_ids_have_gaps() -> None:
+    import tokenizers
+
+    from expertise.report.text import vocabulary
+
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 2, "far": 147}, unk_token="a"))
+    shown = vocabulary(made, 150)
+    assert (shown[0], shown[1], shown[2], shown[147], shown[149]) == ("a", "<1>", "b", "far", "<149>")
+    assert vocabulary(made, 2) == ["a", "<1>"]
+    assert vocabulary(None, 2) == ["<0>", "<1>"]

@@ -13,7 +13,8 @@ from expertise.policy.evaluation import Episode, Evaluation, Trace
 from expertise.policy.network import PlainNetwork
 from expertise.runs.results import Results, Row
 from reproduce.psec import shown
-from reproduce.psec.page import record, write_psec_page
+from reproduce.psec.limits import limits
+from reproduce.psec.page import page_text, record, write_psec_page
 from reproduce.psec.verdicts import verdicts
 
 
@@ -106,7 +107,68 @@ def test_dynamics_and_many_tasks(tmp_path: Path) -> None:
     )
     line = verdict(found, "Dynamics shift, hopper/gravity-1.5")
     assert "holds (Scratch +0.300 ± 0.058, 3 seeds; Joint +0.100 ± 0.000, 3 seeds)" in line
-    assert "holds (+0.500 over 5 tasks, 3 seeds)" in verdict(found, "Meta-World, 3")
+    assert "holds (+0.500 ± 0.000, 3 seeds, over 5 tasks)" in verdict(found, "Meta-World, 3")
+
+
+def test_holds_means_two_standard_errors_everywhere(tmp_path: Path) -> None:
+    """Means on the claimed side by less than that do not hold, whatever the claim is about."""
+    wide = {"PSEC": [0.9, 0.3, 0.3], "Scratch": [0.3, 0.3, 0.2], "Joint": [0.3, 0.3, 0.2]}
+    tasks = {"PSEC": [0.9, 0.2, 0.2], "Scratch": [0.2, 0.2, 0.2]}
+    found = results(
+        tmp_path,
+        *rows("dynamics_shift", "walker/x", "return", wide),
+        *(row for task in "abcde" for row in rows("meta_world", f"{task}/3", "success", tasks)),
+        *rows(
+            "multi_objective", "BallRun", "normalized_reward", {"PSEC": [1.0] * 3, "safety skill": [0.1] * 3}
+        ),
+        *rows("multi_objective", "BallRun", "normalized_cost", {"PSEC": [0.1, 0.1, 2.0]}),
+    )
+    for claim in ("Dynamics shift, walker/x", "Meta-World, 3", "Safe control, BallRun"):
+        assert "**does not hold**" in verdict(found, claim)
+
+
+def test_what_the_comparisons_do_not_show(tmp_path: Path) -> None:
+    level = {"PSEC": [1.0, 2.0, 3.0], "NSEC (LoRA)": [1.1, 1.9, 3.0], "Scratch": [0.1, 0.2, 0.3]}
+    few = {"PSEC": [0.5] * 3, "IQL": [0.7, 0.8, 0.9], "Scratch": [0.1] * 3, "Joint": [0.1] * 3}
+    safe = {"PSEC": [0.5] * 3, "BC": [0.6] * 3, "NSEC": [0.7] * 3, "safety skill": [0.1] * 3}
+    cost = {"PSEC": [0.0] * 3, "BC": [0.1, 0.2, 0.1], "NSEC": [3.0] * 3, "safety skill": [0.0] * 3}
+    found = results(
+        tmp_path,
+        *rows("policy_shift", "S→W/10", "return", level),
+        *rows("policy_shift", "S+W→R/10", "return", {name: [0.0] * 3 for name in level}),
+        *rows("meta_world", "a/3", "success", level),
+        *rows("meta_world_continual", "after 0 new", "success", {"reach": [0.8]}),
+        *rows("dynamics_shift", "walker/x", "return", few),
+        *rows("multi_objective", "BallRun", "normalized_reward", safe),
+        *rows("multi_objective", "BallRun", "normalized_cost", cost),
+    )
+    said = limits(found)
+    assert "policy shift, NSEC (LoRA) +0 ± 0, 3 seeds, above in 0 and below in 0 of 1 cell" in said
+    assert "difference of +1.80 shrinks" in said
+    assert "IQL" in said
+    assert "above PSEC in 1 of 1 case, in 1 by more than 2 standard errors" in said
+    assert "BallRun: BC are safe and faster" in said, "NSEC is not safe"
+    assert "because the task is told" in said
+    page = write_psec_page(found)[0].read_text("utf-8")
+    assert said in page
+    assert page.index("## What holds") < page.index("## What the comparisons do not show")
+    assert limits(results(tmp_path / "none")) == "- Nothing was measured yet.\n"
+
+
+def test_the_committed_page_is_that_of_the_committed_rows() -> None:
+    committed = Path(__file__).parents[2] / "docs/results/psec.json"
+    pictures = {
+        (table, metric): name
+        for table, metric in (
+            ("policy_shift", "return"),
+            ("multi_objective", "normalized_reward"),
+            ("multi_objective", "normalized_cost"),
+        )
+        if (committed.parent / (name := f"psec_{table}_{metric}.svg")).is_file()
+    }
+    page = page_text(Results(committed), pictures)
+    assert page == committed.with_suffix(".md").read_text("utf-8"), "python -m reproduce.psec --page"
+    assert "16,000" in page
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 
 from expertise.errors import RecipeError
 from expertise.lm.recipe import Recipe
+from expertise.policy.data.collect import CollectConfig
 from expertise.policy.learn import RECIPES
 from expertise.runs import recipe as recipes
 
@@ -178,7 +179,8 @@ def test_a_setting_may_not_smuggle_a_second_line_in() -> None:
 @pytest.mark.parametrize("name", sorted(recipes.shipped()))
 def test_shipped_recipes_survive_being_written(name: str) -> None:
     values = recipes.parse(recipes.shipped()[name], name)
-    cls = RECIPES[values["kind"]] if "kind" in values else Recipe
+    kinds = {**RECIPES, "collect": CollectConfig}
+    cls = kinds[values["kind"]] if "kind" in values else Recipe
     recipe = recipes.build(values, cls)
     assert recipes.build(recipes.parse(recipes.to_toml(recipe), name), cls) == recipe
 

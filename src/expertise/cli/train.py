@@ -68,7 +68,8 @@ def read_recipe(name: str, changes: list[str], run: Path | None = None) -> tuple
     stem, text = recipes.find(name)
     values = recipes.override(recipes.parse(text, name), changes)
     if "kind" in values:
-        raise RecipeError(f"{name} is a recipe of policies", f"expertise policy learn {name}")
+        command = "collect" if values["kind"] == "collect" else "learn"
+        raise RecipeError(f"{name} is a recipe of policies", f"expertise policy {command} {name}")
     from expertise.lm.recipe import Recipe
 
     init = values.get("init")

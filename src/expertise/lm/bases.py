@@ -13,7 +13,8 @@ from torch import nn
 
 from expertise.errors import MissingExtra, RecipeError, RunError
 from expertise.lm.data.chat import Chat
-from expertise.lm.data.tokenizer import end_of_text, load_tokenizer, plain, vocab_size
+from expertise.lm.data.templates import SETTINGS_FILE, TEMPLATE_FILE, complete, names_of, template_of
+from expertise.lm.data.tokenizer import end_of_text, load_tokenizer, tokenizer_from, vocab_size
 from expertise.lm.foreign import Foreign
 from expertise.lm.load import load
 from expertise.lm.model import LanguageModel
@@ -93,7 +94,7 @@ class Transformers:
                     f"the tokenizer of {path} has {vocab_size(tokenizer)} tokens, the model knows {rows}",
                     "a token that ends a text must be among them, such as <|endoftext|>, </s> or <eos>",
                 )
-        return Foreign(core.to(where).eval(), tokenizer, _chat(path, own), _first(tokenizer))
+        return Foreign(core.to(where).eval(), tokenizer, _chat(path, own, tokenizer), _first(tokenizer))
 
     @staticmethod
     def open(path: str, device: str) -> nn.Module:
@@ -124,12 +125,12 @@ def _tokenizer(path: str, local: bool) -> tuple[Tokenizer | None, dict[str, Any]
         return None if found is None else Path(found)
 
     settings: dict[str, Any] = {}
-    if file := find("tokenizer_config.json"):
+    if file := find(SETTINGS_FILE):
         try:
             settings = dict(json.loads(file.read_text("utf-8")))
         except ValueError as error:
             raise RunError(f"damaged {file}: {error}") from None
-    if file := find("chat_template.jinja"):
+    if file := find(TEMPLATE_FILE):
         settings["chat_template"] = file.read_text("utf-8")
     if file := find("tokenizer.json"):
         return load_tokenizer(file), settings
@@ -138,20 +139,22 @@ def _tokenizer(path: str, local: bool) -> tuple[Tokenizer | None, dict[str, Any]
     try:
         with _quiet(transformers):
             made = transformers.AutoTokenizer.from_pretrained(path, local_files_only=local)
-        return plain(made.backend_tokenizer), settings
+        return tokenizer_from(made.backend_tokenizer.to_str()), settings
     except Exception as error:  # some need packages that are not here, others files that are not there
         say(f"{path} has no tokenizer that can be used: {_line(error)}")
         return None, settings
 
 
-def _chat(path: str, settings: dict[str, Any]) -> Chat | None:
-    template = settings.get("chat_template")
-    if isinstance(template, list):
-        template = next((one["template"] for one in template if one.get("name") == "default"), None)
+def _chat(path: str, settings: dict[str, Any], tokenizer: Tokenizer | None) -> Chat | None:
+    template = template_of(settings)
     if not template:
         return None
+    names = {} if tokenizer is None else names_of(tokenizer, settings)
+    first = _first(tokenizer)
+    if tokenizer is not None and first is not None and names["bos_token"] == tokenizer.id_to_token(first):
+        names["bos_token"] = ""  # `Foreign` puts it before every text
     try:
-        return Chat(template)
+        return Chat(complete(template, names))
     except RecipeError as error:
         say(f"the chat template of {path} is passed over: {error.message}")
         return None

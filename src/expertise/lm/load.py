@@ -10,6 +10,7 @@ import torch
 from expertise.errors import RunError
 from expertise.lm.config import ModelConfig
 from expertise.lm.data.chat import Chat
+from expertise.lm.data.templates import TEMPLATE_FILE, complete
 from expertise.lm.data.tokenizer import load_tokenizer
 from expertise.lm.model import LanguageModel
 from expertise.runs import checkpoint, folder
@@ -21,7 +22,7 @@ from expertise.runs.weights import load_weights
 CONFIG = "model.json"
 """The architecture, beside the weights of a checkpoint."""
 TOKENIZER = "tokenizer.json"
-CHAT = "chat_template.jinja"
+CHAT = TEMPLATE_FILE
 """The chat template of a model that was trained on messages."""
 GENERATION = "generation.json"
 """How a model is to be asked: `reads_documents`."""
@@ -59,7 +60,7 @@ def load_checkpoint(found: Checkpoint, device: str = "cpu") -> LanguageModel:
     if (found.path / TOKENIZER).is_file():
         model.tokenizer = load_tokenizer(found.path / TOKENIZER)
     if (found.path / CHAT).is_file():
-        model.chat = Chat(found.text(CHAT))
+        model.chat = Chat(complete(found.text(CHAT)))
     if (found.path / GENERATION).is_file():
         model.reads_documents = bool(json.loads(found.text(GENERATION))["reads_documents"])
     return model.to(resolve(device)).eval()

@@ -40,7 +40,7 @@ def all_for(model: CausalLM, data: DataConfig, say: Callable[[str], None]) -> He
 def _as_read(model: CausalLM, data: DataConfig) -> tuple[DataConfig, tokenizers.Tokenizer]:
     if model.tokenizer is None:
         raise RunError("this model has no tokenizer: it can read no text")
-    if data.kind == "messages" and not data.template and model.chat is not None:
+    if data.kind == "messages" and not (data.template or data.template_file) and model.chat is not None:
         data = dataclasses.replace(data, template=model.chat.template)
     return data, model.tokenizer
 

@@ -11,6 +11,7 @@ from annotated_types import Ge
 from expertise.errors import DataError, RecipeError
 from expertise.lm.config import ModelConfig
 from expertise.lm.data import DataConfig, TokenizerConfig
+from expertise.lm.data.chat import CHATML
 from expertise.lm.data.sources import check_paths
 from expertise.runs import config, folder
 from expertise.runs.config import TrainConfig
@@ -86,6 +87,17 @@ class Recipe:
             raise RecipeError(
                 f"balance.device_groups ({self.balance.device_groups}) exceeds a layer's parts ({fewest})"
             )
+
+    @property
+    def read_data(self) -> DataConfig:
+        """The text as a run reads it.
+
+        A run's recipe has its chat template in full; an older one that has none means ChatML, whatever stands
+        beside its tokenizer now.
+        """
+        data = self.data
+        states = data.kind != "messages" or data.template or data.template_file
+        return data if states else dataclasses.replace(data, template=CHATML)
 
     @property
     def applied_balance(self) -> BalanceConfig:

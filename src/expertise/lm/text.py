@@ -11,9 +11,8 @@ import torch
 from expertise.errors import RecipeError, RunError, counted
 from expertise.lm.alpha import Alpha
 from expertise.lm.causal import CausalLM
-from expertise.lm.data.documents import Document
-from expertise.lm.data.encoded import encode_documents
-from expertise.lm.data.tokenizer import end_of_text
+from expertise.lm.data.encoded import encode_prompt
+from expertise.lm.data.tokenizer import encode, end_of_text
 from expertise.lm.generate import Sampling, stream
 from expertise.mixture.mixture import Mixture, recording
 from expertise.runs.files import require_utf8
@@ -77,7 +76,7 @@ def continue_text(
     if tokenizer is None:
         raise RunError("this model has no tokenizer: it continues tokens, not text")
     stops = {end_of_text(tokenizer), *stop_ids(tokenizer, stop)}
-    prompt_ids = _asked(model, prompt) if chat else tokenizer.encode(prompt, add_special_tokens=False).ids
+    prompt_ids = _asked(model, prompt) if chat else encode(tokenizer, [prompt])[0].tolist()
     # As in training: where documents were read one by one, an end of text stood before each.
     before = [end_of_text(tokenizer)] if model.reads_documents else []
     ending = _Ending(model.chat.end if chat and model.chat else "")
@@ -140,11 +139,8 @@ def _asked(model: CausalLM, prompt: str) -> list[int]:
             "this model has no chat template: it was not trained on messages",
             "leave --chat out and give the whole prompt",
         )
-    found = model.chat.prompt([{"role": "user", "content": prompt}])
     assert model.tokenizer is not None
-    document = Document("prompt", "prompt", found.text, learnt=(), markers=found.markers)
-    (encoded,) = encode_documents(model.tokenizer, [document])
-    return [int(token) for token in encoded.ids]
+    return encode_prompt(model.tokenizer, model.chat, [{"role": "user", "content": prompt}])
 
 
 class _Ending:

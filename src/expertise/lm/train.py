@@ -67,7 +67,7 @@ def _ready(
     resolve(recipe.train.device)
     limit_threads(recipe.train.threads)
     initial = initial_of(recipe, run)
-    prepared = prepare(recipe.data, tokenizer_of(recipe, run, initial), say)
+    prepared = prepare(recipe.read_data, tokenizer_of(recipe, run, initial), say)
     for note in (*prepared.notes, *shortfalls(resolve(recipe.train.device))):
         say(note)
     _refuse_other_data(run, prepared)

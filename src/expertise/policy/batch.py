@@ -73,12 +73,14 @@ class Scale(nn.Module):
         """Take mean and standard deviation from data.
 
         A component that hardly varies there keeps its scale: where it does vary later, dividing by next to
-        nothing would drown all the others.
+        nothing would drown all the others. Where every component is small, 0.001 is too high a bound for
+        "hardly": there it is 1 % of the largest deviation, and more than what rounding alone leaves.
         """
         wide = observations.cpu().double()  # Metal has no float64
-        std = wide.std(0, correction=0)
-        self.mean.copy_(wide.mean(0))
-        self.std.copy_(std.where(std > 1e-3, 1.0))
+        mean, std = wide.mean(0), wide.std(0, correction=0)
+        varies = (std > 1e-3) | ((std > 0.01 * std.max()) & (std > 1e-6 * mean.abs()))
+        self.mean.copy_(mean)
+        self.std.copy_(std.where(varies, 1.0))
 
     def forward(self, observations: Float[Tensor, "rows observations"]) -> Float[Tensor, "rows observations"]:
         """(observations - mean) / std."""

@@ -77,6 +77,11 @@ class Objective(Protocol):
     ) -> Float[Tensor, " rows"]:
         """The error of each transition; `acting` asks what acts, else what is trained."""
 
+    def of_nothing(
+        self, actions: Float[Tensor, "rows actions"], drawn: tuple[Tensor, ...]
+    ) -> Float[Tensor, " rows"]:
+        """The error of each transition of who predicts nothing: what a policy must stay below."""
+
 
 class NoiseError:
     """`noise_errors` at a random time: what diffusion policies, skills and alpha learn by."""
@@ -110,6 +115,12 @@ class NoiseError:
         predict = policy.predictor(observations, acting=acting)
         return noise_errors(policy.diffusion, predict, actions, *drawn)
 
+    def of_nothing(
+        self, actions: Float[Tensor, "rows actions"], drawn: tuple[Tensor, ...]
+    ) -> Float[Tensor, " rows"]:
+        """|noise|²: the error where the predicted noise is 0, on average the number of components."""
+        return drawn[1].square().sum(1)
+
 
 class ActionError:
     """The squared distance of what a policy would do from what was done, through its whole sampler.
@@ -139,6 +150,12 @@ class ActionError:
         """|a(s) - a|², summed over components; it is always what acts that is asked."""
         noise = drawn[0].transpose(0, 1).unsqueeze(2)
         return (policy.candidates(observations, noise)[:, 0] - actions).square().sum(1)
+
+    def of_nothing(
+        self, actions: Float[Tensor, "rows actions"], drawn: tuple[Tensor, ...]
+    ) -> Float[Tensor, " rows"]:
+        """|a|²: the error of an action that is always 0."""
+        return actions.square().sum(1)
 
 
 def advantage_weights(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -84,6 +84,9 @@ class PolicyTask:
         self._weights = None if weights is None else weights.to(device)
         rows = _evenly(len(seen))
         self._looked_at = seen[rows].to(device), done[rows].to(device)
+        # How much held-out transitions would count is not known.
+        counts = weights is not None and held_out is None
+        self._counting = self._weights[rows.to(device)] if counts and self._weights is not None else None
         self._whose = "training" if held_out is None else "held-out"
         self._objective, self._penalty = objective or NoiseError(), penalty
         self._step = -1
@@ -119,15 +122,25 @@ class PolicyTask:
 
     def evaluate(self, between: Callable[[], None]) -> dict[str, Any]:
         """The unweighted error of what acts, under the objective's name; what it draws is fixed."""
-        observations, actions = self._looked_at
         found = []
         with torch.no_grad():
-            for drawn in self._objective.looks(self.model, len(actions)):
+            for drawn in self._looks():
                 between()
-                there = tuple(tensor.to(self._device) for tensor in drawn)
-                errors = self._objective.errors(self.model, observations, actions, there, acting=True)
-                found.append(errors.mean())
+                found.append(self._objective.errors(self.model, *self._looked_at, drawn, acting=True).mean())
         return {self._objective.name: float(torch.stack(found).mean())}
+
+    def beside_nothing(self) -> tuple[float, float]:
+        """The error of what acts, and that of predicting nothing, on the same transitions and draws.
+
+        Each transition counts as in training: a skill that learns from some of them is not judged by others.
+        """
+        self.model.eval()
+        own, nothing = [], []
+        with torch.no_grad():
+            for drawn in self._looks():
+                own.append(self._objective.errors(self.model, *self._looked_at, drawn, acting=True))
+                nothing.append(self._objective.of_nothing(self._looked_at[1], drawn))
+        return self._counted(own), self._counted(nothing)
 
     def headline(self, evaluation: Mapping[str, Any]) -> str:
         """The error, and on whose transitions."""
@@ -137,6 +150,17 @@ class PolicyTask:
     def files(self) -> Mapping[str, str]:
         """What the policy is made of, so that a checkpoint can be loaded by itself."""
         return texts_of(self.model)
+
+    def _looks(self) -> Iterator[tuple[Tensor, ...]]:
+        """What is drawn to look at the transitions with, on the device."""
+        for drawn in self._objective.looks(self.model, len(self._looked_at[1])):
+            yield tuple(tensor.to(self._device) for tensor in drawn)
+
+    def _counted(self, errors: list[Tensor]) -> float:
+        mean = torch.stack(errors).mean(0)
+        if self._counting is None or not bool(self._counting.sum() > 0):
+            return float(mean.mean())
+        return float((mean * self._counting).sum() / self._counting.sum())
 
     def _draw(self, step: int) -> list[tuple[Tensor, ...]]:
         """The rows of a step and what is drawn for them, by micro-batch."""

@@ -113,8 +113,12 @@ def plain(token: str) -> str:
 
 def vocabulary(tokenizer: Tokenizer | None, size: int) -> list[str]:
     """The text of each token id by itself; a token that is part of a character shows the replacement sign."""
-    if tokenizer is None:
-        return [f"<{i}>" for i in range(size)]
-    known = tokenizer.get_vocab_size()
-    texts = tokenizer.decode_batch([[i] for i in range(min(size, known))], skip_special_tokens=False)
-    return [*texts, *(f"<{i}>" for i in range(known, size))]
+    known = set() if tokenizer is None else set(tokenizer.get_vocab(with_added_tokens=True).values())
+    numbers = [number for number in range(size) if number in known]
+    # Ids may have gaps, and a model more rows than its tokenizer has tokens.
+    found = [f"<{number}>" for number in range(size)]
+    if tokenizer is not None:
+        texts = tokenizer.decode_batch([[number] for number in numbers], skip_special_tokens=False)
+        for number, text in zip(numbers, texts, strict=True):
+            found[number] = text
+    return found

@@ -95,11 +95,9 @@ def refuse_changes(run: Path, recipe: Any, may_change: Callable[[str], bool]) ->
 
     Raises:
         RunError: another key differs; the first one is named with old and new value, and with the reason
-            where it is one that other recipes may change.
+            where it is one that other recipes may change. Or it was trained for more steps than are wanted.
     """
     changed = recipes.differences(read_recipe(run, type(recipe)), recipe)
-    if "train.steps" in changed:
-        refuse_fewer_steps(run, max(saved_steps(run), default=0), changed["train.steps"][1])
     for key, (old, new) in changed.items():
         reason = recipe.why_kept(key) if isinstance(recipe, Keeping) else ""
         if reason or not may_change(key):
@@ -108,6 +106,8 @@ def refuse_changes(run: Path, recipe: Any, may_change: Callable[[str], bool]) ->
                 *([reason] if reason else []),
                 "use another --out for the changed recipe, or take the change back",
             )
+    if "train.steps" in changed:
+        refuse_fewer_steps(run, max(saved_steps(run), default=0), changed["train.steps"][1])
     return bool(changed)
 
 

@@ -277,16 +277,17 @@ class Library:
         redundant: float = 0.95,
         energy: float = 0.99,
         compositions: Mapping[str, Iterable[str]] | None = None,
+        force: bool = False,
     ) -> Comparison:
         """Compare skills, all of the library's by default; see `compare_skills`. Nothing is changed.
 
-        With `base`, a model with nothing attached, the skills must be its.
+        With `base`, a model with nothing attached, the skills must be its, or with `force` of its shapes.
 
         Raises:
             SkillError: what `load` and `compare_skills` refuse.
         """
         return compare_skills(
-            self.load_all(self.names() if names is None else names, base),
+            self.load_all(self.names() if names is None else names, base, force=force),
             inputs=inputs,
             redundant=redundant,
             energy=energy,

@@ -17,6 +17,9 @@ from expertise.skills.peft import Adapter, read
 from expertise.skills.peft_config import CONFIG, WEIGHTS
 from expertise.skills.skill import Skill
 
+FORCE = "force it: --force, in a recipe and in Python force = true"
+"""What every way to take a skill of another base answers to."""
+
 
 def read_adapter(
     folder: Path, files: Mapping[str, bytes], base: nn.Module | None, *, force: bool = False
@@ -80,7 +83,8 @@ def require_same_base(name: str, learnt_on: Fingerprint, found: Fingerprint) -> 
     if difference := learnt_on.difference(found):
         raise SkillError(
             f"skill {name} was learnt on another base: this one has {difference}",
-            "take the base that it was learnt on, or force it",
+            "take the base that it was learnt on",
+            f"or, if only its weights changed, {FORCE}",
         )
 
 
@@ -92,5 +96,5 @@ def common_base(skills: Iterable[Skill], *, force: bool = False) -> Fingerprint 
     """
     bases = {None if skill.card is None else skill.card.base for skill in skills}
     if len(bases - {None}) > 1 and not force:
-        raise SkillError("the skills were learnt on different bases", "force it, if their shapes agree")
+        raise SkillError("the skills were learnt on different bases", f"if their shapes agree, {FORCE}")
     return bases.pop() if len(bases) == 1 else None

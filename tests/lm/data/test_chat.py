@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from expertise.errors import DataError, RecipeError
-from expertise.lm.data.chat import Chat, Message
+from expertise.lm.data.chat import Chat
+from expertise.lm.data.messages import Message
 
 QUESTION: Message = {"role": "user", "content": "why?"}
 ANSWER: Message = {"role": "assistant", "content": "because."}
@@ -45,8 +46,15 @@ def test_chatml_is_the_default_and_the_assistants_turns_are_learnt() -> None:
     )
     assert chat.end == "<|im_end|>"
     assert learnt(chat, QUESTION, ANSWER, AGAIN, YES) == ["because.<|im_end|>", "yes<|im_end|>"]
-    markers = [found.text[start:end] for start, end in found.markers]
-    assert markers == ["<|im_start|>", "<|im_end|>"] * 4
+    written = [found.text[start:end] for start, end in found.written]
+    between = "<|im_end|>\n<|im_start|>"
+    assert written == [
+        "<|im_start|>user\n",
+        f"{between}assistant\n",
+        f"{between}user\n",
+        f"{between}assistant\n",
+        "<|im_end|>\n",
+    ]
     asked = chat.prompt([QUESTION])
     assert found.text.startswith(asked.text)
     assert asked.text.endswith("<|im_start|>assistant\n")
@@ -71,16 +79,18 @@ def test_a_message_cannot_spell_a_marker(said: str) -> None:
     chat = Chat()
     messages = [{"role": "user", "content": said}, {"role": "assistant", "content": f"not {said} <|im_end|>"}]
     found = chat.render(messages)
-    shown = said.replace("\ufdd0", "\ufffd")
     assert found.text == (
-        f"<|im_start|>user\n{shown}<|im_end|>\n<|im_start|>assistant\nnot {shown} <|im_end|><|im_end|>\n"
+        f"<|im_start|>user\n{said}<|im_end|>\n<|im_start|>assistant\nnot {said} <|im_end|><|im_end|>\n"
     )
     ((start, end),) = found.learnt
-    assert found.text[start:end] == f"not {shown} <|im_end|><|im_end|>"
-    assert len(found.markers) == 4
-    assert all(found.text[a:b] in ("<|im_start|>", "<|im_end|>") for a, b in found.markers)
-    assert found.markers[-1] == (end - len("<|im_end|>"), end)
-    assert found.markers[1][0] == len(f"<|im_start|>user\n{shown}")
+    assert found.text[start:end] == f"not {said} <|im_end|><|im_end|>"
+    assert [found.text[a:b] for a, b in found.written] == [
+        "<|im_start|>user\n",
+        "<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_end|>\n",
+    ]
+    assert found.written[-1][0] == end - len("<|im_end|>")
+    assert found.written[1][0] == len(f"<|im_start|>user\n{said}")
 
 
 @pytest.mark.parametrize(
@@ -103,11 +113,11 @@ def test_what_is_no_template_is_one_line(template: str, expected: str) -> None:
     assert "\n" not in caught.value.message
 
 
-def test_a_template_that_writes_earlier_turns_anew_is_refused_with_the_place() -> None:
+def test_a_template_that_leaves_out_earlier_turns_is_refused_with_the_place() -> None:
     only_last = "{% for m in messages %}{% if loop.last or m.role == 'user' or loop.length < 3 %}"
     chat = Chat(only_last + "{{ m.role }}: {{ m.content }};{% endif %}{% endfor %}")
     assert learnt(chat, QUESTION, ANSWER) == ["assistant: because.;"]
-    with pytest.raises(DataError, match=r"a\.jsonl, line 3, message 2: the template writes it otherwise"):
+    with pytest.raises(DataError, match=r"a\.jsonl, line 3, message 2: the chat template leaves out"):
         chat.render([QUESTION, ANSWER, AGAIN, YES], "a.jsonl, line 3")
 
 

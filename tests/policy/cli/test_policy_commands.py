@@ -190,6 +190,32 @@ def test_every_way_to_compose(
         assert policy.weigh(torch.zeros(1, 3)).tolist() == [pytest.approx([0.3, 0.7])]  # type: ignore[union-attr]
 
 
+def test_a_composition_that_export_would_refuse_is_refused_at_once(skilled: Path, expertise: Command) -> None:
+    for level in ("noise", "actions"):
+        made = ("--policy", "runs/left", "--level", level, "--data", "right.npz", "--run", "runs/made")
+        refused(expertise(*COMPOSE, *made), "a composition of runs/left could not be exported", "--skill")
+        assert not (skilled / "runs/made").exists(), "before anything is trained"
+        whole = ("--policy", "runs/base", "--skill", "left", "--set", "with_base=false", "--level", level)
+        fine(expertise(*COMPOSE, *whole, "--data", "right.npz", "--run", f"runs/{level}"))
+        fine(expertise("policy", "export", f"runs/{level}", "--to", "safetensors", "--out", f"out/{level}"))
+
+
+def test_skills_of_a_base_that_was_trained_on_are_forced(skilled: Path, expertise: Command) -> None:
+    learn = ("policy", "learn", "base.toml", "--data", "left.npz", "--run", "runs/later")
+    fine(expertise(*learn, "--set", "train.seed=1"))
+    later = ("policy", "compose", "--base", "runs/later", *COMPOSE[4:], *BOTH, "--data", "right.npz")
+    refused(expertise(*later, "--run", "runs/x"), "skill left was learnt on another base", "--force")
+    fine(expertise(*later, "--run", "runs/x", "--force"))
+    assert load("runs/x").names == ("left", "right")
+    beside = (
+        "policy", "learn", "skill.toml", "--data", "right.npz", "--run", "runs/beside",
+        *("--set", "name=beside", "--set", "base=runs/later", "--set", 'beside=["left"]'),
+        *("--set", "beside_weights=[1.0]"),
+    )  # fmt: skip
+    refused(expertise(*beside), "skill left was learnt on another base", "force = true")
+    fine(expertise(*beside, "--set", "force=true"))
+
+
 def test_given_weights_need_no_data(skilled: Path, expertise: Command) -> None:
     given = (*COMPOSE, *BOTH, "--weights", "0.3,0.7", "--run", "runs/made")
     fine(expertise(*given))
@@ -376,8 +402,14 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
     refused(shipped, "", "make setup-policy")
 
 
-def test_shipped_recipes_follow_each_other() -> None:
-    names = ("policy-critics", "policy-base", "policy-reward-skill", "policy-safety-skill", "policy-compose")
+PAPER = ("policy-critics", "policy-base", "policy-reward-skill", "policy-safety-skill", "policy-compose")
+OWN = (
+    "policy-own-critics", "policy-own-base", "policy-own-reward", "policy-own-safety", "policy-own-compose",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [PAPER, OWN])
+def test_shipped_recipes_follow_each_other(names: tuple[str, ...]) -> None:
     made, skills = set(), set()
     for name in names:
         recipe = recipe_of(recipes.parse(recipes.shipped()[name], name))
@@ -386,8 +418,22 @@ def test_shipped_recipes_follow_each_other() -> None:
         assert set(getattr(recipe, "skills", [])) <= skills
         made.add(f"runs/{name}")
         skills.add(getattr(recipe, "name", ""))
-    assert {name for name in recipes.shipped() if name.startswith("policy-")} == set(names)
+
+
+def test_every_recipe_of_policies_is_one_of_the_papers_or_for_data_of_ones_own() -> None:
+    there = {name for name in recipes.shipped() if name.startswith("policy-")}
+    assert there == {*PAPER, *OWN, "policy-collect"}
     assert len(RECIPES) == 5
+
+
+def test_a_recipe_of_data_is_named_by_the_command_that_takes_it(expertise: Command) -> None:
+    refused(
+        expertise("policy", "learn", "policy-collect"), "the recipe makes data", "expertise policy collect"
+    )
+    refused(
+        expertise("train", "policy-collect"), "policy-collect is", "expertise policy collect policy-collect"
+    )
+    refused(expertise("policy", "learn", "policy-own-base"), "the recipe names no data", "--data")
 
 
 def test_help_says_what_to_type(expertise: Command) -> None:

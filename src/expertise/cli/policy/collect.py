@@ -11,7 +11,12 @@ from expertise.cli.options import Json, Set, print_json
 
 
 def collect(
-    recipe: Annotated[str, typer.Argument(help="The path of a .toml file: teachers and data sets.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe's name (policy-collect) or a .toml file's path: teachers and data sets."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", help="The folder for teachers and data; made if need be.")],
     set_: Set = None,
     as_json: Json = False,
@@ -20,7 +25,7 @@ def collect(
 
     Stopped, it goes on when it is started again; what is there already is not made twice.
 
-    Example: expertise policy collect BallRun.toml --out runs/BallRun
+    Example: expertise policy collect policy-collect --out runs/recorded
     """
     from expertise.runs import recipe as recipes
     from expertise.runs.progress import say

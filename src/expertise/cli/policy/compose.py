@@ -19,7 +19,7 @@ from expertise.cli.policy.options import (
     require_data,
     require_policies,
 )
-from expertise.cli.skill.options import LibraryPath, Seed, numbers_of, require_skills
+from expertise.cli.skill.options import Force, LibraryPath, Seed, numbers_of, require_skills
 from expertise.errors import RecipeError
 
 
@@ -71,6 +71,7 @@ def compose(
     ] = None,
     candidates: Candidates = None,
     pick: Pick = None,
+    force: Force = False,
     set_: Set = None,
     device: Device = None,
     threads: Threads = None,
@@ -104,6 +105,7 @@ def compose(
         "train.steps": steps,
         "train.batch_size": batch_size,
         "train.seed": seed,
+        "force": force or None,
     }
     changes = [f"{key}={_toml(value)}" for key, value in values.items() if value is not None]
     kept = {"min_return": min_return, "max_cost": max_cost, "trajectories": trajectories}

@@ -28,7 +28,7 @@ def export(
     """Write a policy for programs without PyTorch: networks, skills, alpha, sampler and choice of an action.
 
     docs/examples/act_numpy.py acts with what --to safetensors writes, with any pick; it does not cover ONNX
-    folders and policies of the kinds asec and direct. A policy that picks by its critic (the shipped recipes:
+    folders and policies of the kinds asec and direct. A policy that picks by its critic (the paper's recipes:
     min-qc) wants noise for all its candidates; with --pick first it is exported without, for one. --to onnx
     needs the extra onnx and is held against the policy before it is written.
 

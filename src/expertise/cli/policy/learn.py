@@ -12,7 +12,9 @@ from expertise.cli.policy.options import Data, Layout, data_setting, require_dat
 
 
 def learn(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name (policy-base, …) or a .toml file's path.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe's name (policy-own-base, …) or a .toml file's path.")
+    ],
     run: Annotated[
         Path | None, typer.Option("--run", "--out", help="The run's folder; default runs/<recipe's name>.")
     ] = None,
@@ -25,9 +27,11 @@ def learn(
 ) -> None:
     """Learn what a recipe says: a base, critics, a skill, a composition, or go on with it.
 
-    The recipe's `kind` is policy, direct, critics, skill or composition; --data stands for its data.
+    The recipe's `kind` is policy, direct, critics, skill or composition; --data stands for its data. Recipes
+    policy-own-… suit data of your own and take a minute or two on a CPU; the others are the paper's, with its
+    settings for its own data, and take days.
 
-    Example: expertise policy learn policy-base --data BallRun.hdf5 --set train.steps=2000 --run runs/base
+    Example: expertise policy learn policy-own-base --data recorded.hdf5 --run runs/base
     """
     from expertise.policy import learn as learning
     from expertise.runs import recipe as recipes

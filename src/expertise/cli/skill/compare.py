@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from expertise.cli.options import Json, print_json, require_model
-from expertise.cli.skill.options import BaseOption, LibraryPath, names_of, opened, require_skills
+from expertise.cli.skill.options import BaseOption, Force, LibraryPath, names_of, opened, require_skills
 
 if TYPE_CHECKING:
     from expertise.skills import Comparison
@@ -35,6 +35,7 @@ def compare(
     energy: Annotated[
         float, typer.Option("--energy", min=0, max=1, help="Propose a smaller rank that keeps this share.")
     ] = 0.99,
+    force: Force = False,
     library: LibraryPath = Path("skills"),
     as_json: Json = False,
 ) -> None:
@@ -57,6 +58,7 @@ def compare(
         redundant=redundant,
         energy=energy,
         compositions={str(path): read_composed(path).skills for path in used_by} if used_by else None,
+        force=force,
     )
     if as_json:
         print_json(found.to_json())

@@ -25,6 +25,7 @@ from expertise.cli.options import (
 from expertise.cli.skill.options import (
     Base,
     BatchSize,
+    Force,
     LearningRate,
     LibraryPath,
     Seed,
@@ -67,6 +68,7 @@ def compose(
     learning_rate: LearningRate = None,
     seed: Seed = None,
     work: Work = None,
+    force: Force = False,
     set_: Set = None,
     device: Device = None,
     threads: Threads = None,
@@ -75,8 +77,9 @@ def compose(
     """Compose a model of skills, by weights or by a router that is learnt from a little text.
 
     With text, bits per byte are shown: of the base, of each skill alone, of all with equal weights, and of
-    the composed model. They are on the text's held-out part; with --weights, which learn nothing from it, on
-    all of it. `evaluate` and `generate` open what this writes.
+    the composed model; where one alone is better than that, a line says so. They are on the text's held-out
+    part; with --weights, which learn nothing from it, on all of it. `evaluate` and `generate` open what this
+    writes.
 
     Example: expertise skill compose runs/demo --skills prose,code --data notes.txt --out mixed
 
@@ -105,6 +108,7 @@ def compose(
             data=text,
             device=device or "auto",
             threads=threads or 0,
+            force=force,
             say=say,
         )
     else:
@@ -118,13 +122,21 @@ def compose(
             names,
             config_of(ComposeConfig, changes + settings(set_, device, threads)),
             work or Path("runs") / f"compose-{out.resolve().name}",
+            force=force,
             say=say,
         )
     if as_json:
-        print_json({"composed": str(out), "skills": names, **metrics})
+        looked_at = {} if found is None else {"better_alone": found.better_alone()}
+        print_json({"composed": str(out), "skills": names, **metrics, **looked_at})
         return
     if found is not None:
         _table(found)
+        if better := found.better_alone():
+            who = "the base" if better["name"] == "base" else f"skill {better['name']}"
+            print(
+                f"{who} alone is better on this text than what was composed: {better['bits_per_byte']:.4f} "
+                f"against {better['composed']:.4f} bits per byte"
+            )
     print(f"{out}: {', '.join(names)}; try it: expertise generate {out} '…' --show skills")
 
 

@@ -106,7 +106,9 @@ def add(
 def _require_folder(path: Path, what: str) -> None:
     """Refuse a folder that is not there, before torch is imported."""
     if not os.path.isdir(path):
-        name = "name a folder that PEFT saved" if what == "adapter" else "name a skill's folder, with its card"
+        name = (
+            "name a folder that PEFT saved" if what == "adapter" else "name a skill's folder, with its card"
+        )
         raise SkillError(f"no {what} at {path}", *nearest_beside(path), name)
 
 

@@ -25,6 +25,7 @@ from expertise.cli.options import (
 from expertise.cli.skill.options import (
     Base,
     BatchSize,
+    Force,
     LearningRate,
     LibraryPath,
     Seed,
@@ -73,6 +74,7 @@ def learn(
     learning_rate: LearningRate = None,
     seed: Seed = None,
     work: Work = None,
+    force: Force = False,
     set_: Set = None,
     device: Device = None,
     threads: Threads = None,
@@ -105,6 +107,7 @@ def learn(
         beside=names_of(beside, "--beside") if beside else [],
         weights=numbers_of(weights, "--weights") if weights else None,
         purpose=purpose,
+        force=force,
         say=say,
     )
     if as_json:

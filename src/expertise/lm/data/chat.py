@@ -1,15 +1,20 @@
-"""Chat templates: from a list of messages to text, and where in it the assistant speaks."""
+"""Chat templates: from a list of messages to text, who wrote what in it, and where the assistant speaks."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from expertise.errors import DataError, RecipeError
+from expertise.lm.data.messages import MEANINGFUL, REASONING, ROLES, Message, is_learnt, text_of
 
-Message = Mapping[str, str]
-"""`role` and `content`."""
+if TYPE_CHECKING:
+    from expertise.lm.data.traced import Record, Traced
 
 CHATML = (
     "{% for message in messages %}"
@@ -19,10 +24,14 @@ CHATML = (
 )
 """The template of recipes that name none."""
 
-_MARKER = re.compile(r"<\|[^\s|<>]+\|>|<｜[^\s｜<>]+｜>|<(?:start|end)_of_turn>|</?s>")
-# Noncharacters, which no text should hold: the one breaks a marker that a message spells out, the other is
-# a message of which is asked where it comes out.
-_APART, _SAMPLE = "\ufdd0", "\ufdd1"
+Spans = tuple[tuple[int, int], ...]
+"""Places in a text, in characters: where each begins and ends."""
+
+# A noncharacter, which no text should hold: of a message that holds it alone is asked where it comes out.
+_SAMPLE = "\ufdd1"
+# Pieces of what opens a turn, such as `<|im_start|>`, `assistant` and a line end.
+_PIECES = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]|\s+|[^\s<\[]+|.", re.DOTALL)
+_HOW_TO_LEARN = "'weight': 0 or 'train': false keep a turn from being learnt"
 
 
 @dataclass(frozen=True)
@@ -30,18 +39,20 @@ class Rendered:
     """Messages as text; places are counted in characters."""
 
     text: str
-    learnt: tuple[tuple[int, int], ...]
+    learnt: Spans
     """Where the assistant speaks, from its first word to the end of the marker that ends its turn."""
-    markers: tuple[tuple[int, int], ...]
-    """Where the template's markers stand; one that a message spells out is none."""
+    written: Spans
+    """What the template wrote; all else is from the messages."""
+    ignored: tuple[str, ...] = ()
+    """Keys of messages that the template does not read and that mean nothing to a chat."""
 
 
 class Chat:
     """A jinja2 chat template as models are published with, run in jinja2's sandbox.
 
-    It is given `messages` and `add_generation_prompt`; `bos_token` and `eos_token` are empty, because the
-    tokenizer's end of text divides documents. Messages that follow must not change how earlier ones are
-    written: else it could not be said where the assistant speaks.
+    It is given `messages`, `tools` where there are some, and `add_generation_prompt`, and may use what
+    `transformers` offers to templates: loop controls, `{% generation %}`, `raise_exception`, `strftime_now`.
+    `bos_token` and `eos_token` are empty unless the template sets them (see `templates.py`).
 
     Args:
         template: its text; empty: ChatML.
@@ -51,102 +62,282 @@ class Chat:
     """
 
     def __init__(self, template: str = "") -> None:
-        from jinja2 import TemplateSyntaxError  # only for conversations
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        from jinja2 import TemplateSyntaxError, meta, nodes  # only for conversations
+
+        from expertise.lm.data.traced import TracingEnvironment
 
         self.template = template or CHATML
-        # As in `transformers`, for which published templates are written.
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _raise
+        environment = TracingEnvironment()
         try:
+            tree = environment.parse(self.template)
             self._compiled = environment.from_string(self.template)
         except TemplateSyntaxError as error:
             raise RecipeError(f"data.template, line {error.lineno}: {error.message}") from None
-        names = sorted(set(_MARKER.findall(self.template)), key=len, reverse=True)
-        self._markers = re.compile("|".join(map(re.escape, names)) or "(?!)")
+        self.names: frozenset[str] = frozenset(meta.find_undeclared_variables(tree))
+        """Variables that the template reads and does not set."""
+        self._has_generation = environment.has_generation
+        self._literals = [node.data for node in tree.find_all(nodes.TemplateData)]
+        self._literals += [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
         try:
-            self.end = self._end_of_turn()
+            self._set_form_of_content()
         except DataError as error:
             raise RecipeError(error.message) from None
 
     end: str
     """The marker that ends a turn, such as `<|im_end|>`; empty: the end of text does."""
 
-    def render(self, messages: Sequence[Message], where: str = "data.template") -> Rendered:
+    @functools.cached_property
+    def own(self) -> str:
+        """What the template writes of its own, as far as its source and some conversations show."""
+        return "\0".join([*self._literals, *self._samples()])
+
+    @property
+    def reads_tools(self) -> bool:
+        """Whether the template can say which tools there are."""
+        return "tools" in self.names
+
+    def render(
+        self, messages: Sequence[Message], where: str = "data.template", tools: Sequence[Any] = ()
+    ) -> Rendered:
         """Messages as text.
 
         Args:
-            messages: in order, each with `role` and `content`.
+            messages: in order, as `read_messages` gives them.
             where: where they stand, for the error.
+            tools: descriptions of what the assistant may call.
 
         Raises:
-            DataError: the template refuses them, or writes earlier messages anew when more follow.
+            DataError: the template refuses them, leaves something out, or does not show where the assistant
+                speaks.
         """
-        whole = self._raw(messages, where)
-        learnt = []
-        for index, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            start = self._raw(messages[:index], where, prompt=True)
-            turn = self._raw(messages[: index + 1], where)
-            if not (whole.startswith(turn) and turn.startswith(start)):
-                raise DataError(
-                    f"{where}, message {index + 1}: the template writes it otherwise when more follow",
-                    "so it cannot be said where the assistant speaks; use a template that only adds",
-                )
-            learnt.append((len(start), len(turn) - self._after_end))
-        return _without_apart(whole, learnt, [match.span() for match in self._markers.finditer(whole)])
+        records = self._records(messages)
+        whole = self._raw(records, where, tools=tools)
+        speakers = whole.numbers
+        self._refuse_lost(messages, records, speakers, where, tools)
+        if self._has_generation:
+            learnt = self._marked(messages, whole, speakers)
+        else:
+            learnt = tuple(
+                self._turn(messages, number, whole, speakers, where, tools)
+                for number, message in enumerate(messages, start=1)
+                if is_learnt(message)
+            )
+        return Rendered(whole.plain, learnt, _runs(n == 0 for n in speakers), _ignored(records))
 
-    def prompt(self, messages: Sequence[Message]) -> Rendered:
+    def prompt(
+        self, messages: Sequence[Message], where: str = "the prompt", tools: Sequence[Any] = ()
+    ) -> Rendered:
         """Messages as text up to where the assistant is to speak; nothing in it is learnt.
 
         Raises:
-            DataError: the template refuses them.
+            DataError: the template refuses them, or leaves something out.
         """
-        raw = self._raw(messages, "the prompt", prompt=True)
-        return _without_apart(raw, [], [match.span() for match in self._markers.finditer(raw)])
+        records = self._records(messages)
+        raw = self._raw(records, where, True, tools)
+        speakers = raw.numbers
+        self._refuse_lost(messages, records, speakers, where, tools)
+        return Rendered(raw.plain, (), _runs(n == 0 for n in speakers), _ignored(records))
 
-    def _end_of_turn(self) -> str:
-        """What the template writes after the assistant's words, without white space after a marker."""
-        sample = [{"role": "user", "content": _SAMPLE}, {"role": "assistant", "content": _SAMPLE}]
-        pieces = self._raw(sample, "data.template").split(_SAMPLE)
+    def _set_form_of_content(self) -> None:
+        """Find how the template takes content (as text or as parts), and what ends a turn."""
+        sample: list[Message] = [{"role": role, "content": _SAMPLE} for role in ("user", "assistant")]
+        in_parts: list[Message] = [
+            {**message, "content": [{"type": "text", "text": message["content"]}]} for message in sample
+        ]
+        self._takes_text = self._takes_parts = True
+        text, parts = self._around(sample), self._around(in_parts)
+        self._takes_text = isinstance(text, list) and len(text) == 3
+        self._takes_parts = isinstance(parts, list) and len(parts) == 3
+        if self._takes_text and parts != text:
+            self._takes_parts = False
+        pieces = text if self._takes_text or not self._takes_parts else parts
+        if isinstance(pieces, DataError):
+            raise pieces
         if len(pieces) != 3:
             raise RecipeError(
                 "data.template must write the content of a user's and of an assistant's message once each",
                 f"of the two it writes {len(pieces) - 1}",
             )
-        end = pieces[2].rstrip() or pieces[2]
-        self._after_end = len(pieces[2]) - len(end)
-        return end
+        self.end = pieces[2].rstrip() or pieces[2]
+        self._after_end = len(pieces[2]) - len(self.end)
 
-    def _raw(self, messages: Sequence[Message], where: str, prompt: bool = False) -> str:
-        """The template's output, in which `_APART` breaks every marker that a message spells out."""
-        safe = [{**message, "content": self._apart(message["content"])} for message in messages]
+    def _around(self, messages: Sequence[Message]) -> list[str] | DataError:
+        """What the template writes around the sample words of messages, or why it cannot."""
         try:
-            return self._compiled.render(
-                messages=safe, add_generation_prompt=prompt, bos_token="", eos_token=""
-            )
+            return self._raw(self._records(messages), "data.template").plain.split(_SAMPLE)
+        except DataError as error:
+            return error
+
+    def _samples(self) -> Iterable[str]:
+        """What the template writes around made-up conversations of several shapes."""
+        call = {"type": "function", "function": {"name": _SAMPLE, "arguments": {_SAMPLE: _SAMPLE}}}
+        said: dict[str, Message] = {role: {"role": role, "content": _SAMPLE} for role in ROLES}
+        user, answer = said["user"], said["assistant"]
+        reasons = {**answer, **dict.fromkeys(REASONING, _SAMPLE)}
+        calls = {"role": "assistant", "content": _SAMPLE, "tool_calls": [call]}
+        tool = {**said["tool"], "name": _SAMPLE, "tool_call_id": _SAMPLE}
+        shapes: list[list[Message]] = [
+            *([one] for one in said.values()),
+            [user, answer],
+            [said["system"], user, reasons],
+            [said["developer"], user],
+            [user, answer, user, reasons],
+            [user, calls, tool, answer],
+            [user, {**calls, "content": ""}, tool],
+        ]
+        for messages, prompt, tools in itertools.product(shapes, (False, True), ([], [call])):
+            with contextlib.suppress(DataError):
+                text = self._raw(self._records(messages), "", prompt, tools)
+                yield "\0".join(
+                    text.plain[start:end] for start, end in _runs(not number for number in text.numbers)
+                )
+
+    def _records(self, messages: Sequence[Message]) -> list[Record]:
+        """Messages as the template is given them, with each one's number as the label of its text."""
+        from expertise.lm.data.traced import Record, label_of, traced
+
+        records = []
+        for number, message in enumerate(messages, start=1):
+            given = {key: inner for key, inner in message.items() if key != "train"}
+            if "content" in given and (not self._takes_parts or isinstance(given["content"], str)):
+                text = text_of(message)
+                given["content"] = text if self._takes_text else [{"type": "text", "text": text}]
+            reasons = next((given[key] for key in REASONING if key in given), None)
+            if reasons is not None:
+                given |= {key: given.get(key, reasons) for key in REASONING}
+            label = label_of(number)
+            # A role is one of a few words; the template may make its markers of it.
+            values = {key: traced(inner, label) for key, inner in given.items()} | {"role": given["role"]}
+            records.append(Record(values))
+        return records
+
+    def _raw(
+        self,
+        records: Sequence[Record],
+        where: str,
+        prompt: bool = False,
+        tools: Sequence[Any] = (),
+    ) -> Traced:
+        """The template's output."""
+        from expertise.lm.data.traced import label_of, traced
+
+        given: dict[str, Any] = {"messages": list(records), "add_generation_prompt": prompt}
+        given |= {"bos_token": "", "eos_token": ""}
+        if tools:
+            given["tools"] = traced(list(tools), label_of(_TOOLS))
+        try:
+            return self._compiled.render(given)  # type: ignore[return-value]
         except Exception as error:  # a template is a program: anything may go wrong in it
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise DataError(f"{where}: the chat template fails: {reason}") from None
 
-    def _apart(self, content: str) -> str:
-        content = content.replace(_APART, "\ufffd")
-        return self._markers.sub(lambda match: match[0][0] + _APART + match[0][1:], content)
+    def _refuse_lost(
+        self,
+        messages: Sequence[Message],
+        records: Sequence[Record],
+        speakers: Sequence[int],
+        where: str,
+        tools: Sequence[Any],
+    ) -> None:
+        """Refuse a conversation of which the template leaves something out."""
+        heard = set(speakers)
+        for number, (message, record) in enumerate(zip(messages, records, strict=True), start=1):
+            unread = set(record.unread())
+            if not unread.issuperset(REASONING):  # one was read
+                unread -= set(REASONING)
+            if lost := sorted(unread & MEANINGFUL & message.keys()):
+                raise DataError(
+                    f"{where}, message {number}: the chat template does not read {lost[0]!r}",
+                    "use a template that does, or take the key out of the data",
+                    _HOW_TO_LEARN,
+                )
+            if number not in heard and text_of(message).strip():
+                raise DataError(
+                    f"{where}, message {number}: the chat template leaves out what the "
+                    f"{message['role']} says",
+                    "use a template that writes it, or take the message out of the data",
+                )
+        if tools and not self.reads_tools:
+            raise DataError(f"{where}: the chat template does not read the tools", "use a template that does")
+
+    def _marked(self, messages: Sequence[Message], whole: Traced, speakers: Sequence[int]) -> Spans:
+        """What stands within `{% generation %}`, but for turns that are not to be learnt."""
+        kept = []
+        for start, end in _runs(whole.generated):
+            inside = next((n for n in speakers[start:end] if n), 0)
+            owner = inside or next((n for n in reversed(speakers[:start]) if n), 0)
+            message = messages[owner - 1] if 0 < owner <= len(messages) else None
+            if message is None or message.get("train", True) is not False:
+                kept.append((start, end))
+        return tuple(kept)
+
+    def _turn(
+        self,
+        messages: Sequence[Message],
+        number: int,
+        whole: Traced,
+        speakers: list[int],
+        where: str,
+        tools: Sequence[Any],
+    ) -> tuple[int, int]:
+        """Where the assistant's message `number` stands, from its first word to the end of its marker."""
+        records = self._records(messages)
+        own = [place for place, speaker in enumerate(speakers) if speaker == number]
+        first, last = (own[0], own[-1] + 1) if own else (len(whole), 0)
+        start = end = -1
+        with contextlib.suppress(DataError):  # some templates refuse a conversation that ends with a user
+            asked = self._raw(records[: number - 1], where, True, tools)
+            start = len(asked) if whole.startswith(asked) and len(asked) <= first else -1
+            if start < 0:
+                opening = asked.plain[_end_of_said(asked.numbers) :]
+                start = _after(opening, whole.plain, _end_of_said(speakers[:first]), first)
+        with contextlib.suppress(DataError):
+            turn = self._raw(records[:number], where, tools=tools).plain
+            end = len(turn) - self._after_end if whole.startswith(turn) else -1
+        if own and start < 0:
+            start = first
+        if own and end < last:
+            following = next((p for p in range(last, len(speakers)) if speakers[p]), len(whole))
+            found = whole.plain.find(self.end, last, following)
+            end = found + len(self.end) if found >= 0 else -1
+        if not (0 <= start <= first and start <= end and last <= end):
+            raise DataError(
+                f"{where}, message {number}: it cannot be said where the assistant speaks in what the chat "
+                "template writes",
+                "use a template that marks it with {% generation %}, or that only adds what follows",
+            )
+        return start, end
 
 
-def _without_apart(
-    raw: str, learnt: Sequence[tuple[int, int]], markers: Sequence[tuple[int, int]]
-) -> Rendered:
-    def moved(spans: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-        if _APART not in raw:
-            return tuple(spans)
-        return tuple(
-            (start - raw.count(_APART, 0, start), end - raw.count(_APART, 0, end)) for start, end in spans
-        )
-
-    return Rendered(raw.replace(_APART, ""), moved(learnt), moved(markers))
+_TOOLS = 1 << 16
+"""The number under which the tools' descriptions are labelled, beyond that of any message."""
 
 
-def _raise(message: str) -> None:
-    raise ValueError(message)
+def _runs(flags: Iterable[Any]) -> Spans:
+    """Where flags hold, as few spans as there can be."""
+    found, at = [], 0
+    for holds, run in itertools.groupby(map(bool, flags)):
+        size = sum(1 for _ in run)
+        if holds:
+            found.append((at, at + size))
+        at += size
+    return tuple(found)
+
+
+def _end_of_said(speakers: Sequence[int]) -> int:
+    """Where the last character that is not the template's ends."""
+    return next((place + 1 for place in range(len(speakers) - 1, -1, -1) if speakers[place]), 0)
+
+
+def _after(opening: str, text: str, start: int, stop: int) -> int:
+    """Where a turn's opening, or as much of it as stands there, ends in the text between two places."""
+    pieces = _PIECES.findall(opening)
+    for number in range(len(pieces), 0, -1):
+        beginning = "".join(pieces[:number])
+        if text.startswith(beginning, start, stop):
+            return start + len(beginning)
+    return -1
+
+
+def _ignored(records: Iterable[Record]) -> tuple[str, ...]:
+    return tuple(sorted({key for record in records for key in record.unread() if key not in MEANINGFUL}))

@@ -57,6 +57,9 @@ class SourceTable:
     messages_field: str = "messages"
     """The field that holds the list of messages, for data of the kind `messages`."""
 
+    tools_field: str = "tools"
+    """The field that holds the tools which the assistant may call, where a row of `messages` has some."""
+
     split: str = "train"
     """The hub data set's split to read; it is split again here."""
 
@@ -92,7 +95,12 @@ class DataConfig:
     `"documents"`, with attention inside each; `"auto"`: the stream for text, documents for records."""
 
     template: str = ""
-    """The jinja2 chat template that makes text of messages; empty: ChatML."""
+    """The jinja2 chat template that makes text of messages; empty: the one beside a given tokenizer, else
+    ChatML."""
+
+    template_file: str = ""
+    """A file that holds the chat template, or a `tokenizer_config.json` that does; a run's recipe keeps its
+    text in `template`."""
 
     domains: list[str] = field(default_factory=list)
     """Only these domains, of source and validation; empty: all. They are divided as they are among all."""
@@ -112,15 +120,18 @@ class DataConfig:
     """The share of a source's rows that may be left out by `on_bad = "skip"`; more is refused."""
 
     def __post_init__(self) -> None:
-        expand_paths(self, "source", "validation")
+        expand_paths(self, "source", "validation", "template_file")
         if not 0 <= self.bad_share <= 1:
             raise RecipeError(f"data.bad_share is {self.bad_share}, but must be from 0 to 1")
         if self.cap_bytes < 0:
             raise RecipeError(f"data.cap_bytes is {self.cap_bytes}, but must be 0 (no cap) or more")
         if self.kind not in KINDS:
             raise RecipeError(f"data.kind: unknown {self.kind!r}", nearest(self.kind, KINDS))
-        if self.template and self.kind != "messages":
-            raise RecipeError(f"data.template is for data.kind = 'messages', not {self.kind!r}")
+        for key in ("template", "template_file"):
+            if getattr(self, key) and self.kind != "messages":
+                raise RecipeError(f"data.{key} is for data.kind = 'messages', not {self.kind!r}")
+        if self.template and self.template_file:
+            raise RecipeError("data.template and data.template_file are both given", "leave one of them out")
         if INSTALLED in (self.source, self.validation) and self.kind != "text":
             raise RecipeError(f"the installed text has no records of the kind {self.kind!r}", "name a file")
         if self.validation and self.validation == self.source:

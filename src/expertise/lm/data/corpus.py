@@ -32,7 +32,7 @@ from expertise.lm.data.split import (
 
 _BLANK_LINES = re.compile(r"(\n(?:[ \t]*\n)+)")
 _SHORTEST_DUPLICATE = 60
-_SPANS = ("learnt", "markers")
+_SPANS = ("learnt", "written")
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,9 @@ class Deduplicator:
         return "".join(kept)
 
     def is_known(self, record: Document) -> bool:
-        """Whether a record with the same text, learnt in the same places, was met before."""
-        key = hashlib.blake2b(json.dumps([record.text, record.learnt]).encode(), digest_size=16).digest()
+        """Whether a record with the same text, learnt and written in the same places, was met before."""
+        parts = [record.text, record.learnt, *([record.written] if record.written else [])]
+        key = hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).digest()
         if self._is_held_out(key):
             return True
         known = key in self._seen and self._drops

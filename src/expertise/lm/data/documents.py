@@ -24,8 +24,8 @@ class Document:
     learnt: tuple[tuple[int, int], ...] | None = None
     """Where the text that is learnt starts and ends, in characters; None: plain text, all of it is."""
 
-    markers: tuple[tuple[int, int], ...] = ()
-    """Where a chat template's markers stand, such as `<|im_end|>`: one token where a tokenizer has it."""
+    written: tuple[tuple[int, int], ...] = ()
+    """What a chat template wrote, in characters: only there a control token's text is that token."""
 
     def num_learnt_bytes(self) -> int:
         """UTF-8 bytes of the text that is learnt."""
@@ -36,12 +36,12 @@ class Document:
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON holds them; plain text has three."""
         values: dict[str, Any] = {"id": self.id, "domain": self.domain, "text": self.text}
-        return values if self.learnt is None else {**values, "learnt": self.learnt, "markers": self.markers}
+        return values if self.learnt is None else {**values, "learnt": self.learnt, "written": self.written}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Document:
         """What `to_json` gave."""
-        spans = {key: tuple((a, b) for a, b in values[key]) for key in ("learnt", "markers") if key in values}
+        spans = {key: tuple((a, b) for a, b in values[key]) for key in ("learnt", "written") if key in values}
         return cls(values["id"], values["domain"], values["text"], **spans)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from expertise.errors import DataError, RunError
 from expertise.lm.data.cache import entry, key_of
+from expertise.lm.data.chat import Chat
 from expertise.lm.data.config import KINDS, DataConfig
 from expertise.lm.data.corpus import build_whole, stored_documents
 from expertise.lm.data.documents import Document
@@ -18,6 +19,7 @@ from expertise.lm.data.kinds import Kind
 from expertise.lm.data.prepare import Prepared, chosen_domains
 from expertise.lm.data.sources import digest_of, open_sources
 from expertise.lm.data.split import no_side
+from expertise.lm.data.templates import with_template
 from expertise.lm.data.tokenizer import copied, end_of_text, load_tokenizer, vocab_size
 from expertise.runs.files import atomic_folder, disk_errors, remove, sha256_of, sha256_of_json
 
@@ -51,6 +53,8 @@ class HeldOut:
     """Whether a window holds whole documents, each attended to by itself."""
     tokenizer: tokenizers.Tokenizer
     """Encodes and decodes."""
+    chat: Chat | None
+    """The chat template that made text of messages, where there was one."""
     read: Callable[[str], Iterator[Document]]
     """Side → its documents, in stored order."""
 
@@ -95,6 +99,7 @@ def all_of(data: DataConfig, tokenizer: tokenizers.Tokenizer, say: Callable[[str
         RecipeError: no data is named, or a domain that the data lacks.
         DataError: a source is missing, empty or unreadable.
     """
+    data = with_template(data, tokenizer)
     kind: Kind = KINDS[data.kind](data)
     digest = digest_of(open_sources(data))
 
@@ -112,6 +117,7 @@ def all_of(data: DataConfig, tokenizer: tokenizers.Tokenizer, say: Callable[[str
         notes=tuple(found.facts["notes"]),
         packed=data.packed,
         tokenizer=copied(tokenizer),
+        chat=kind.chat,
         read=lambda side: stored_documents(found.path, side),
     )
 
@@ -152,6 +158,7 @@ def fill(prepared: Prepared, folder: Path) -> None:
         "documents": {side: prepared.documents_count[side] for side in sides},
         "notes": list(prepared.notes),
         "packed": prepared.packed,
+        "template": prepared.chat.template if prepared.chat else None,
         "files": files,
     }
     text = json.dumps({**content, "sha256": sha256_of_json(content)}, indent=1, ensure_ascii=False)
@@ -171,6 +178,7 @@ def kept(folder: Path, tokenizer: Path | tokenizers.Tokenizer) -> HeldOut | None
     if not folder.exists():
         return None
     manifest = _checked(folder)
+    template = manifest.get("template")
     return HeldOut(
         digest=manifest["digest"],
         domains=tuple(manifest["domains"]),
@@ -178,6 +186,7 @@ def kept(folder: Path, tokenizer: Path | tokenizers.Tokenizer) -> HeldOut | None
         notes=tuple(manifest["notes"]),
         packed=manifest["packed"],
         tokenizer=load_tokenizer(tokenizer) if isinstance(tokenizer, Path) else copied(tokenizer),
+        chat=None if template is None else Chat(template),
         read=lambda side: _unpacked(folder / f"{side}.jsonl.gz"),
     )
 

@@ -38,9 +38,10 @@ class HubSource(Source):
         """
         rows = self._call("load_dataset", split=self.split)
         require_columns(rows.column_names, self.fields, self.hub)
+        others = (field for field in self.kind.optional_fields(self.table) if field in rows.column_names)
         found = (
             Row(f"{self.hub}/{self.split}:{number}", f"{self.hub}, row {number}", values)
-            for number, values in enumerate(rows.select_columns(list(self.fields)))
+            for number, values in enumerate(rows.select_columns([*self.fields, *others]))
         )
         yield from self.bad.documents(found, lambda row: self.kind.document(row, self.table))
 
@@ -55,8 +56,8 @@ class HubSource(Source):
         self.bad.check()
 
     def notes(self) -> list[str]:
-        """How many rows could not be used."""
-        return self.bad.notes()
+        """How many rows could not be used, and what was passed over in the others."""
+        return self.bad.notes() + self.kind.notes()
 
     def _call(self, function: str, **options: str) -> Any:
         try:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import abc
+import json
+from collections import Counter
 from typing import Any, ClassVar
 
-from expertise.errors import DataError, json_kind, nearest
-from expertise.lm.data.chat import Chat, Message
+from expertise.errors import DataError, json_kind
+from expertise.lm.data.chat import Chat
 from expertise.lm.data.config import DataConfig, SourceTable
 from expertise.lm.data.documents import Document, normalise
+from expertise.lm.data.messages import read_messages
 from expertise.lm.data.readers import Row, text_value
-
-ROLES = ("system", "user", "assistant", "tool")
-"""Who may speak in a conversation."""
+from expertise.lm.data.templates import stated_template
 
 
 class Kind(abc.ABC):
@@ -42,6 +43,14 @@ class Kind(abc.ABC):
         Raises:
             DataError: a field holds something else; file and line are named.
         """
+
+    def optional_fields(self, table: SourceTable) -> tuple[str, ...]:
+        """Fields that are read where a row has them."""
+        return ()
+
+    def notes(self) -> list[str]:
+        """What was passed over in the rows since this was last asked, a line each."""
+        return []
 
     def settings(self) -> list[object]:
         """What the documents depend on beside the sources, for the cache's key."""
@@ -91,48 +100,71 @@ class Messages(Kind):
 
     def __init__(self, data: DataConfig) -> None:
         super().__init__(data)
-        self.chat: Chat = Chat(data.template)
+        self.chat: Chat = Chat(stated_template(data))
+        self._ignored: Counter[str] = Counter()
 
     def fields(self, table: SourceTable) -> tuple[str, ...]:
         """The one that holds the list of messages."""
         return (table.messages_field,)
 
+    def optional_fields(self, table: SourceTable) -> tuple[str, ...]:
+        """The one that says which tools the assistant may call."""
+        return (table.tools_field,)
+
     def document(self, row: Row, table: SourceTable) -> Document:
         """The conversation as text.
 
         Raises:
-            DataError: it is no list of messages, or the assistant says nothing in it.
+            DataError: it is no list of messages, the assistant says nothing in it, or the template cannot
+                write all of it.
         """
-        messages = _messages(row.values[table.messages_field], table.messages_field, row.where)
-        found = self.chat.render(messages, row.where)
-        return Document(row.id, table.domain, found.text, learnt=found.learnt, markers=found.markers)
+        value = row.values[table.messages_field]
+        if not isinstance(value, list):
+            raise DataError(
+                f"{row.where}: {table.messages_field!r} is {json_kind(value)}, not a list of messages",
+                'write it as [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]',
+            )
+        messages = read_messages(value, row.where)
+        if not any(message["role"] == "assistant" for message in messages):
+            raise DataError(f"{row.where}: no message of the assistant: there is nothing to learn")
+        tools = _tools(row.values.get(table.tools_field), table.tools_field, row.where)
+        found = self.chat.render(messages, row.where, tools)
+        if not any(end > start for start, end in found.learnt):
+            raise DataError(
+                f"{row.where}: no turn of the assistant is to be learnt: there is nothing to learn",
+                "'weight': 0, 'train': false or the template's {% generation %} leave out all of them",
+            )
+        self._ignored.update(found.ignored)
+        return Document(row.id, table.domain, found.text, learnt=found.learnt, written=found.written)
+
+    def notes(self) -> list[str]:
+        """Which keys of messages were passed over, and in how many conversations."""
+        if not self._ignored:
+            return []
+        counted = ", ".join(f"{key!r} ({number:,})" for key, number in sorted(self._ignored.items()))
+        self._ignored.clear()
+        return [f"keys of messages that mean nothing to a chat are ignored (conversations): {counted}"]
 
     def settings(self) -> list[object]:
-        """Also the template."""
-        return [*super().settings(), self.chat.template]
+        """Also the template, and the version of how a conversation is read."""
+        source = self.data.source
+        tools = sorted({table.tools_field for table in source} if isinstance(source, list) else set())
+        return [*super().settings(), self.chat.template, _READING, *tools]
 
 
-def _messages(value: object, field: str, where: str) -> list[Message]:
+_READING = 2
+"""Version 1 took markers by a pattern, and passed over keys of messages."""
+
+
+def _tools(value: object, field: str, where: str) -> list[Any]:
+    """The tools' descriptions; some data sets keep them as JSON within JSON."""
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise DataError(f"{where}: {field!r} is not valid JSON: {error}") from None
+    if not value:
+        return []
     if not isinstance(value, list):
-        raise DataError(
-            f"{where}: {field!r} is {json_kind(value)}, not a list of messages",
-            'write it as [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]',
-        )
-    messages = [_message(one, f"{where}, message {number}") for number, one in enumerate(value, start=1)]
-    if not any(message["role"] == "assistant" for message in messages):
-        raise DataError(f"{where}: no message of the assistant: there is nothing to learn")
-    return messages
-
-
-def _message(value: Any, where: str) -> Message:
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: {json_kind(value)}, not an object with role and content")
-    for key in ("role", "content"):
-        if key not in value:
-            raise DataError(f"{where}: no field {key!r}", nearest(key, value))
-    role, content = (text_value(value[key], key, where) for key in ("role", "content"))
-    if role not in ROLES:
-        raise DataError(f"{where}: unknown role {role!r}", nearest(role, ROLES))
-    if role == "assistant" and not content.strip():
-        raise DataError(f"{where}: the assistant's content is empty: there is nothing to learn")
-    return {"role": role, "content": normalise(content)}
+        raise DataError(f"{where}: {field!r} is {json_kind(value)}, not a list of tools")
+    return value

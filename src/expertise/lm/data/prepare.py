@@ -20,7 +20,14 @@ from expertise.lm.data.packed import PackedBatches
 from expertise.lm.data.sources import digest_of, open_both
 from expertise.lm.data.split import SPLITS, no_side
 from expertise.lm.data.streams import STREAMS, TokenStream, build_streams, open_stream
-from expertise.lm.data.tokenizer import end_of_text, load_tokenizer, plain, train_tokenizer, vocab_size
+from expertise.lm.data.templates import with_template
+from expertise.lm.data.tokenizer import (
+    end_of_text,
+    load_tokenizer,
+    tokenizer_from,
+    train_tokenizer,
+    vocab_size,
+)
 
 if TYPE_CHECKING:
     import tokenizers
@@ -97,7 +104,8 @@ class Prepared:
         tokenizer: TokenizerConfig | tokenizers.Tokenizer,
         say: Callable[[str], None],
     ) -> None:
-        self._data, self._say = data, say
+        self._data = data = with_template(data, tokenizer)
+        self._say = say
         self._config = tokenizer if isinstance(tokenizer, TokenizerConfig) else TokenizerConfig()
         self._given = tokenizer.to_str() if not isinstance(tokenizer, TokenizerConfig) else ""
         self._kind: Kind = KINDS[data.kind](data)
@@ -212,7 +220,8 @@ class Prepared:
                 chosen = train_tokenizer(self._training_texts(text.path), self._config.vocab_size)
             chosen.save(str(folder / "tokenizer.json"))
             self._say("encoding the text")
-            return build_streams(text.path, chosen, self.domains, folder, tuple(self.documents_count))
+            sides = tuple(self.documents_count)
+            return build_streams(text.path, chosen, self.domains, folder, sides, self.chat)
 
         given = _file_digest(Path(self._config.path)) if self._config.path else _text_digest(self._given)
         # A tokenizer that is trained here has a token for each byte: what it made before holds as it is.
@@ -220,11 +229,9 @@ class Prepared:
         return entry("tokens", key_of(self._text_key(), asked, *self._data.domains), build)
 
     def _given_tokenizer(self) -> tokenizers.Tokenizer:
-        import tokenizers
-
         if self._config.path:
             return load_tokenizer(Path(self._config.path))
-        return plain(tokenizers.Tokenizer.from_str(self._given))
+        return tokenizer_from(self._given)
 
     def _text_key(self) -> str:
         data = self._data

@@ -26,8 +26,8 @@ class Row:
     """Field → what it holds; the fields that were asked for, at least."""
 
 
-Reader = Callable[[Path, str, tuple[str, ...]], Iterator[Row | DataError]]
-"""(file, its id, fields) → rows; a file of plain text holds itself under the first field.
+Reader = Callable[[Path, str, tuple[str, ...], tuple[str, ...]], Iterator[Row | DataError]]
+"""(file, its id, fields, fields that a row may lack) → rows; plain text stands under the first field.
 
 In place of a row that cannot be read stands the error that says why; the rows after it follow."""
 
@@ -94,7 +94,9 @@ def shown(path: Path) -> str:
     return escaped(str(path))
 
 
-def read_text(path: Path, name: str, fields: tuple[str, ...]) -> Iterator[Row | DataError]:
+def read_text(
+    path: Path, name: str, fields: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> Iterator[Row | DataError]:
     """The whole file as one row; of one that is not UTF-8 the error names the byte's place.
 
     Raises:
@@ -112,7 +114,9 @@ def read_text(path: Path, name: str, fields: tuple[str, ...]) -> Iterator[Row | 
         yield Row(name, shown(path), {fields[0]: text})
 
 
-def read_json_lines(path: Path, name: str, fields: tuple[str, ...]) -> Iterator[Row | DataError]:
+def read_json_lines(
+    path: Path, name: str, fields: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> Iterator[Row | DataError]:
     """Each line that is not blank is a row; the error of a line that is none names file and line.
 
     Raises:
@@ -138,7 +142,9 @@ def read_json_lines(path: Path, name: str, fields: tuple[str, ...]) -> Iterator[
         raise unreadable(path, error) from None
 
 
-def read_parquet(path: Path, name: str, fields: tuple[str, ...]) -> Iterator[Row | DataError]:
+def read_parquet(
+    path: Path, name: str, fields: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> Iterator[Row | DataError]:
     """Its rows; needs the extra `data`.
 
     Raises:
@@ -155,7 +161,8 @@ def read_parquet(path: Path, name: str, fields: tuple[str, ...]) -> Iterator[Row
         with pyarrow.parquet.ParquetFile(path) as file:
             columns = file.schema_arrow.names
             require_columns(columns, fields, shown(path))
-            for batch in file.iter_batches(columns=list(fields)):
+            wanted = [*fields, *(field for field in optional if field in columns and field not in fields)]
+            for batch in file.iter_batches(columns=wanted):
                 for values in batch.to_pylist():
                     row += 1
                     yield Row(f"{name}:{row}", f"{shown(path)}, row {row}", values)

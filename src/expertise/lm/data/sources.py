@@ -200,10 +200,11 @@ class PathSource(Source):
             files = "1 file is" if self.num_in_both == 1 else f"{self.num_in_both:,} files are"
             both = f"{files} in data.source and data.validation, and not trained on"
             notes.append(f"{shown(self.root)}: {both}")
-        return notes + self.bad.notes()
+        return notes + self.bad.notes() + self.kind.notes()
 
     def _rows(self, path: Path) -> Iterator[Row | DataError]:
-        return reader_for(path)(path, escaped(os.fsdecode(self._id(path))), self.fields)
+        name = escaped(os.fsdecode(self._id(path)))
+        return reader_for(path)(path, name, self.fields, self.kind.optional_fields(self.table))
 
     def _id(self, path: Path) -> bytes:
         """A file's name within its source; as bytes, because a name need not be UTF-8."""

@@ -23,6 +23,8 @@ from expertise.shapes import Bool, Int
 if TYPE_CHECKING:
     import tokenizers
 
+    from expertise.lm.data.chat import Chat
+
 STREAMS = 2
 """Part of the key of what a given tokenizer made: in version 1 marks could belong to other tokens."""
 
@@ -72,6 +74,7 @@ def build_streams(
     domains: tuple[str, ...],
     folder: Path,
     sides: Sequence[str] = SPLITS,
+    chat: Chat | None = None,
 ) -> dict[str, Any]:
     """Encode stored text: `SIDE.tokens` (little-endian uint16 or uint32), `SIDE.starts` and `SIDE.domains`.
 
@@ -83,6 +86,7 @@ def build_streams(
         domains: names in the order of their ids; documents of others are left out.
         folder: where the files go.
         sides: those that the text has.
+        chat: what made text of conversations.
 
     Returns:
         dtype: the ids' type; tokens: side → domain → count, the end-of-text tokens included; notes: lines for
@@ -103,7 +107,7 @@ def build_streams(
         closes = np.zeros(1, dtype=bool)
         with (folder / f"{side}.tokens").open("wb") as file, contextlib.ExitStack() as stack:
             marks: IO[bytes] | None = None
-            for document, encoded in _encoded(text, side, tokenizer, domains):
+            for document, encoded in _encoded(text, side, tokenizer, domains, chat):
                 num_documents += 1
                 if not encoded.teaches:
                     left_out.append(document.id)
@@ -171,7 +175,7 @@ def _notes(left_out: list[str], num_documents: int) -> list[str]:
 
 
 def _encoded(
-    text: Path, side: str, tokenizer: tokenizers.Tokenizer, domains: tuple[str, ...]
+    text: Path, side: str, tokenizer: tokenizers.Tokenizer, domains: tuple[str, ...], chat: Chat | None
 ) -> Iterator[tuple[Document, Encoded]]:
     documents = (document for document in stored_documents(text, side) if document.domain in domains)
     while True:
@@ -184,7 +188,7 @@ def _encoded(
                 break
         if not some:
             return
-        yield from zip(some, encode_documents(tokenizer, some), strict=True)
+        yield from zip(some, encode_documents(tokenizer, some, chat), strict=True)
 
 
 def _write(path: Path, values: list[int]) -> None:

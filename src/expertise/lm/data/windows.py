@@ -65,7 +65,8 @@ def evaluation_windows(
     ids: list[Int[np.ndarray, " _"]] = []
     counted: list[Bool[np.ndarray, " _"]] = []
     num_bytes = 0
-    for document, encoded in zip(documents, encode_documents(prepared.tokenizer, documents), strict=True):
+    found = encode_documents(prepared.tokenizer, documents, prepared.chat)
+    for document, encoded in zip(documents, found, strict=True):
         # As in training; bytes for which there is no token would count as foretold at no cost.
         if encoded.teaches:
             ids += [end, encoded.ids]

@@ -80,7 +80,7 @@ def run_text(run: Path, recipe: Recipe, split: str, say: Say, saved: Checkpoint 
     own = saved.path if saved is not None and (saved.path / TOKENIZER).is_file() else run
     kept = held_out.kept(run / HELD_OUT, own / TOKENIZER)
     if kept is None:
-        prepared = prepare(recipe.data, tokenizer_of(recipe, run), say)
+        prepared = prepare(recipe.read_data, tokenizer_of(recipe, run), say)
         refuse_other_text(run, data_of(run)["digest"], prepared.digest, on_new_text(run))
         return Look(text=prepared, split=split, words=words, changed=False, notes=prepared.notes)
     changed, note = _since(run, kept.digest, recipe.data)

@@ -29,6 +29,22 @@ class SideBySide:
         skills = {f"skill {name}": found for name, found in self.skills.items()}
         return {"base": self.base, **skills, "uniform": self.uniform, "composed": self.composed}
 
+    def better_alone(self) -> dict[str, Any] | None:
+        """The best of the skills alone and the base, where it beats the composed model.
+
+        What a table shows as equal, four digits of bits per byte in the mean over the domains, beats nothing.
+
+        Returns:
+            `name` (of a skill, or "base"), its `bits_per_byte` and those of `composed`; None: none is better.
+        """
+        composed = self.composed.mean_bits_per_byte
+        alone = {"base": self.base, **self.skills}.items()
+        bits = {n: round(b, 4) for n, found in alone if (b := found.mean_bits_per_byte) is not None}
+        if composed is None or not bits:
+            return None
+        best, own = min(bits, key=bits.__getitem__), round(composed, 4)
+        return {"name": best, "bits_per_byte": bits[best], "composed": own} if bits[best] < own else None
+
     def to_json(self) -> dict[str, Any]:
         """Bits per byte by domain, with their mean, of `base`, `skills` (by name), `uniform`, `composed`."""
         return {

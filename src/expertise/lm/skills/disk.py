@@ -37,6 +37,7 @@ def learn_into(
     beside: Sequence[str] = (),
     weights: Sequence[float] | None = None,
     purpose: str = "",
+    force: bool = False,
     say: Callable[[str], None],
 ) -> Card:
     """Learn a skill and add it to a library.
@@ -50,6 +51,7 @@ def learn_into(
         beside: skills of the library that are at work while it learns.
         weights: theirs; None: 1 each.
         purpose: for the card.
+        force: take skills of another base beside it, as long as their shapes fit.
         say: told what happens.
 
     Returns:
@@ -59,7 +61,7 @@ def learn_into(
         ExpertiseError: any mistake of the user's; see `expertise.errors`.
     """
     require_free(library.path, name)
-    model, skills = _opened(base, library, beside, config.train.device)
+    model, skills = _opened(base, library, beside, config.train.device, force)
     learnt = learn_skill(model, name, config, work, beside=skills, weights=weights, say=say)
     return library.add(
         learnt.skill,
@@ -81,6 +83,7 @@ def compose_into(
     config: ComposeConfig,
     work: Path,
     *,
+    force: bool = False,
     say: Callable[[str], None],
 ) -> tuple[SideBySide, dict[str, Any]]:
     """Learn a router over skills and write the composed model.
@@ -92,6 +95,7 @@ def compose_into(
         names: which, in the order of alpha.
         config: data, router, training.
         work: the training's folder; it stays.
+        force: take skills of another base, as long as their shapes fit.
         say: told what happens.
 
     Returns:
@@ -101,7 +105,7 @@ def compose_into(
         ExpertiseError: any mistake of the user's; see `expertise.errors`.
     """
     _require_new(out)
-    model, skills = _opened(base, library, names, config.train.device)
+    model, skills = _opened(base, library, names, config.train.device, force)
     learnt = learn_router(model, skills, config, work, say=say)
     save_composed(
         learnt.model.core,
@@ -127,6 +131,7 @@ def weigh_into(
     data: DataConfig | None = None,
     device: str = "cpu",
     threads: int = 0,
+    force: bool = False,
     say: Callable[[str], None],
 ) -> tuple[SideBySide | None, dict[str, Any]]:
     """Write a composed model with constant weights; nothing is learnt.
@@ -140,6 +145,7 @@ def weigh_into(
         data: this is looked at, up to as much of each domain as a training looks at; None: no text is.
         device: where to compute.
         threads: CPU threads; 0: one per core.
+        force: take skills of another base, as long as their shapes fit.
         say: told what happens.
 
     Returns:
@@ -150,7 +156,7 @@ def weigh_into(
     """
     _require_new(out)
     limit_threads(threads)
-    model, skills = _opened(base, library, names, device)
+    model, skills = _opened(base, library, names, device, force)
     model = model.around(compose(model.core, skills, weights=list(weights)))
     found, metrics, notes, digest = None, {}, Notes(), ""
     if data is not None:
@@ -173,7 +179,7 @@ def weigh_into(
 
 
 def _opened(
-    base: Path | str, library: Library, names: Sequence[str], device: str
+    base: Path | str, library: Library, names: Sequence[str], device: str, force: bool
 ) -> tuple[CausalLM, list[Skill]]:
     """A base and skills for it."""
     if is_composed(Path(base)):
@@ -183,7 +189,7 @@ def _opened(
     if len(set(names)) != len(names):
         raise SkillError(f"a skill is named twice: {', '.join(names)}")
     model = open_model(base, device)
-    return model, library.load_all(names, model.core)
+    return model, library.load_all(names, model.core, force=force)
 
 
 def _require_new(out: Path) -> None:

@@ -129,3 +129,9 @@ class Likelihood:
         mean, log_std = policy.network(policy.scale(observations)), policy.log_std.clamp(*_LOG_STD)
         away = (actions - mean) / log_std.exp()
         return (0.5 * away.square() + log_std + 0.5 * math.log(2 * math.pi)).sum(1)  # type: ignore[no-any-return]
+
+    def of_nothing(
+        self, actions: Float[Tensor, "rows actions"], drawn: tuple[Tensor, ...]
+    ) -> Float[Tensor, " rows"]:
+        """-log p(a) under mean 0 and deviation 1, which is where a new policy begins."""
+        return (0.5 * actions.square() + 0.5 * math.log(2 * math.pi)).sum(1)

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Ge, Le
@@ -59,6 +59,8 @@ class DataSetConfig:
 class CollectConfig:
     """Teachers, and the data sets that they make."""
 
+    kind: Literal["collect"] = "collect"
+    """What the recipe is for."""
     datasets: list[DataSetConfig]
     """What is written."""
     teachers: list[TeacherConfig] = dataclasses.field(default_factory=list)

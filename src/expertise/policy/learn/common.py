@@ -37,8 +37,12 @@ class Prepared:
     """Digests of what it learns from and builds on; a run does not go on with others."""
     note: str = ""
     """For a human, some lines."""
+    warnings: Sequence[str] = ()
+    """What speaks against the recipe's settings for these data, a line each."""
     finish: Callable[[], None] = lambda: None
     """What follows the last step, also of a run that had all its steps before."""
+    doubts: Callable[[], Sequence[str]] = tuple
+    """Asked after that: what speaks against the result, a line each."""
 
 
 @runtime_checkable
@@ -103,7 +107,7 @@ def read_all(sources: Sequence[DataConfig]) -> Transitions:
         DataError: data are missing, not as they should be, or do not go together.
     """
     if not sources:
-        raise RecipeError("the recipe names no data", "add a table [[data]] with a path")
+        raise RecipeError("the recipe names no data", "give --data, or add a table [[data]] with a path")
     parts = [source.read() for source in sources]
     without = [source.path for source, part in zip(sources, parts, strict=True) if part.costs is None]
     if not without:

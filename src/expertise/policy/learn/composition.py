@@ -18,6 +18,7 @@ from expertise.policy.baselines.actions import ActionComposition
 from expertise.policy.baselines.noise import NoiseComposition
 from expertise.policy.compose import ComposedPolicy
 from expertise.policy.data import DataConfig
+from expertise.policy.export.describe import describe
 from expertise.policy.learn.common import (
     PlainOptimizer,
     Prepared,
@@ -29,6 +30,7 @@ from expertise.policy.learn.common import (
     read_all,
     weights_for,
 )
+from expertise.policy.learn.doubts import LONGER, no_better_than_nothing, of_base
 from expertise.policy.load import load
 from expertise.policy.objective import WEIGHTS, ActionError, NoiseError, Uniform, Weights
 from expertise.policy.policy import DiffusionPolicy
@@ -71,6 +73,8 @@ class CompositionRecipe:
     """Names in the library, in the order of alpha. In noise and in actions each is the base with it."""
     library: str = "skills"
     """Folder of the library."""
+    force: bool = False
+    """Take skills of another base, as long as their shapes fit."""
     policies: list[str] = dataclasses.field(default_factory=list)
     """In noise and in actions: further policies, by path."""
     with_base: bool = True
@@ -116,7 +120,8 @@ class CompositionRecipe:
         train = self.train
         base = base_at(self.base, train.device)
         critics = critics_at(self.critics, train.device) or base.critics
-        skills = Library(self.library).load_all(self.skills, base.acting) if self.skills else []
+        library = Library(self.library)
+        skills = library.load_all(self.skills, base.acting, force=self.force) if self.skills else []
         if self.data or self._learns():
             data = read_all(self.data)
             observations, actions = behaviour(data)
@@ -137,6 +142,8 @@ class CompositionRecipe:
         if self.pick is not None:
             policy.pick = self.pick
         policy.require_critic()
+        if self.level != "parameters":
+            _require_exportable(policy, "this composition", "choose other parts or another alpha")
         by_action = self.loss == "action" or self.level == "actions"
         task = PolicyTask(
             policy,
@@ -148,7 +155,16 @@ class CompositionRecipe:
             penalty=self._penalty(policy, skills),
         )
         facts = facts_of(data, parts=policy, critics=critics)
-        return Prepared(task=task, facts=facts, note=note)
+        if data is None:
+            return Prepared(task=task, facts=facts, note=note)
+        learns = any(parameter.requires_grad for parameter in policy.parameters())
+        return Prepared(
+            task=task,
+            facts=facts,
+            note=note,
+            warnings=of_base(observations, base),
+            doubts=lambda: no_better_than_nothing(task, LONGER) if learns else [],
+        )
 
     def _learns(self) -> bool:
         """Whether alpha is searched for, and not given."""
@@ -160,7 +176,11 @@ class CompositionRecipe:
         alone = FixedAlpha.Config(values=[1.0])
         members: dict[str, Policy] = {"base": base} if self.with_base else {}
         for path in self.policies:
-            _put(members, Path(path).name, load(path, self.train.device))
+            member = load(path, self.train.device)
+            _require_exportable(
+                member, f"a composition of {path}", "where a skill was learnt there, name the skill: --skill"
+            )
+            _put(members, Path(path).name, member)
         for skill in skills:
             _put(members, skill.name, ComposedPolicy(base, [skill], alone))
         if self.level == "actions":
@@ -184,6 +204,18 @@ class CompositionRecipe:
             return strength * ((raw.mean() - scaling / 2) ** 2 + (raw[:, index].mean() - scaling) ** 2)
 
         return penalty
+
+
+def _require_exportable(policy: Policy, what: str, hint: str) -> None:
+    """Refuse before any training what `policy export` would refuse after it.
+
+    Raises:
+        RecipeError: there are no words for a part of the policy.
+    """
+    try:
+        describe(policy, pick="first")  # whether the critic is there that it picks by is looked at apart
+    except RecipeError as error:
+        raise RecipeError(f"{what} could not be exported: {error.message}", hint) from None
 
 
 def _put(members: dict[str, Policy], name: str, policy: Policy) -> None:

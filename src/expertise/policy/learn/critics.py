@@ -18,6 +18,7 @@ from expertise.policy.learn.common import (
     facts_of,
     read_all,
 )
+from expertise.policy.learn.doubts import ended_by_time, of_scale
 from expertise.policy.task import CriticTask
 from expertise.runs.config import TrainConfig
 
@@ -48,8 +49,14 @@ class CriticsRecipe:
         factor = _reward_factor(data) if self.rewards == "range" else 1.0
         batch = batch_of(data, reward_factor=factor, timeouts_end=self.timeouts_end)
         torch.manual_seed(self.train.seed)
-        task = CriticTask(self.critics.build_for(batch), batch, self.train)
-        return Prepared(task=task, facts=facts_of(data), note=described(data))
+        critics = self.critics.build_for(batch)
+        normalized = self.critics.normalize
+        warnings = [
+            *ended_by_time(data, self.data, self.timeouts_end),
+            *of_scale(batch.observations, critics.scale, normalized=normalized, key="critics.normalize"),
+        ]
+        task = CriticTask(critics, batch, self.train)
+        return Prepared(task=task, facts=facts_of(data), note=described(data), warnings=warnings)
 
 
 def _reward_factor(data: Transitions) -> float:

@@ -34,6 +34,10 @@ def recipe_of(values: Mapping[str, Any]) -> LearnRecipe:
     kind = values.get("kind")
     if kind is None:
         raise RecipeError("the recipe lacks kind", f"known are: {', '.join(RECIPES)}")
+    if kind == "collect":
+        raise RecipeError(
+            "the recipe makes data, it learns nothing from them", "`expertise policy collect` takes it"
+        )
     if kind not in RECIPES:
         raise RecipeError(f"kind: unknown {kind!r}", nearest(str(kind), RECIPES))
     recipe: LearnRecipe = recipes.build(values, RECIPES[kind])

@@ -47,6 +47,8 @@ def learn(recipe: LearnRecipe, run: Path, say: Callable[[str], None]) -> None:
     _refuse_other_inputs(run, prepared)
     for line in prepared.note.splitlines():
         say(line)
+    for line in prepared.warnings:
+        say(f"warning: {line}")
     with folder.held(run):
         _refuse_other_inputs(run, prepared)
         folder.adopt_recipe(run, recipe, _may_change)
@@ -54,6 +56,8 @@ def learn(recipe: LearnRecipe, run: Path, say: Callable[[str], None]) -> None:
             write_atomic(run / INPUTS, json.dumps(prepared.facts, indent=1) + "\n")
         _train(recipe, run, prepared)
         prepared.finish()
+        for line in prepared.doubts():
+            say(f"warning: {line}")
 
 
 def result(run: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from expertise.policy.learn.common import (
     read_all,
     weights_for,
 )
+from expertise.policy.learn.doubts import LONGER, no_better_than_nothing, of_scale
 from expertise.policy.objective import WEIGHTS, NoiseError, Objective, Uniform, Weights
 from expertise.policy.policy import PolicyConfig
 from expertise.policy.task import PolicyTask
@@ -102,6 +103,9 @@ def _prepared(recipe: PolicyRecipe | DirectRecipe, objective: Objective) -> Prep
     if critics is not None:
         policy.attach(critics)
     policy.require_critic()
+    normalized, key = recipe.policy.normalize, "policy.normalize"
+    warnings = of_scale(observations, policy.scale, normalized=normalized, key=key)
+    advice = f"set {key} = true" if warnings and not normalized else LONGER
     task = PolicyTask(
         policy,
         observations,
@@ -112,7 +116,13 @@ def _prepared(recipe: PolicyRecipe | DirectRecipe, objective: Objective) -> Prep
         objective=objective,
     )
     facts = facts_of(data, critics=critics)
-    return Prepared(task=task, facts=facts, note=described(data))
+    return Prepared(
+        task=task,
+        facts=facts,
+        note=described(data),
+        warnings=warnings,
+        doubts=lambda: no_better_than_nothing(task, advice),
+    )
 
 
 def _split(data: Transitions, share: float, seed: int) -> tuple[Transitions, tuple[Tensor, Tensor] | None]:

@@ -24,6 +24,7 @@ from expertise.policy.learn.common import (
     read_all,
     weights_for,
 )
+from expertise.policy.learn.doubts import LONGER, no_better_than_nothing, of_base
 from expertise.policy.objective import WEIGHTS, Uniform, Weights
 from expertise.policy.task import PolicyTask
 from expertise.runs.config import TrainConfig, may_change
@@ -65,6 +66,8 @@ class SkillRecipe:
     """Skills of the library that are there already while this one learns."""
     beside_weights: list[float] = dataclasses.field(default_factory=list)
     """Their constant weights."""
+    force: bool = False
+    """Take skills of another base beside it, as long as their shapes fit."""
     optimizer: PolicyOptimizer = dataclasses.field(default_factory=PolicyOptimizer)
     """AdamW and its schedule."""
 
@@ -80,7 +83,7 @@ class SkillRecipe:
         """Read the base, the library and the data; see `LearnRecipe`."""
         train, library = self.train, Library(self.library)
         base = base_at(self.base, train.device)
-        beside = library.load_all(self.beside, base.acting)
+        beside = library.load_all(self.beside, base.acting, force=self.force)
         data = read_all(self.data)
         observations, actions = behaviour(data)
         critics = critics_at(self.critics, train.device)
@@ -110,7 +113,14 @@ class SkillRecipe:
                 scale_convention="raw",
             )
 
-        return Prepared(task=task, facts=facts, note=described(data), finish=finish)
+        return Prepared(
+            task=task,
+            facts=facts,
+            note=described(data),
+            warnings=of_base(observations, base),
+            finish=finish,
+            doubts=lambda: no_better_than_nothing(task, LONGER),
+        )
 
     def _refuse_taken(self, library: Library, digest: str, data: str) -> None:
         if self.name not in library.names():
@@ -157,6 +167,7 @@ def _digest_by_place(recipe: SkillRecipe, card: Card) -> str:
 
 def _decisive(recipe: SkillRecipe) -> dict[str, Any]:
     values = dataclasses.asdict(recipe)
+    del values["force"]  # it permits, it changes nothing of what is learnt
     for name in ("train", "optimizer"):
         values[name] = {k: v for k, v in values[name].items() if not may_change(f"{name}.{k}")}
     # It was part of the digests of skills that stand in libraries: most were learnt in one piece.
