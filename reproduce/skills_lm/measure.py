@@ -18,7 +18,7 @@ from expertise.mixture.routers.configs import RouterConfig
 from expertise.mixture.routes import Routes
 from expertise.runs.results import Results, Row
 from expertise.skills import Skill, composition_of
-from expertise.skills.routing import Reads
+from expertise.skills.composed_json import Reads
 from reproduce.skills_lm.plan import Plan, Use, file_of, target_name
 
 BITS, VALIDATION = "test_bits_per_byte", "bits_per_byte"
