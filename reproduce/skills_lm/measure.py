@@ -14,11 +14,11 @@ from expertise.lm.causal import CausalLM
 from expertise.lm.data import DataConfig, Prepared, SourceTable, prepare
 from expertise.lm.evaluate import DomainText, domain_texts, evaluate
 from expertise.lm.skills import LearntSkill, evaluate_weights, learn_router
-from expertise.mixture.routers.base import RouterConfig
+from expertise.mixture.routers.configs import RouterConfig
 from expertise.mixture.routes import Routes
 from expertise.runs.results import Results, Row
 from expertise.skills import Skill, composition_of
-from expertise.skills.routing import Reads
+from expertise.skills.composed_json import Reads
 from reproduce.skills_lm.plan import Plan, Use, file_of, target_name
 
 BITS, VALIDATION = "test_bits_per_byte", "bits_per_byte"

@@ -8,14 +8,14 @@ from typing import Any, Literal
 from expertise.lm.data import DataConfig
 from expertise.lm.recipe import EvaluationConfig, Recipe
 from expertise.lm.skills import ComposeConfig, LearnConfig
-from expertise.mixture.routers.base import RouterConfig
+from expertise.mixture.routers.configs import RouterConfig
 from expertise.mixture.routers.context import Context
 from expertise.mixture.routers.top_p import TopP
 from expertise.runs import recipe as recipes
 from expertise.runs.config import TrainConfig
 from expertise.runs.optim import OptimizerConfig
+from expertise.skills.composed_json import Reads
 from expertise.skills.learn import SkillConfig
-from expertise.skills.routing import Reads
 
 COMMON = "code"
 """What a base mostly reads."""

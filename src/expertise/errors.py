@@ -122,6 +122,11 @@ def counted(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
+def amount(number: int) -> str:
+    """A number that may be large: "12,345", "1.23 M"."""
+    return f"{number:,}" if number < 1_000_000 else f"{number / 1e6:,.2f} M"
+
+
 def json_kind(value: object) -> str:
     """The kind of a value in the words of JSON: "null", "an object", "a list", "text", "a number"."""
     if value is None or isinstance(value, bool):

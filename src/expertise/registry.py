@@ -16,12 +16,15 @@ class Registry(Mapping[str, Any]):
         family: what the entries are, in the singular; used in messages.
         table: name → "package.module:attribute".
         about: what the family is for, in a sentence, where a user is shown it.
+        configs: a module that may hold an entry's configuration by itself, as `TopKConfig` for `TopK`, so
+            that a recipe is validated without importing the entry; what it lacks is the entry's own `Config`.
     """
 
-    def __init__(self, family: str, table: Mapping[str, str], about: str = "") -> None:
+    def __init__(self, family: str, table: Mapping[str, str], about: str = "", configs: str = "") -> None:
         self.family = family
         self.about = about
         self._table = dict(table)
+        self._configs = configs
         self._loaded: dict[str, Any] = {}
 
     # A registry is itself, not its content: annotations that hold one must be hashable.
@@ -40,6 +43,19 @@ class Registry(Mapping[str, Any]):
             module, _, attribute = self._table[name].partition(":")
             self._loaded[name] = getattr(importlib.import_module(module), attribute)
         return self._loaded[name]
+
+    def config(self, name: str) -> Any:
+        """The configuration class of an entry; the entry itself is imported only where it alone has it.
+
+        Raises:
+            RecipeError: no entry has this name.
+        """
+        if name in self._table and self._configs:
+            attribute = f"{self._table[name].partition(':')[2]}Config"
+            apart = getattr(importlib.import_module(self._configs), attribute, None)
+            if apart is not None:
+                return apart
+        return self[name].Config
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._table)

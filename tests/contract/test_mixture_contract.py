@@ -11,8 +11,8 @@ from torch import Tensor
 
 from expertise.mixture import PARTS, ROUTERS, Context, Hash, Mixture, Routes
 from expertise.mixture.dispatch import DISPATCHES
-from expertise.mixture.parts.base import PartsConfig
-from expertise.mixture.routers.base import RouterConfig
+from expertise.mixture.parts.configs import PartsConfig
+from expertise.mixture.routers.configs import RouterConfig
 
 OPTIONS: list[dict[str, Any]] = [
     {},

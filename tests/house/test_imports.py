@@ -15,7 +15,7 @@ import expertise
 SOURCE = Path(expertise.__file__).parent
 
 # Each package with what it may import besides itself; `foundation` is errors, registry, shapes and the root.
-FOUNDATION = {"", "errors", "registry", "shapes"}
+FOUNDATION = {"", "errors", "lazy", "registry", "shapes"}
 ARROW = {
     "runs": FOUNDATION,
     "mixture": FOUNDATION,

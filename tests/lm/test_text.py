@@ -143,7 +143,7 @@ def test_a_stop_of_one_token_ends_it(model: LanguageModel) -> None:
     stop = model.tokenizer.decode([new[at]])
     pieces = pieces_of(model, "a red", stop=stop, **settings)
     assert "".join(p.text for p in pieces if p.generated) == model.tokenizer.decode(new[: new.index(new[at])])
-    with pytest.raises(RecipeError, match=r"--stop 'zzz' is 3 tokens, it must be one"):
+    with pytest.raises(RecipeError, match=r"stop 'zzz' is 3 tokens, it must be one"):
         pieces_of(model, "a", max_new_tokens=1, stop="zzz")
 
 

@@ -19,7 +19,7 @@ from expertise.lm.evaluate import domain_texts, evaluate
 from expertise.lm.open import open_model
 from expertise.lm.reading import prepare_for
 from expertise.lm.train import train
-from expertise.mixture.routers.base import RouterConfig
+from expertise.mixture.routers.configs import RouterConfig
 from expertise.mixture.routers.context import Context
 from expertise.mixture.routers.top_p import TopP
 from expertise.report.skills_record import PAGE, RECORD, skills_record, write_skills_report

@@ -13,7 +13,7 @@ from builders import llama, logits_of, own_model, random_skill, tokens
 from torch import nn
 
 from expertise.errors import SkillError
-from expertise.mixture.routers.base import RouterConfig
+from expertise.mixture.routers.configs import RouterConfig
 from expertise.mixture.routers.context import Context
 from expertise.mixture.routers.top_k import TopK
 from expertise.mixture.routers.top_p import TopP

@@ -25,12 +25,17 @@ def demo(
     Example: expertise demo
     """
     from expertise.cli.train import read_recipe
-    from expertise.lm import train as training
-    from expertise.report.run import write_report
+    from expertise.lm.recipe import refuse_early
+    from expertise.runs import folder
     from expertise.runs.progress import number, say
 
     _, recipe = read_recipe("demo", settings(set_, device, threads))
     run = out or Path("runs") / "demo"
+    if not folder.is_run(run):
+        refuse_early(recipe, run)
+    from expertise.lm import train as training
+    from expertise.report.run import write_report
+
     if training.is_finished(run, recipe):
         say(f"{run} is finished; drawing its page again")
         say(f"to start afresh: delete {run}, or give another folder with --out")

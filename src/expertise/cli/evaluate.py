@@ -16,8 +16,9 @@ from expertise.cli.options import (
     Model,
     Split,
     Threads,
-    data_settings,
     print_json,
+    require_model,
+    text_of,
 )
 
 
@@ -56,10 +57,11 @@ def evaluate(
 
     What the model would do otherwise: expertise evaluate runs/demo --drop-always
     """
-    from expertise.lm.data import DataConfig
+    require_model(model)
+    require_model(base)
+    text = text_of(data, kind, domain)
     from expertise.lm.evaluate import Switches
     from expertise.lm.evaluate.run import evaluate_model
-    from expertise.runs import recipe as recipes
     from expertise.runs.progress import number, say
 
     switches = Switches(
@@ -70,8 +72,6 @@ def evaluate(
         k=k,
         p=p,
     )
-    settings = data_settings(data, kind, domain)
-    text = recipes.build(recipes.override({}, settings)["data"], DataConfig) if settings else None
     result = evaluate_model(
         model, split, max_bytes, device or "auto", threads or 0, say, switches, data=text, base=base
     )

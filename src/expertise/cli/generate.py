@@ -11,7 +11,16 @@ import typer
 
 from expertise.cli.chat import hold, read_source
 from expertise.cli.coloured import has_colours, write
-from expertise.cli.options import IS_PATH, BasePath, Device, Json, Model, Threads, print_json
+from expertise.cli.options import (
+    IS_PATH,
+    BasePath,
+    Device,
+    Json,
+    Model,
+    Threads,
+    print_json,
+    require_model,
+)
 from expertise.errors import RecipeError, nearest
 
 if TYPE_CHECKING:
@@ -82,6 +91,8 @@ def generate(
     chat = chat or system is not None or messages is not None
     if prompt is None and not chat:
         raise RecipeError("no text to continue", "give it after the model, or --chat for a conversation")
+    require_model(model)
+    require_model(base)
     source = None if messages is None else read_source(messages)
 
     from expertise.lm.alpha import Alpha

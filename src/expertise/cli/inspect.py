@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from expertise.cli.options import Device, Json, Run, Threads, print_json
+from expertise.cli.options import Device, Json, Run, Threads, print_json, require_there
 
 
 def inspect(run: Run, device: Device = None, threads: Threads = None, as_json: Json = False) -> None:
@@ -12,6 +12,7 @@ def inspect(run: Run, device: Device = None, threads: Threads = None, as_json: J
 
     Example: expertise inspect runs/demo
     """
+    require_there(str(run))
     from expertise.report.run import write_report
     from expertise.runs.device import limit_threads
     from expertise.runs.progress import say

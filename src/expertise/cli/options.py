@@ -5,16 +5,20 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import os
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from expertise.errors import RecipeError
+from expertise.errors import RecipeError, RunError
 from expertise.runs.files import expanded
 from expertise.runs.metrics import finite
+
+if TYPE_CHECKING:
+    from expertise.lm.data.config import DataConfig
 
 IS_PATH = "a path"
 """Marks an option that takes a path as text: it may be a name or an id instead, or have one before it."""
@@ -46,6 +50,27 @@ def _home(value: Any) -> Any:
     if isinstance(value, Path):
         return Path(expanded(str(value)))
     return value if value is None else expanded(value)
+
+
+def require_there(path: str, before: str = "") -> None:
+    """Refuse the path of a run or a checkpoint where nothing is; torch is not needed for that.
+
+    Args:
+        path: as it was given.
+        before: what to put before the message.
+
+    Raises:
+        RunError: nothing is there.
+    """
+    from expertise.runs.folder import require_run
+
+    place = Path(expanded(path))
+    if os.path.exists(place):
+        return
+    try:
+        require_run(place)
+    except RunError as error:
+        raise RunError(f"{before}{error.message}", *error.hints) from None
 
 
 def _settings_have_values(settings: list[str] | None) -> list[str] | None:
@@ -106,6 +131,37 @@ Show = Annotated[
     int | None,
     typer.Option("--show", min=1, help="With --check: print so many examples with what is learnt of them."),
 ]
+
+
+def require_model(path: str | None) -> None:
+    """Refuse the path of a language model where none can be, before torch is imported; None: none is given.
+
+    Raises:
+        SkillError: nothing is there, or nothing that marks a model.
+    """
+    from expertise.skills.bases import refuse_missing
+
+    if path is not None:
+        refuse_missing(path)
+
+
+def text_of(data: str | None, kind: str | None, domains: list[str] | None) -> DataConfig | None:
+    """The text that `--data`, `--kind` and `--domain` name; None: none of them is given.
+
+    Raises:
+        RecipeError: they do not go together.
+        DataError: the text is not there.
+    """
+    from expertise.lm.data.config import DataConfig
+    from expertise.lm.data.sources import check_paths
+    from expertise.runs import recipe as recipes
+
+    settings = data_settings(data, kind, domains)
+    if not settings:
+        return None
+    found = recipes.build(recipes.override({}, settings)["data"], DataConfig)
+    check_paths(found)
+    return found
 
 
 def data_settings(data: str | None, kind: str | None, domains: list[str] | None) -> list[str]:

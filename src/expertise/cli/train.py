@@ -18,6 +18,7 @@ from expertise.cli.options import (
     Threads,
     num_shown,
     print_json,
+    require_there,
     settings,
 )
 from expertise.errors import RecipeError
@@ -42,13 +43,17 @@ def train(
 
     See what would be learnt of three examples: expertise train demo --check --show 3
     """
-    from expertise.lm import train as training
+    from expertise.lm.recipe import refuse_early
     from expertise.runs import recipe as recipes
     from expertise.runs.progress import number, say
 
     wanted_examples = num_shown(show, check)
     run = out or Path("runs") / recipes.find(recipe)[0]
     name, wanted = read_recipe(recipe, settings(set_, device, threads), run)
+    refuse_early(wanted, run)
+    # Only now, because it brings torch: a mistake should be told at once.
+    from expertise.lm import train as training
+
     if check:
         examples = training.check(wanted, run, say, wanted_examples)
         if as_json:
@@ -76,8 +81,7 @@ def read_recipe(name: str, changes: list[str], run: Path | None = None) -> tuple
     Raises:
         RecipeError: there is none, or it is one of policies.
     """
-    from expertise.lm.initial import filled_in
-    from expertise.lm.recipe import Recipe
+    from expertise.runs import folder
     from expertise.runs import recipe as recipes
 
     stem, text = recipes.find(name)
@@ -85,4 +89,13 @@ def read_recipe(name: str, changes: list[str], run: Path | None = None) -> tuple
     if "kind" in values:
         command = "collect" if values["kind"] == "collect" else "learn"
         raise RecipeError(f"{name} is a recipe of policies", f"expertise policy {command} {name}")
-    return stem, recipes.build(filled_in(values, run), Recipe)
+    from expertise.lm.recipe import Recipe
+
+    init = values.get("init")
+    if init and isinstance(init, str):
+        if run is None or not folder.is_run(run):
+            require_there(init, "init: ")
+        from expertise.lm.initial import filled_in  # brings torch
+
+        values = filled_in(values, run)
+    return stem, recipes.build(values, Recipe)

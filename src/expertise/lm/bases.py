@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +21,10 @@ from expertise.lm.model import LanguageModel
 from expertise.runs import checkpoint, folder
 from expertise.runs.device import resolve
 from expertise.runs.progress import say
+from expertise.skills.bases import may_be_hub_id
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 class Run:
@@ -61,8 +59,7 @@ class Transformers:
         where = Path(path)
         if where.exists():
             return (where / "config.json").is_file()
-        # A folder of the id's first name lies here: a mistyped path, which must not go to the network.
-        return bool(_HUB_ID.fullmatch(path)) and not where.parent.exists()
+        return may_be_hub_id(path)
 
     @staticmethod
     def view(path: str, device: str) -> Foreign:

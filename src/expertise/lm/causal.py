@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from expertise.lm.data.chat import Chat
+
+
+Prompt = TypeVar("Prompt", Tensor, str, list[str], list[int], list[list[int]])
+"""What `generate` continues: a text or token ids, or several; what it gives is of the same kind."""
 
 
 @runtime_checkable

@@ -12,10 +12,9 @@ from annotated_types import Ge, Gt
 from expertise.errors import RecipeError
 from expertise.lm.family import FamilyConfig, FeedForward
 from expertise.mixture.parts import PARTS
-from expertise.mixture.parts.base import PartsConfig
-from expertise.mixture.parts.swiglu import SwiGLU
+from expertise.mixture.parts.configs import PartsConfig, SwiGLUConfig
 from expertise.mixture.routers import ROUTERS
-from expertise.mixture.routers.base import RouterConfig
+from expertise.mixture.routers.configs import RouterConfig
 from expertise.runs.recipe import Choice
 
 
@@ -39,7 +38,7 @@ class MixtureLayer:
 
     router: RouterConfig
     parts: PartsConfig
-    always: SwiGLU.Config
+    always: SwiGLUConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +65,7 @@ class ModelConfig:
     """Who chooses the parts of a token."""
     parts: Annotated[PartsConfig, Choice(PARTS, default="swiglu")] | None = None
     """What is chosen from."""
-    always: SwiGLU.Config = dataclasses.field(default_factory=lambda: SwiGLU.Config(hidden=0))
+    always: SwiGLUConfig = dataclasses.field(default_factory=lambda: SwiGLUConfig(hidden=0))
     """Shared experts, merged into one network that is always on."""
     family: FamilyConfig | None = None
     """Instead of router, parts and always: a family of equal size from a reference mixture."""
@@ -107,7 +106,7 @@ class ModelConfig:
                 f"model.num_heads ({self.num_heads}) is no multiple of model.num_kv_heads ({self.kv_heads})"
             )
         self._refuse_family_beside_its_parts()
-        if self.router is not None and ROUTERS[self.router.name].context_kind == "a context vector":
+        if self.router is not None and self.router.context_kind == "a context vector":
             raise RecipeError(
                 f"model.router.name = {self.router.name!r} needs a context vector, which a language model's "
                 "layers do not have"

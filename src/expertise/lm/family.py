@@ -14,12 +14,8 @@ from typing import Annotated, Literal, TypeAlias
 from annotated_types import Ge, Gt, Le
 
 from expertise.errors import RecipeError, nearest
-from expertise.mixture.parts.base import PartsConfig
-from expertise.mixture.parts.swiglu import SwiGLU, SwiGLUExperts
-from expertise.mixture.routers import ROUTERS
-from expertise.mixture.routers.base import RouterConfig
-from expertise.mixture.routers.top_k import TopK
-from expertise.mixture.routers.top_p import TopP
+from expertise.mixture.parts.configs import PartsConfig, SwiGLUConfig, SwiGLUExpertsConfig
+from expertise.mixture.routers.configs import HashConfig, RouterConfig, TopKConfig, TopPConfig
 
 FamilyName: TypeAlias = Literal["dense", "hash", "switch", "gshard", "deepseekmoe", "dynamic"]
 
@@ -30,7 +26,7 @@ class FeedForward:
 
     router: RouterConfig | None
     parts: PartsConfig | None
-    always: SwiGLU.Config
+    always: SwiGLUConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,8 +155,8 @@ class FamilyConfig:
         parts = None
         if router is not None:
             router.check(sizes.num_parts)
-            parts = SwiGLUExperts.Config(num_parts=sizes.num_parts, hidden=sizes.part_hidden)
-        return FeedForward(router=router, parts=parts, always=SwiGLU.Config(hidden=sizes.always_hidden))
+            parts = SwiGLUExpertsConfig(num_parts=sizes.num_parts, hidden=sizes.part_hidden)
+        return FeedForward(router=router, parts=parts, always=SwiGLUConfig(hidden=sizes.always_hidden))
 
     def width(self, share: float) -> int:
         """A share of the full width, rounded to a multiple of `align`."""
@@ -216,16 +212,16 @@ def _no_router(_family: FamilyConfig, _sizes: FamilySizes) -> None:
 
 
 def _hash(_family: FamilyConfig, _sizes: FamilySizes) -> RouterConfig:
-    config: RouterConfig = ROUTERS["hash"].Config()
+    config: RouterConfig = HashConfig()
     return config
 
 
 def _top_k(_family: FamilyConfig, sizes: FamilySizes) -> RouterConfig:
-    return TopK.Config(k=int(sizes.parts_per_token))
+    return TopKConfig(k=int(sizes.parts_per_token))
 
 
 def _top_p(family: FamilyConfig, sizes: FamilySizes) -> RouterConfig:
-    return TopP.Config(p=family.p, max_parts=family.max_parts, assumed_parts=sizes.parts_per_token)
+    return TopPConfig(p=family.p, max_parts=family.max_parts, assumed_parts=sizes.parts_per_token)
 
 
 _Sizes: TypeAlias = Callable[[FamilyConfig], FamilySizes]

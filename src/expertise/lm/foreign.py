@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, nn
 
 from expertise.lm.attention import Spans
+from expertise.lm.causal import Prompt
 from expertise.mixture.mixture import Mixture
 from expertise.shapes import Float, Int
 
@@ -105,3 +107,22 @@ class Foreign:
             return self.core(tokens, **given).logits  # type: ignore[no-any-return]
         rows = torch.cat([tokens.new_full((len(tokens), 1), self.first), tokens], dim=1)
         return self.core(rows, **given).logits[:, 1:]  # type: ignore[no-any-return]
+
+    def generate(
+        self,
+        tokens: Prompt,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: str | int | Sequence[int] | None = None,
+        no_repeat: int | None = None,
+    ) -> Prompt:
+        """Continue text, or tokens; see `LanguageModel.generate`."""
+        from expertise.lm.generate import Sampling
+        from expertise.lm.prompts import continued
+
+        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, no_repeat=no_repeat)
+        found: Prompt = continued(self, tokens, max_new_tokens, sampling, seed, stop)
+        return found

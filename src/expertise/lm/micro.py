@@ -77,6 +77,10 @@ class MicroBatches:
                 step, micro = divmod(number, self._accumulation)
                 yield step, micro * size + row, batch.row(row)
 
+    def epochs(self, steps: int) -> float:
+        """How often so many steps go through all windows."""
+        return steps * self._accumulation * self._micro.batch_size / self._micro.num_windows
+
     def counts(self, step: int) -> StepCounts | None:
         """What a step's losses are divided by; None where every token counts and is a target."""
         if not self._prepared.some_ignored:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from expertise.errors import RecipeError
 from expertise.lm.attention import Attention, KeyValueCache, Rotary, Spans
+from expertise.lm.causal import Prompt
 from expertise.lm.config import ModelConfig
 from expertise.mixture.mixture import Mixture
 from expertise.mixture.parts.swiglu import SwiGLU
@@ -206,36 +207,41 @@ class LanguageModel(nn.Module):
 
     def generate(
         self,
-        tokens: Int[Tensor, "batch time"],
+        tokens: Prompt,
         max_new_tokens: int,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
-        stop: int | Sequence[int] | None = None,
+        stop: str | int | Sequence[int] | None = None,
         no_repeat: int | None = None,
-    ) -> Int[Tensor, "batch longer"]:
-        """Continue each row of tokens.
+    ) -> Prompt:
+        """Continue text, or tokens.
 
         Args:
-            tokens: prompts of equal length, at least one token each.
+            tokens: a text or a list of texts, where the model has its tokenizer; a list of token ids or
+                several of them; or ids as a tensor `[T]` or `[B, T]`. Those of a list are continued one by
+                one, each as if it were alone.
             max_new_tokens: how many tokens to add at most.
             temperature: divides the logits; 0 takes the most likely token (greedy).
             top_k: sample from so many most likely tokens only.
             top_p: sample from the most likely tokens that together pass this probability only.
             seed: of the sampling; None: a new one each time.
-            stop: token id or ids that end a row; the rest of the row is filled with the first of them.
+            stop: text of one token, or token id or ids, that end it; a row of a tensor is filled up with the
+                first of them. A text also ends where the model ends a text.
             no_repeat: never repeat a run of so many tokens (keeps greedy text from going in circles).
 
         Returns:
-            Prompts and what was added. What does not fit the context is forgotten from the front.
+            Prompts and what was added, as they were given: text for text, lists for lists, a tensor for a
+            tensor. What does not fit the context is forgotten from the front.
 
         Raises:
             RecipeError: an empty prompt, one longer than the context, or a setting out of range.
+            RunError: text, and the model has no tokenizer.
         """
-        from expertise.lm.generate import Sampling, stream
+        from expertise.lm.generate import Sampling
+        from expertise.lm.prompts import continued
 
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, no_repeat=no_repeat)
-        stops = (stop,) if isinstance(stop, int) else tuple(stop or ())
-        added = [step.tokens for step in stream(self, tokens, max_new_tokens, sampling, seed, stops)]
-        return torch.cat([tokens, *(column[:, None] for column in added)], dim=1)
+        found: Prompt = continued(self, tokens, max_new_tokens, sampling, seed, stop)
+        return found

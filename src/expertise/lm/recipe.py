@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from expertise.errors import RecipeError
+from expertise.errors import DataError, RecipeError
 from expertise.lm.config import ModelConfig
 from expertise.lm.data import DataConfig, TokenizerConfig
 from expertise.lm.data.chat import CHATML
-from expertise.runs import config
+from expertise.lm.data.sources import check_paths
+from expertise.runs import config, folder
 from expertise.runs.config import TrainConfig
 from expertise.runs.files import expand_paths
 from expertise.runs.optim import OptimizerConfig
@@ -118,6 +120,30 @@ class Recipe:
         return (
             f'with balance.per = "batch" balance.{used[0]} counts loads over one micro-batch: '
             "in other pieces the run would train on another loss"
+        )
+
+
+def refuse_early(recipe: Recipe, run: Path) -> None:
+    """Refuse what can be refused by names alone; nothing is read but a run's recipe, and torch is not needed.
+
+    Args:
+        recipe: what to train.
+        run: the run's folder.
+
+    Raises:
+        RunError: the folder holds something else, or a run of another recipe.
+        RecipeError: the recipe names no data.
+        DataError: data or a tokenizer are not there.
+    """
+    folder.require_free_or_run(run)
+    if folder.is_run(run):
+        folder.refuse_changes(run, recipe, may_change)
+    check_paths(recipe.data)
+    path = recipe.tokenizer.path
+    if path and not Path(path).is_file():
+        raise DataError(
+            f"cannot read the tokenizer {path}: there is no such file",
+            "tokenizer.path names a tokenizer.json; leave it out to train one",
         )
 
 

@@ -76,6 +76,10 @@ class LanguageModelTask:
                 self._batches.counts(step),
             )
 
+    def epochs(self, steps: int) -> float:
+        """How often so many steps go through the training text."""
+        return self._batches.epochs(steps)
+
     def after_step(self) -> None:
         """Move the biases of loss-free balancing by the loads of the whole step, all micro-batches."""
         self._balance.apply()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from expertise.errors import RecipeError, RunError
+from expertise.errors import RecipeError, RunError, counted
 from expertise.lm.alpha import Alpha
 from expertise.lm.causal import CausalLM
 from expertise.lm.data.encoded import encode_prompt
@@ -17,6 +17,7 @@ from expertise.lm.data.tokenizer import encode, end_of_text
 from expertise.lm.decoding import Decoder
 from expertise.lm.generate import Sampling, stream
 from expertise.mixture.mixture import Mixture, recording
+from expertise.runs.files import require_utf8
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -45,7 +46,7 @@ def continue_text(
     top_p: float | None = None,
     no_repeat: int | None = None,
     seed: int | None = None,
-    stop: str | None = None,
+    stop: str | int | Sequence[int] | None = None,
     with_prompt: bool = False,
 ) -> Iterator[Piece]:
     """Continue a text, piece by piece.
@@ -63,17 +64,17 @@ def continue_text(
         top_p: sample from the most likely tokens that together pass this probability only.
         no_repeat: never repeat a run of so many tokens.
         seed: of the sampling.
-        stop: text of one token that ends it, beside the end of text.
+        stop: text of one token, or ids, that end it beside the end of text.
         with_prompt: also give the prompt's own pieces.
 
     Raises:
         RunError: the model has no tokenizer, or no chat template.
-        RecipeError: the prompt is empty or too long, or `stop` is not one token.
+        RecipeError: the prompt is empty, too long or not UTF-8, or `stop` is not one token.
     """
     before, prompt_ids = prompt_tokens(model, prompt)
     tokenizer = model.tokenizer
     assert tokenizer is not None
-    stops = _stops(tokenizer, stop)
+    stops = {end_of_text(tokenizer), *stop_ids(tokenizer, stop)}
     ending = _Ending(model.chat.end if model.chat and not isinstance(prompt, str) else "")
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, no_repeat=no_repeat)
     decoder = Decoder(tokenizer)
@@ -106,15 +107,25 @@ def continue_text(
             yield Piece(text, [], generated)
 
 
-def _stops(tokenizer: Tokenizer, stop: str | None) -> set[int]:
-    """The end of text, and the token that is asked for beside it."""
-    stops = {end_of_text(tokenizer)}
-    if stop is not None:
-        ids = tokenizer.encode(stop, add_special_tokens=False).ids
-        if len(ids) != 1:
-            raise RecipeError(f"--stop {stop!r} is {len(ids)} tokens, it must be one")
-        stops.add(ids[0])
-    return stops
+def stop_ids(tokenizer: Tokenizer | None, stop: str | int | Sequence[int] | None) -> tuple[int, ...]:
+    """The ids that end a text, from what was asked for.
+
+    Args:
+        tokenizer: the model's.
+        stop: text of one token, or ids; None: nothing.
+
+    Raises:
+        RunError: text is given, and there is no tokenizer.
+        RecipeError: the text is not one token.
+    """
+    if not isinstance(stop, str):
+        return (stop,) if isinstance(stop, int) else tuple(stop or ())
+    if tokenizer is None:
+        raise RunError("this model has no tokenizer: it stops at token ids, not at text")
+    ids = tokenizer.encode(require_utf8(stop, "the text to stop at,"), add_special_tokens=False).ids
+    if len(ids) != 1:
+        raise RecipeError(f"stop {stop!r} is {counted(len(ids), 'token')}, it must be one")
+    return (int(ids[0]),)
 
 
 def prompt_tokens(model: CausalLM, prompt: str | Sequence[Message]) -> tuple[list[int], list[int]]:
@@ -128,6 +139,7 @@ def prompt_tokens(model: CausalLM, prompt: str | Sequence[Message]) -> tuple[lis
 
     Raises:
         RunError: the model has no tokenizer, or a conversation is to be written without a chat template.
+        RecipeError: the prompt is not UTF-8.
         DataError: the template refuses the messages.
     """
     tokenizer = model.tokenizer
@@ -135,7 +147,7 @@ def prompt_tokens(model: CausalLM, prompt: str | Sequence[Message]) -> tuple[lis
         raise RunError("this model has no tokenizer: it continues tokens, not text")
     before = [end_of_text(tokenizer)] if model.reads_documents else []
     if isinstance(prompt, str):
-        return before, encode(tokenizer, [prompt])[0].tolist()
+        return before, encode(tokenizer, [require_utf8(prompt, "the prompt")])[0].tolist()
     if model.chat is None:
         raise RunError(
             "this model has no chat template: it was not trained on messages",

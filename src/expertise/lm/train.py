@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from expertise.errors import RunError
+from expertise.errors import RunError, amount
 from expertise.lm.config import ModelConfig
-from expertise.lm.data import HELD_OUT, Prepared, held_out, prepare, require_source
+from expertise.lm.data import HELD_OUT, Prepared, held_out, prepare
 from expertise.lm.initial import Initial, initial_of, tokenizer_of
 from expertise.lm.load import TOKENIZER
-from expertise.lm.recipe import Recipe, may_change
+from expertise.lm.recipe import Recipe, may_change, refuse_early
 from expertise.lm.show import Example
 from expertise.lm.task import LanguageModelTask
 from expertise.runs import checkpoint, folder, loop, metrics
@@ -71,14 +71,11 @@ def check(recipe: Recipe, run: Path, say: Callable[[str], None], show: int = 0) 
 def _ready(
     recipe: Recipe, run: Path, say: Callable[[str], None]
 ) -> tuple[LanguageModelTask, Prepared, Initial | None]:
-    folder.require_free_or_run(run)
-    if folder.is_run(run):
-        folder.refuse_changes(run, recipe, may_change)
-        for note in rate_notes(run, recipe):
-            say(note)
+    refuse_early(recipe, run)
+    for note in rate_notes(run, recipe):
+        say(note)
     if recipe.train.tensorboard:
         metrics.require_tensorboard()
-    require_source(recipe.data)
     resolve(recipe.train.device)
     limit_threads(recipe.train.threads)
     initial = initial_of(recipe, run)
@@ -99,8 +96,8 @@ def describe(config: ModelConfig, prepared: Prepared) -> str:
     total, active = config.num_params(), config.num_active_params()
     tokens = sum(prepared.tokens_count["train"].values())
     return (
-        f"{total / 1e6:.2f} M parameters, {active / 1e6:.2f} M activated per token; "
-        f"{tokens / 1e6:.2f} M training tokens from {', '.join(prepared.domains_of('train'))}"
+        f"{amount(total)} parameters, {amount(active)} activated per token; "
+        f"{amount(tokens)} training tokens from {', '.join(prepared.domains_of('train'))}"
     )
 
 
@@ -146,7 +143,7 @@ def is_finished(run: Path, recipe: Recipe) -> bool:
     if not folder.is_run(run):
         return False
     saved = checkpoint.latest(run)
-    return saved is not None and saved.step >= recipe.train.steps and loop.is_evaluated(run, saved.step)
+    return saved is not None and saved.step == recipe.train.steps and loop.is_evaluated(run, saved.step)
 
 
 def result(run: Path) -> dict[str, Any]:

@@ -5,18 +5,25 @@
 `baselines` → `learn` (recipes) → `evaluate`.
 """
 
-from expertise.policy.acting import POLICIES, Policy
-from expertise.policy.alpha import ALPHAS
-from expertise.policy.batch import Batch
-from expertise.policy.compose import ComposedPolicy
-from expertise.policy.critic import RewardCriticConfig, SafetyCriticConfig
-from expertise.policy.critics import Critics, CriticsConfig
-from expertise.policy.diffusion import Diffusion, DiffusionConfig
-from expertise.policy.load import load, load_critics, save
-from expertise.policy.network import NETWORKS
-from expertise.policy.objective import WEIGHTS
-from expertise.policy.policy import DiffusionPolicy, PolicyConfig
-from expertise.policy.task import CRITIC_OPTIMIZER, POLICY_OPTIMIZER, CriticTask, PolicyTask
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from expertise.lazy import public_names
+
+if TYPE_CHECKING:
+    from expertise.policy.acting import POLICIES, Policy
+    from expertise.policy.alpha import ALPHAS
+    from expertise.policy.batch import Batch
+    from expertise.policy.compose import ComposedPolicy
+    from expertise.policy.critic import RewardCriticConfig, SafetyCriticConfig
+    from expertise.policy.critics import Critics, CriticsConfig
+    from expertise.policy.diffusion import Diffusion, DiffusionConfig
+    from expertise.policy.load import load, load_critics, save
+    from expertise.policy.network import NETWORKS
+    from expertise.policy.objective import WEIGHTS
+    from expertise.policy.policy import DiffusionPolicy, PolicyConfig
+    from expertise.policy.task import CRITIC_OPTIMIZER, POLICY_OPTIMIZER, CriticTask, PolicyTask
 
 __all__ = [
     "ALPHAS",
@@ -42,3 +49,45 @@ __all__ = [
     "load_critics",
     "save",
 ]
+
+public_names(
+    __name__,
+    {
+        "acting": (
+            "POLICIES",
+            "Policy",
+        ),
+        "alpha": ("ALPHAS",),
+        "batch": ("Batch",),
+        "compose": ("ComposedPolicy",),
+        "critic": (
+            "RewardCriticConfig",
+            "SafetyCriticConfig",
+        ),
+        "critics": (
+            "Critics",
+            "CriticsConfig",
+        ),
+        "diffusion": (
+            "Diffusion",
+            "DiffusionConfig",
+        ),
+        "load": (
+            "load",
+            "load_critics",
+            "save",
+        ),
+        "network": ("NETWORKS",),
+        "objective": ("WEIGHTS",),
+        "policy": (
+            "DiffusionPolicy",
+            "PolicyConfig",
+        ),
+        "task": (
+            "CRITIC_OPTIMIZER",
+            "POLICY_OPTIMIZER",
+            "CriticTask",
+            "PolicyTask",
+        ),
+    },
+)

@@ -16,6 +16,7 @@ from expertise.policy.critics import Critics, CriticsConfig
 from expertise.runs import checkpoint
 from expertise.runs import recipe as recipes
 from expertise.runs.device import resolve
+from expertise.runs.folder import MANIFEST
 from expertise.runs.weights import fitting_weights
 
 POLICY = "policy.json"
@@ -42,7 +43,7 @@ def save(model: Policy | Critics, path: str | Path, step: int = 0) -> None:
     path = Path(path)
     if path.exists() and not any((path / name).is_file() for name in (POLICY, CRITICS)):
         raise RunError(f"{path} exists and is neither a policy nor critics", "choose another folder")
-    own = (POLICY, CRITICS, _WEIGHTS + ".safetensors", checkpoint.MANIFEST)
+    own = (POLICY, CRITICS, _WEIGHTS + ".safetensors", MANIFEST)
     others = sorted(entry.name for entry in path.iterdir() if entry.name not in own) if path.exists() else []
     if others:
         raise RunError(f"{path} holds more than a policy: {others[0]}", "choose another folder, or move that")

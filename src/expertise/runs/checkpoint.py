@@ -21,7 +21,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,13 @@ from torch import Tensor
 from expertise import __version__
 from expertise.errors import DiskError, RunError
 from expertise.runs.files import atomic_folder, sha256_of, sha256_of_json
+from expertise.runs.folder import MANIFEST, saved_steps
 from expertise.runs.progress import say
 
 SCHEMA = 1
 """Number of the layout that is written."""
 
 _READ = (SCHEMA,)
-
-MANIFEST = "manifest.json"
-"""What says of every other file of a checkpoint how it was written."""
 
 
 class OtherSchemaError(RunError):
@@ -90,7 +88,7 @@ def save(
     """
     folder = run / "checkpoints" / f"step-{step}"
     write(folder, step, tensors, texts)
-    kept = sorted(_steps(run))
+    kept = saved_steps(run)
     for old in kept[:-keep] if keep else []:
         if not (keep_every and old % keep_every == 0):
             # Renamed first: one that a kill left half deleted must not look like a checkpoint.
@@ -149,7 +147,7 @@ def latest(run: Path, *, set_aside: bool = False) -> Checkpoint | None:
     Raises:
         RunError: there are checkpoints and none is whole, or the newest whole one has another schema.
     """
-    steps = sorted(_steps(run), reverse=True)
+    steps = saved_steps(run)[::-1]
     for step in steps:
         path = run / "checkpoints" / f"step-{step}"
         try:
@@ -278,13 +276,6 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not whole:
         raise RunError(f"damaged checkpoint {path}: {MANIFEST} is not what was written")
     return manifest  # type: ignore[no-any-return]
-
-
-def _steps(run: Path) -> Iterator[int]:
-    for path in (run / "checkpoints").glob("step-*"):
-        number = path.name.removeprefix("step-")
-        if number.isdecimal() and path.is_dir():
-            yield int(number)
 
 
 def _free_name(path: Path) -> str:

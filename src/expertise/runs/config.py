@@ -1,15 +1,16 @@
-"""What a recipe says about a training, whatever is trained."""
+"""What a recipe says about a training, whatever is trained. No torch here: see `registry.Registry.config`."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Lt
 
 from expertise.errors import RecipeError
-from expertise.runs.device import DeviceName
-from expertise.runs.divergence import OnNonFinite
+
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+OnNonFinite = Literal["stop", "skip"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

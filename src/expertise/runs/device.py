@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
 from expertise.errors import DeviceError, nearest
-
-DeviceName = Literal["auto", "cpu", "cuda", "mps"]
-
+from expertise.runs.config import DeviceName
 
 _OTHERS = "choose the device 'auto' or 'cpu': with --device, or with train.device in a recipe"
 

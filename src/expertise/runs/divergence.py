@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
 from expertise.errors import DivergedError
 from expertise.runs import checkpoint, folder
 from expertise.runs import recipe as recipes
-
-OnNonFinite = Literal["stop", "skip"]
 
 
 def culprit(reported: Mapping[str, float], norm: float, model: nn.Module) -> str:

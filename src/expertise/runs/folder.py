@@ -15,6 +15,8 @@ from expertise.runs.files import disk_errors, left_overs, nearest_beside, remove
 T = TypeVar("T")
 
 RECIPE = "recipe.toml"
+MANIFEST = "manifest.json"
+"""What says of every other file of a checkpoint how it was written."""
 _LOCK, _OWNER = ".lock", ".owner"
 
 
@@ -93,7 +95,7 @@ def refuse_changes(run: Path, recipe: Any, may_change: Callable[[str], bool]) ->
 
     Raises:
         RunError: another key differs; the first one is named with old and new value, and with the reason
-            where it is one that other recipes may change.
+            where it is one that other recipes may change. Or it was trained for more steps than are wanted.
     """
     changed = recipes.differences(read_recipe(run, type(recipe)), recipe)
     for key, (old, new) in changed.items():
@@ -104,7 +106,32 @@ def refuse_changes(run: Path, recipe: Any, may_change: Callable[[str], bool]) ->
                 *([reason] if reason else []),
                 "use another --out for the changed recipe, or take the change back",
             )
+    if "train.steps" in changed:
+        refuse_fewer_steps(run, max(saved_steps(run), default=0), changed["train.steps"][1])
     return bool(changed)
+
+
+def saved_steps(run: Path) -> list[int]:
+    """The steps of a run's checkpoints by their names, those that are damaged and not yet set aside too."""
+    names = (path.name for path in (run / "checkpoints").glob("step-*") if path.is_dir())
+    numbers = (name.removeprefix("step-") for name in names)
+    return sorted(int(number) for number in numbers if number.isdecimal())
+
+
+def refuse_fewer_steps(run: Path, trained: int, steps: int) -> None:
+    """Refuse to make a run shorter than it is.
+
+    Raises:
+        RunError: it was trained for more steps.
+    """
+    if trained <= steps:
+        return
+    earlier = run / "checkpoints" / f"step-{steps}"
+    raise RunError(
+        f"{run} was trained for {trained:,} steps already; train.steps = {steps} is less",
+        f"set train.steps to {trained} or more, or use another --out",
+        *([f"as it was after {steps}, it is at {earlier}"] if earlier.is_dir() else []),
+    )
 
 
 def refuse_if_held(run: Path) -> None:

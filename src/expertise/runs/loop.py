@@ -12,14 +12,14 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from expertise.errors import RunError
-from expertise.runs import checkpoint, divergence
+from expertise.errors import RunError, counted
+from expertise.runs import checkpoint, divergence, folder
 from expertise.runs.config import TrainConfig
 from expertise.runs.device import memory_errors
 from expertise.runs.divergence import Skips
 from expertise.runs.metrics import MetricsLog, TensorBoardSink, read_lines, sum_of
 from expertise.runs.optim import OptimizerConfig
-from expertise.runs.progress import Progress
+from expertise.runs.progress import Progress, say
 from expertise.runs.signals import Interrupted, Interrupts, Stopped
 
 
@@ -68,6 +68,14 @@ class Task(Protocol):
         """Text files that belong into every checkpoint."""
 
 
+@runtime_checkable
+class Epochs(Protocol):
+    """A task that goes through all of its data once, and then again."""
+
+    def epochs(self, steps: int) -> float:
+        """How often it has gone through its data after so many steps."""
+
+
 def train(
     run: Path,
     task: Task,
@@ -85,13 +93,19 @@ def train(
         memory_hints: what helps where the device has too little memory, a line each.
 
     Raises:
+        RunError: it was trained for more steps before.
         Stopped: a signal asked for it; everything is saved.
         DivergedError: a loss or a gradient is not finite.
         DeviceError, DiskError: no memory, no room.
     """
     optimizer = optimizer_config.build(task.model)
     first = restore(run, task.model, optimizer)
-    if first > config.steps or (first == config.steps and is_evaluated(run, first)):
+    folder.refuse_fewer_steps(run, first, config.steps)
+    if first == config.steps and is_evaluated(run, first):
+        say(
+            f"{run} has all its {counted(first, 'step')} already: nothing is trained; "
+            f"to train it longer: --set train.steps={2 * first}"
+        )
         return
     log = MetricsLog(run, first, (TensorBoardSink(run),) if config.tensorboard else ())
     progress = Progress(config.steps, done=first, unit_per_step=task.units_per_step, unit=task.unit)
@@ -104,6 +118,7 @@ def train(
                 for step in range(first, config.steps):
                     state.step(step)
                     state.look_and_save(step + 1)
+            progress.note(state.seen(config.steps))
     finally:
         log.close()
 
@@ -187,7 +202,7 @@ class _State:
             if not bad:
                 self._write(done, reported, step_tables(micro), rate, norm)
             self._write_rate(done)
-        self.progress.update(done, f"loss {reported['loss']:.3f}")
+        self.progress.update(done, "  ".join([f"loss {reported['loss']:.3f}", *self._epochs(done)]))
 
     def look_and_save(self, done: int) -> None:
         """Whatever is due after a step: an evaluation, a checkpoint, an end because a signal came."""
@@ -204,6 +219,17 @@ class _State:
                 self.save(done)
             assert self.interrupts.signal_number is not None
             raise Stopped(self.interrupts.signal_number, done) from None
+
+    def seen(self, done: int) -> str:
+        """How much was trained on after so many steps."""
+        units = f"{done * self.task.units_per_step:,} {self.task.unit}"
+        return ", ".join([f"step {done}: trained on {units}", *self._epochs(done)])
+
+    def _epochs(self, done: int) -> list[str]:
+        if not isinstance(self.task, Epochs):
+            return []
+        epochs = self.task.epochs(done)
+        return [f"{epochs:,.2f} epochs" if epochs < 10 else f"{epochs:,.0f} epochs"]
 
     def _due(self, done: int, every: int) -> bool:
         return done == self.config.steps or bool(every and done % every == 0)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from annotated_types import Ge, Gt, Le, Lt
-from torch import nn
 
 from expertise.errors import RecipeError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 Schedule = Literal["steps", "cosine", "constant"]
 
@@ -69,6 +71,8 @@ class OptimizerConfig:
 
     def build(self, model: nn.Module) -> torch.optim.AdamW:
         """The optimizer over a model's trainable parameters: matrices decayed, vectors not."""
+        import torch
+
         trainable = [p for p in model.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": self.weight_decay},

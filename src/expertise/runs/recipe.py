@@ -36,7 +36,7 @@ class Choice:
     def __get_pydantic_core_schema__(self, _source: Any, handler: Any) -> Any:
         from pydantic_core import core_schema
 
-        choices = {name: handler.generate_schema(cls.Config) for name, cls in self.registry.items()}
+        choices = {name: handler.generate_schema(self.registry.config(name)) for name in self.registry}
         default = self.default or None
 
         def tag(values: Any) -> str | None:
@@ -194,7 +194,7 @@ def _dataclasses_in(cls: Any) -> set[Any]:
             pending += typing.get_type_hints(kind, include_extras=True).values()
         for argument in typing.get_args(kind):
             if isinstance(argument, Choice):
-                pending += [entry.Config for entry in argument.registry.values()]
+                pending += [argument.registry.config(name) for name in argument.registry]
             else:
                 pending.append(argument)
     return found
@@ -319,7 +319,7 @@ def _locate(loc: tuple[Any, ...], cls: Any) -> tuple[str, list[str]]:
         hint, choice = _unwrapped(hint)
         if choice is not None:
             # pydantic names the chosen variant in its path; in a recipe no such level exists.
-            hint = choice.registry[str(key)].Config
+            hint = choice.registry.config(str(key))
         elif dataclasses.is_dataclass(hint):
             known = [field.name for field in dataclasses.fields(hint)]
             path.append(_shown(key))

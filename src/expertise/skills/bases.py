@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
-from typing import Protocol, runtime_checkable
-
-from torch import nn
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from expertise.errors import SkillError
 from expertise.registry import Registry
 from expertise.runs.files import nearest_beside
-from expertise.skills.composed_json import is_composed
+from expertise.runs.folder import MANIFEST, RECIPE
+from expertise.skills.composed_json import COMPOSED, is_composed
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+_MARKS = (RECIPE, MANIFEST, COMPOSED, "config.json")
+"""Files of which a model's folder has one: of a run, a checkpoint, a composed model, one of transformers."""
 
 BASES = Registry(
     "kind of base",
@@ -44,18 +53,40 @@ def kind_of(path: str) -> str:
     for name, kind in BASES.items():
         if kind.can_open(path):
             return name
-    where = Path(path)
-    if is_composed(where):
+    if is_composed(Path(path)):
         raise SkillError(f"{path} is a composed model", "name its own base")
-    if where.exists():
-        inside = [each.parent for each in sorted(where.glob("*/recipe.toml"))] if where.is_dir() else []
-        near = [f"there is a run in it: {inside[0]}"] if inside else []
-        raise SkillError(
-            f"{path} holds no model: it is no run, no checkpoint and no folder of transformers (config.json)",
-            *near,
-        )
-    raise SkillError(
-        f"no model at {path}", *nearest_beside(where), "`expertise train demo` makes one in runs/demo"
+    raise _no_model(path)
+
+
+def refuse_missing(path: str) -> None:
+    """Refuse a path where no model can be, by the names of files alone; torch is not needed for that.
+
+    Raises:
+        SkillError: nothing is there, or nothing that marks a model.
+    """
+    where = Path(path)
+    there = any(os.path.isfile(where / name) for name in _MARKS) if os.path.exists(where) else None
+    if there is False or (there is None and not may_be_hub_id(path)):
+        raise _no_model(path)
+
+
+def may_be_hub_id(path: str) -> bool:
+    """Whether a path where nothing is looks like an id on a hub of models.
+
+    A folder of the id's first name that lies here makes it a mistyped path, which must not go to the network.
+    """
+    return bool(_HUB_ID.fullmatch(path)) and not Path(path).parent.exists()
+
+
+def _no_model(path: str) -> SkillError:
+    where = Path(path)
+    if not os.path.exists(where):
+        make = "`expertise train demo` makes one in runs/demo"
+        return SkillError(f"no model at {path}", *nearest_beside(where), make)
+    inside = [each.parent for each in sorted(where.glob(f"*/{RECIPE}"))] if where.is_dir() else []
+    return SkillError(
+        f"{path} holds no model: it is no run, no checkpoint and no folder of transformers (config.json)",
+        *([f"there is a run in it: {inside[0]}"] if inside else []),
     )
 
 

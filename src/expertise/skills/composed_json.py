@@ -9,17 +9,22 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from expertise import __version__
 from expertise.errors import SkillError
 from expertise.mixture.routers import ROUTERS
-from expertise.mixture.routers.base import RouterConfig
+from expertise.mixture.routers.configs import RouterConfig
 from expertise.runs import recipe as recipes
 from expertise.runs.files import sha256_of, sha256_of_json
 from expertise.runs.recipe import Choice
 from expertise.skills.card import Fingerprint
-from expertise.skills.routing import Reads
+
+Reads = Literal["context", "token", "pooled", "layer"]
+"""What a router sees. "context": a vector that the caller gives, one per row. "token": the hidden state of
+each token. "pooled": the mean of a row's hidden states up to and including each token, so that no token sees
+those after it. These three make one choice for all layers. "layer": each adapted layer has its own router,
+which sees that layer's input, token by token."""
 
 COMPOSED = "composed.json"
 SCHEMA = 1

@@ -10,15 +10,16 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from expertise.errors import SkillError, nearest
-from expertise.mixture.routers.base import Router, RouterConfig
+from expertise.mixture.routers.base import Router
+from expertise.mixture.routers.configs import RouterConfig
 from expertise.skills import routing
 from expertise.skills.adapted import Adapted
 from expertise.skills.calls import listen
 from expertise.skills.clone import clone, guard, replace
+from expertise.skills.composed_json import Reads
 from expertise.skills.composition import Composition
 from expertise.skills.experts import StackedSkills, adapt_experts
 from expertise.skills.fit import not_there
-from expertise.skills.routing import Reads
 from expertise.skills.skill import Factors, Skill
 from expertise.skills.targets import Target, all_targets, stacks_of, storage_dtype
 

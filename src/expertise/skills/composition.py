@@ -10,15 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from expertise.errors import SkillError
-from expertise.mixture.routers.base import Router, RouterConfig
+from expertise.mixture.routers.base import Router
+from expertise.mixture.routers.configs import RouterConfig
 from expertise.mixture.routes import Routes
 from expertise.skills.adapted import Adapted, Slot
 from expertise.skills.call import Call
 from expertise.skills.clone import Shared
+from expertise.skills.composed_json import Reads
 from expertise.skills.experts import AdaptedExperts
 from expertise.skills.given import as_table, as_weights, of_rows, one_of
 from expertise.skills.pooling import RunningMean
-from expertise.skills.routing import Reads, ask
+from expertise.skills.routing import ask
 
 
 class Composition(nn.Module):

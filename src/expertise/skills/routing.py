@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import Literal, get_args
+from typing import get_args
 
 from torch import Tensor, nn
 
 from expertise.errors import SkillError
-from expertise.mixture.routers.base import Router, RouterConfig
+from expertise.mixture.routers.base import Router
+from expertise.mixture.routers.configs import RouterConfig
 from expertise.mixture.routers.context import Context
 from expertise.mixture.routers.hash import Hash
 from expertise.mixture.routers.learned import LearnedRouter
 from expertise.mixture.routes import Routes
-
-Reads = Literal["context", "token", "pooled", "layer"]
-"""What a router sees. "context": a vector that the caller gives, one per row. "token": the hidden state of
-each token. "pooled": the mean of a row's hidden states up to and including each token, so that no token sees
-those after it. These three make one choice for all layers. "layer": each adapted layer has its own router,
-which sees that layer's input, token by token."""
+from expertise.skills.composed_json import Reads
 
 
 def reads_of(router: Router | RouterConfig | None, reads: Reads | None, source: str | None) -> Reads:

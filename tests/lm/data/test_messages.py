@@ -71,7 +71,6 @@ def test_a_turn_without_weight_is_context(write, none: dict[str, Any], one: dict
         ({"weight": 0, "train": True}, "do not say the same"),
         ({"name": "Bob"}, "does not read 'name'"),
         ({"tool_calls": CALLS}, "does not read 'tool_calls'"),
-        ({"tool_call_id": "1"}, "does not read 'tool_call_id'"),
         ({"reasoning_content": "hm"}, "does not read 'reasoning_content'"),
         ({"thinking": "hm"}, "does not read 'thinking'"),
         ({"function_call": {"name": "f"}}, "does not read 'function_call'"),
@@ -91,8 +90,8 @@ def test_what_the_template_reads_passes(write) -> None:
     (found,) = documents(write("c.jsonl", lines([row])), template=NAMED)
     assert found.text == "user Ann: why?;assistant: so.!add;"
     assert learnt(found) == ["assistant: so.!add;"]
-    assert "does not read 'tool_call_id'" in refusal(
-        write("d.jsonl", lines([{"messages": [USER, ANSWER | {"tool_call_id": "1"}]}])), template=NAMED
+    assert "does not read 'reasoning_content'" in refusal(
+        write("d.jsonl", lines([{"messages": [USER, ANSWER | {"reasoning_content": "hm"}]}])), template=NAMED
     )
 
 
@@ -100,7 +99,7 @@ def test_keys_without_meaning_are_ignored_and_counted(write) -> None:
     rows = [
         {
             "messages": [
-                USER | {"id": i, "at": "noon", "tool_calls": []},
+                USER | {"id": i, "at": "noon", "tool_calls": [], "tool_call_id": "1"},
                 ANSWER | {"content": f"{i}", "refusal": None},
             ]
         }
@@ -113,6 +112,7 @@ def test_keys_without_meaning_are_ignored_and_counted(write) -> None:
     (note,) = prepared.notes
     assert "'at' (12)" in note
     assert "'id' (12)" in note
+    assert "'tool_call_id' (12)" in note
     assert "tool_calls" not in note
     assert "refusal" not in note
 

@@ -27,13 +27,14 @@ def collect(
 
     Example: expertise policy collect policy-collect --out runs/recorded
     """
-    from expertise.policy.data.collect import CollectConfig
-    from expertise.policy.data.collect import collect as collect_all
     from expertise.runs import recipe as recipes
     from expertise.runs.progress import say
 
     name, text = recipes.find(recipe)
     values = recipes.override(recipes.parse(text, recipe), set_ or [])
+    from expertise.policy.data.collect import CollectConfig
+    from expertise.policy.data.collect import collect as collect_all
+
     paths = collect_all(recipes.build(values, CollectConfig), out, say)
     if as_json:
         print_json({"recipe": name, "folder": str(out), "data": {path.stem: str(path) for path in paths}})

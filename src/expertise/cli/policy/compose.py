@@ -17,8 +17,9 @@ from expertise.cli.policy.options import (
     data_setting,
     quoted,
     require_data,
+    require_policies,
 )
-from expertise.cli.skill.options import Force, LibraryPath, Seed, numbers_of
+from expertise.cli.skill.options import Force, LibraryPath, Seed, numbers_of, require_skills
 from expertise.errors import RecipeError
 
 
@@ -81,13 +82,16 @@ def compose(
     Example: expertise policy compose --base runs/base --library skills --skill reward --skill safety
     --data BallRun.hdf5 --max-cost 5 --min-return 400 --run runs/psec
     """
+    if not data and weights is None:
+        raise RecipeError("--data is missing: alpha learns from a few trajectories", "or give --weights")
+    require_data(data, layout)
+    require_policies(base, *(policy or []))
+    require_skills(library, skill or [])
+    constant = _alpha(alpha, weights)
     from expertise.policy import learn as learning
     from expertise.runs import recipe as recipes
     from expertise.runs.progress import say
 
-    if not data and weights is None:
-        raise RecipeError("--data is missing: alpha learns from a few trajectories", "or give --weights")
-    require_data(data, layout)
     values = {
         "kind": "composition",
         "base": base,
@@ -95,7 +99,7 @@ def compose(
         "skills": skill or [],
         "library": str(library),
         "policies": policy or [],
-        "alpha": _alpha(alpha, weights),
+        "alpha": constant,
         "num_candidates": candidates,
         "pick": pick,
         "train.steps": steps,

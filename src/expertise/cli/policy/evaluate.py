@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from expertise.cli.options import Device, Json, print_json
-from expertise.cli.policy.options import Candidates, Pick, named_runs, seeds_of
+from expertise.cli.policy.options import Candidates, Pick, named_runs, require_policies, seeds_of
 from expertise.cli.policy.table import plain, print_table, rows_of
 from expertise.errors import RecipeError
 
@@ -59,6 +59,8 @@ def evaluate(
     Example: expertise policy evaluate BC=runs/base PSEC=runs/psec --environment bullet/BallRun --seeds 0,1,2
     --cost-limit 5 --page runs/page
     """
+    named, numbers = named_runs(runs), seeds_of(seeds)
+    require_policies(*named.values())
     from expertise.policy.evaluate import EvaluationConfig
     from expertise.policy.extras import needed
     from expertise.policy.load import load
@@ -68,7 +70,6 @@ def evaluate(
     from expertise.runs.metrics import finite
     from expertise.runs.progress import say
 
-    named = named_runs(runs)
     if video is not None:
         if len(named) > 1:
             raise RecipeError("--video films one policy", "give one run, or leave it out")
@@ -79,7 +80,6 @@ def evaluate(
     for path in (video, out, page and page / PAGE):
         if path is not None:
             require_writable(path)
-    numbers = seeds_of(seeds)
     config = EvaluationConfig(
         environment=environment,
         episodes=episodes,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from expertise.cli.options import IS_PATH, Json, print_json
-from expertise.cli.policy.options import Pick
+from expertise.cli.policy.options import Pick, require_policies
 
 UNCOVERED = ("asec", "direct")
 """Kinds that docs/examples/act_numpy.py does not act with."""
@@ -34,6 +34,7 @@ def export(
 
     Example: expertise policy export runs/psec --to onnx --out controller
     """
+    require_policies(run)
     from expertise.policy.export import export_policy
     from expertise.policy.export.onnx import CLOSE
     from expertise.policy.load import load

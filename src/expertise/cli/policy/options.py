@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from expertise.cli.options import IS_PATH
-from expertise.errors import RecipeError
-from expertise.runs.files import expanded
+from expertise.errors import RecipeError, RunError
+from expertise.runs.files import expanded, nearest_beside
 
 RunFolder = Annotated[Path, typer.Option("--run", "--out", help="The run's folder.")]
 Data = Annotated[
@@ -72,6 +72,18 @@ def data_setting(paths: list[str], **kept: str | float | int | None) -> str:
             raise RecipeError(f"--{key.replace('_', '-')} must be a finite number, not {value}")
     rest = "".join(f", {key} = {quoted(value)}" for key, value in kept.items() if value is not None)
     return "data=[" + ", ".join(f"{{path = {quoted(path)}{rest}}}" for path in paths) + "]"
+
+
+def require_policies(*paths: str) -> None:
+    """Refuse the path of a policy where nothing is, before torch is imported.
+
+    Raises:
+        RunError: nothing is there.
+    """
+    for path in paths:
+        place = Path(expanded(path))
+        if not os.path.exists(place):
+            raise RunError(f"no policy at {path}", *nearest_beside(place))
 
 
 def named_runs(texts: list[str]) -> dict[str, str]:

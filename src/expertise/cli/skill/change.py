@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from expertise.cli.options import Json, print_json
-from expertise.cli.skill.options import LibraryPath, Name
+from expertise.cli.skill.options import LibraryPath, Name, require_skills
 from expertise.errors import RecipeError
 
 
@@ -26,10 +26,10 @@ def rename(
 
     Example: expertise skill rename notes diary
     """
-    from expertise.skills.folders import require_library
+    require_skills(library, [old])
     from expertise.skills.library import Library
 
-    Library(require_library(library)).rename(old, new)
+    Library(library).rename(old, new)
     if as_json:
         print_json({"library": str(library), "old": old, "new": new})
     else:
@@ -47,7 +47,6 @@ def remove(
     Example: expertise skill remove notes --yes
     """
     from expertise.skills.folders import require_library, skill_folder
-    from expertise.skills.library import Library
 
     folder = skill_folder(require_library(library), name)
     if not yes:
@@ -55,6 +54,8 @@ def remove(
             raise RecipeError(f"{folder} was not removed: nobody is there to be asked", "to remove it: --yes")
         yes = typer.confirm(f"Delete {folder} for good?", err=True)
     if yes:
+        from expertise.skills.library import Library
+
         Library(library).remove(name)
     if as_json:
         print_json({"library": str(library), "name": name, "removed": yes})

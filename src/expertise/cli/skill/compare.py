@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from expertise.cli.options import Json, print_json
-from expertise.cli.skill.options import BaseOption, Force, LibraryPath, names_of, opened
+from expertise.cli.options import Json, print_json, require_model
+from expertise.cli.skill.options import BaseOption, Force, LibraryPath, names_of, opened, require_skills
 
 if TYPE_CHECKING:
     from expertise.skills import Comparison
@@ -45,10 +45,15 @@ def compare(
     """
     from expertise.skills.composed_json import read_composed
     from expertise.skills.folders import require_library
+
+    require_library(library)
+    names = names_of(",".join(skills), "skills") if skills else None
+    require_skills(library, names or [])
+    require_model(base)
     from expertise.skills.library import Library
 
-    found = Library(require_library(library)).compare(
-        names_of(",".join(skills), "skills") if skills else None,
+    found = Library(library).compare(
+        names,
         base=opened(base),
         redundant=redundant,
         energy=energy,

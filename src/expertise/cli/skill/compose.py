@@ -18,7 +18,9 @@ from expertise.cli.options import (
     Threads,
     data_settings,
     print_json,
+    require_model,
     settings,
+    text_of,
 )
 from expertise.cli.skill.options import (
     Base,
@@ -31,6 +33,7 @@ from expertise.cli.skill.options import (
     Work,
     names_of,
     numbers_of,
+    require_skills,
     training_settings,
 )
 from expertise.errors import RecipeError
@@ -82,32 +85,34 @@ def compose(
 
     Without learning: expertise skill compose runs/demo --skills prose,code --weights 0.5,0.5 --out mixed
     """
-    from expertise.lm.data import DataConfig
+    names, constant = names_of(skills, "--skills"), None
+    if weights is not None:
+        constant = numbers_of(weights, "--weights")
+    elif data is None:
+        raise RecipeError("give --weights, or --data to learn a router from")
+    require_model(base)
+    require_skills(library, names)
+    text = text_of(data, kind, domain)
     from expertise.lm.skills.config import ComposeConfig, config_of, router_table
     from expertise.lm.skills.disk import compose_into, weigh_into
-    from expertise.runs import recipe as recipes
     from expertise.runs.progress import say
     from expertise.skills.library import Library
 
-    names, text = names_of(skills, "--skills"), data_settings(data, kind, domain)
-    if weights is not None:
-        look = recipes.build(recipes.override({}, text)["data"], DataConfig) if text else None
+    if constant is not None:
         found, metrics = weigh_into(
             out,
             base,
             Library(library),
             names,
-            numbers_of(weights, "--weights"),
-            data=look,
+            constant,
+            data=text,
             device=device or "auto",
             threads=threads or 0,
             force=force,
             say=say,
         )
     else:
-        if data is None:
-            raise RecipeError("give --weights, or --data to learn a router from")
-        changes = [*text, f"router={router_table(router, len(names))}"]
+        changes = [*data_settings(data, kind, domain), f"router={router_table(router, len(names))}"]
         changes += [] if reads is None else [f"reads={json.dumps(reads)}"]
         changes += training_settings(steps, batch_size, learning_rate, seed)
         found, metrics = compose_into(

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from expertise.cli.options import IS_PATH, Json, print_json
-from expertise.cli.skill.options import BaseOption, Force, LibraryPath, Name, Purpose, card_json, opened
-from expertise.errors import counted
+from expertise.cli.options import IS_PATH, Json, print_json, require_model
+from expertise.cli.skill.options import (
+    BaseOption,
+    Force,
+    LibraryPath,
+    Name,
+    Purpose,
+    card_json,
+    opened,
+    require_skills,
+)
+from expertise.errors import SkillError, counted
+from expertise.runs.files import nearest_beside
 
 NewName = Annotated[str | None, typer.Option("--name", help="What to call it; default: the folder's name.")]
 
@@ -36,6 +47,8 @@ def import_adapter(
 
     Example: expertise skill import adapters/notes --name notes --base runs/demo
     """
+    _require_folder(path, "adapter")
+    require_model(base)
     from expertise.skills.library import Library
 
     known: dict[str, Any] = {"purpose": purpose, "data": data, "data_digest": _digest(data)}
@@ -57,10 +70,10 @@ def export(
 
     Example: expertise skill export notes --out adapters/notes
     """
-    from expertise.skills.folders import require_library
+    require_skills(library, [name])
     from expertise.skills.library import Library
 
-    folder = Library(require_library(library)).export_peft(name, out)
+    folder = Library(library).export_peft(name, out)
     if as_json:
         print_json({"library": str(library), "name": name, "out": str(folder)})
     else:
@@ -79,6 +92,8 @@ def add(
 
     Example: expertise skill add ../theirs/skills/notes
     """
+    _require_folder(folder, "skill")
+    require_model(base)
     from expertise.skills.library import Library
 
     card = Library(library).add_folder(folder, name=name, base=opened(base), force=force)
@@ -86,6 +101,15 @@ def add(
         print_json(card_json(library, card))
     else:
         print(f"skill {card.name} is in {library}, {counted(len(card.targets), 'weight')}")
+
+
+def _require_folder(path: Path, what: str) -> None:
+    """Refuse a folder that is not there, before torch is imported."""
+    if not os.path.isdir(path):
+        name = (
+            "name a folder that PEFT saved" if what == "adapter" else "name a skill's folder, with its card"
+        )
+        raise SkillError(f"no {what} at {path}", *nearest_beside(path), name)
 
 
 def _digest(data: str | None) -> str | None:

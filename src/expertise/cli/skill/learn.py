@@ -22,7 +22,9 @@ from expertise.cli.options import (
     data_settings,
     num_shown,
     print_json,
+    require_model,
     settings,
+    text_of,
 )
 from expertise.cli.skill.options import (
     Base,
@@ -36,6 +38,7 @@ from expertise.cli.skill.options import (
     card_json,
     names_of,
     numbers_of,
+    require_skills,
     training_settings,
 )
 
@@ -91,6 +94,9 @@ def learn(
 
     See what would be learnt of three examples: the same with --check --show 3
     """
+    require_model(base)
+    text_of(data, kind, domain)
+    require_skills(library, names_of(beside, "--beside") if beside else [])
     from expertise.lm.skills.config import LearnConfig, config_of
     from expertise.lm.skills.disk import check_learning, learn_into
     from expertise.runs.progress import number, say

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from expertise.cli.options import Json, print_json
+from expertise.cli.options import Json, print_json, require_model
 from expertise.cli.skill.options import (
     BaseOption,
     Force,
@@ -17,6 +17,7 @@ from expertise.cli.skill.options import (
     names_of,
     numbers_of,
     opened,
+    require_skills,
 )
 
 
@@ -40,14 +41,17 @@ def merge(
 
     Example: expertise skill merge prose,code --weights 0.7,0.3 --rank 8 --name both
     """
-    from expertise.skills.folders import require_library
+    names = names_of(",".join(skills), "skills")
+    constant = None if weights is None else numbers_of(weights, "--weights")
+    require_skills(library, names)
+    require_model(base)
     from expertise.skills.library import Library
 
-    place = Library(require_library(library))
+    place = Library(library)
     merged = place.merge(
-        names_of(",".join(skills), "skills"),
+        names,
         name=name,
-        weights=None if weights is None else numbers_of(weights, "--weights"),
+        weights=constant,
         rank=rank,
         base=opened(base),
         purpose=purpose,

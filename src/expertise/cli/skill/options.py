@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from expertise.cli.options import IS_PATH
+from expertise.cli.options import IS_PATH, require_model
 from expertise.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -95,8 +95,21 @@ def numbers_of(text: str, option: str) -> list[float]:
         ) from None
 
 
+def require_skills(library: Path, names: list[str]) -> None:
+    """Refuse names of skills that a library lacks, before torch is imported; no name: nothing is asked.
+
+    Raises:
+        SkillError: there is no library, or no such skill.
+    """
+    from expertise.skills.folders import require_library, skill_folder
+
+    for name in names:
+        skill_folder(require_library(library), name)
+
+
 def opened(base: str | None) -> nn.Module | None:
     """The model that `--base` names, where it is given."""
+    require_model(base)
     from expertise.skills.bases import open_base
 
     return None if base is None else open_base(base)

@@ -16,8 +16,9 @@ from expertise.cli.options import (
     Kind,
     Split,
     Threads,
-    data_settings,
     print_json,
+    require_model,
+    text_of,
 )
 
 
@@ -39,15 +40,16 @@ def report(
 
     Example: expertise skill report mixed --data installed
     """
-    from expertise.lm.data import DataConfig
+    from expertise.skills.composed_json import read_composed
+
+    read_composed(composed)
+    require_model(base)
+    text = text_of(data, kind, domain)
     from expertise.report.skills_record import RECORD, write_skills_report
-    from expertise.runs import recipe as recipes
     from expertise.runs.device import limit_threads
     from expertise.runs.progress import say
 
     limit_threads(threads or 0)
-    settings = data_settings(data, kind, domain)
-    text = recipes.build(recipes.override({}, settings)["data"], DataConfig) if settings else None
     page = write_skills_report(
         composed,
         say,

@@ -18,6 +18,10 @@ def verify(library: LibraryPath = Path("skills"), as_json: Json = False) -> None
 
     Example: expertise skill verify --library skills
     """
+    from expertise.skills.folders import require_library
+
+    if not library.exists():
+        require_library(library)
     from expertise.skills.library import Library
 
     found = Library(library).verify()

@@ -8,18 +8,23 @@ Reading order: `config.py` → `sources.py` (`folders.py`, `readers.py`, `hub.py
 
 from __future__ import annotations
 
-from expertise.lm.data.batches import IGNORED, PADDING, Batch, Batches, ContextKeys, Windows
-from expertise.lm.data.chat import Chat
-from expertise.lm.data.config import DataConfig, SourceTable, TokenizerConfig, require_source
-from expertise.lm.data.documents import Document, Source
-from expertise.lm.data.encoded import encode_documents
-from expertise.lm.data.held_out import ALL, HELD_OUT, HeldOut, Readable, all_of
-from expertise.lm.data.packed import PackedBatches
-from expertise.lm.data.prepare import Prepared, prepare
-from expertise.lm.data.sources import open_sources, source_digest
-from expertise.lm.data.streams import TokenStream
-from expertise.lm.data.tokenizer import load_tokenizer
-from expertise.lm.data.windows import EvaluationWindows, evaluation_windows
+from typing import TYPE_CHECKING
+
+from expertise.lazy import public_names
+
+if TYPE_CHECKING:
+    from expertise.lm.data.batches import IGNORED, PADDING, Batch, Batches, ContextKeys, Windows
+    from expertise.lm.data.chat import Chat
+    from expertise.lm.data.config import DataConfig, SourceTable, TokenizerConfig, require_source
+    from expertise.lm.data.documents import Document, Source
+    from expertise.lm.data.encoded import encode_documents
+    from expertise.lm.data.held_out import ALL, HELD_OUT, HeldOut, Readable, all_of
+    from expertise.lm.data.packed import PackedBatches
+    from expertise.lm.data.prepare import Prepared, prepare
+    from expertise.lm.data.sources import open_sources, source_digest
+    from expertise.lm.data.streams import TokenStream
+    from expertise.lm.data.tokenizer import load_tokenizer
+    from expertise.lm.data.windows import EvaluationWindows, evaluation_windows
 
 __all__ = [
     "ALL",
@@ -51,3 +56,51 @@ __all__ = [
     "require_source",
     "source_digest",
 ]
+
+public_names(
+    __name__,
+    {
+        "batches": (
+            "IGNORED",
+            "PADDING",
+            "Batch",
+            "Batches",
+            "ContextKeys",
+            "Windows",
+        ),
+        "chat": ("Chat",),
+        "config": (
+            "DataConfig",
+            "SourceTable",
+            "TokenizerConfig",
+            "require_source",
+        ),
+        "documents": (
+            "Document",
+            "Source",
+        ),
+        "encoded": ("encode_documents",),
+        "held_out": (
+            "ALL",
+            "HELD_OUT",
+            "HeldOut",
+            "Readable",
+            "all_of",
+        ),
+        "packed": ("PackedBatches",),
+        "prepare": (
+            "Prepared",
+            "prepare",
+        ),
+        "sources": (
+            "open_sources",
+            "source_digest",
+        ),
+        "streams": ("TokenStream",),
+        "tokenizer": ("load_tokenizer",),
+        "windows": (
+            "EvaluationWindows",
+            "evaluation_windows",
+        ),
+    },
+)

@@ -120,7 +120,7 @@ class DataConfig:
     """The share of a source's rows that may be left out by `on_bad = "skip"`; more is refused."""
 
     def __post_init__(self) -> None:
-        expand_paths(self, "source")
+        expand_paths(self, "source", "validation", "template_file")
         if not 0 <= self.bad_share <= 1:
             raise RecipeError(f"data.bad_share is {self.bad_share}, but must be from 0 to 1")
         if self.cap_bytes < 0:

@@ -21,14 +21,17 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 
 MEANINGFUL = frozenset(
     (
-        *("name", "tool_calls", "tool_call_id", "tool_responses", "function_call", "tools", "documents"),
+        *("name", "tool_calls", "tool_responses", "function_call", "tools", "documents"),
         *("refusal", "prefix", "recipient", "channel", "eot", "end_turn", "citations"),
         *("image", "images", "audio", "video", "videos"),
         *("loss", "mask", "masked", "training", "trainable", "train_detail"),
         *REASONING,
     )
 )
-"""Keys that change what a message says or how it is learnt: refused where the template does not read them."""
+"""Keys that change what a message says or how it is learnt: refused where the template does not read them.
+
+A `tool_call_id` is none of them: templates that do not write it go by the order of calls and results.
+"""
 
 _SPEAKERS = {
     "human": "user",

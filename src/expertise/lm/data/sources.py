@@ -80,6 +80,23 @@ def open_both(data: DataConfig) -> tuple[list[Source], list[Source]]:
     return sources, validation
 
 
+def check_paths(data: DataConfig) -> None:
+    """Refuse a recipe whose data are not there, before anything is read.
+
+    Raises:
+        RecipeError: it names none.
+        DataError: a path does not exist, or may not be read.
+    """
+    require_source(data)
+    for source in (data.source, data.validation):
+        if isinstance(source, list):
+            paths = [table.path for table in source if table.path]
+        else:
+            paths = [source] if source not in ("", INSTALLED) else []
+        for path in paths:
+            _check_path(Path(path))
+
+
 def source_digest(data: DataConfig) -> str:
     """SHA-256 over everything the sources hold (for `installed`: over its list of files), in hexadecimal.
 

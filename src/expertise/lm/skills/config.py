@@ -12,23 +12,22 @@ from expertise.errors import RecipeError, nearest
 from expertise.lm.data import DataConfig
 from expertise.lm.recipe import EvaluationConfig
 from expertise.mixture.routers import ROUTERS
-from expertise.mixture.routers.base import RouterConfig
-from expertise.mixture.routers.context import Context
+from expertise.mixture.routers.configs import ContextConfig, RouterConfig
 from expertise.mixture.routers.top_k import TopK
 from expertise.mixture.routers.top_p import TopP
 from expertise.runs import recipe as recipes
 from expertise.runs.config import TrainConfig
 from expertise.runs.optim import OptimizerConfig
 from expertise.runs.recipe import Choice
+from expertise.skills.composed_json import Reads
 from expertise.skills.learn import SkillConfig
-from expertise.skills.routing import Reads
 
 T = TypeVar("T", "LearnConfig", "ComposeConfig")
 
 
-def _context() -> Context.Config:
+def _context() -> ContextConfig:
     """A small network; its width is set to that of what it reads when it is built."""
-    return Context.Config(context_dim=1, hidden=[64], squash="softmax", normalize=True)
+    return ContextConfig(context_dim=1, hidden=[64], squash="softmax", normalize=True)
 
 
 def _adam(learning_rate: float) -> OptimizerConfig:

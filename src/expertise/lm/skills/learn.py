@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from expertise.errors import amount
 from expertise.lm.causal import CausalLM
 from expertise.lm.data import Prepared
 from expertise.lm.notes import Notes
@@ -237,6 +238,6 @@ def _amount(prepared: Prepared) -> str:
     tokens = sum(prepared.tokens_count["train"].values())
     held_out = sum(prepared.bytes["validation"].values())
     return (
-        f"{tokens:,} training tokens from {', '.join(prepared.domains_of('train'))}; "
+        f"{amount(tokens)} training tokens from {', '.join(prepared.domains_of('train'))}; "
         f"{held_out:,} bytes are held out and measured on"
     )

@@ -76,6 +76,10 @@ class CompositionTask:
             )
         return Losses(total=loss, reported={"loss": loss}, tables={})
 
+    def epochs(self, steps: int) -> float:
+        """How often so many steps go through the training text."""
+        return self._batches.epochs(steps)
+
     def after_step(self) -> None:
         """Nothing follows a step."""
 

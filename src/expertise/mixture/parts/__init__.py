@@ -8,4 +8,5 @@ PARTS = Registry(
         "swiglu": "expertise.mixture.parts.swiglu:SwiGLUExperts",
         "low_rank": "expertise.mixture.parts.low_rank:LowRankExperts",
     },
+    configs="expertise.mixture.parts.configs",
 )

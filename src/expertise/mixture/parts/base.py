@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -59,22 +58,3 @@ class Parts(nn.Module, abc.ABC):
     @abc.abstractmethod
     def reset_parameters(self) -> None:
         """Draw the weights anew, each product keeping the variance of its input."""
-
-
-@runtime_checkable
-class PartsConfig(Protocol):
-    """What the `Config` of every kind of part answers."""
-
-    @property
-    def name(self) -> str:
-        """The kind's name in the registry."""
-
-    @property
-    def num_parts(self) -> int:
-        """E."""
-
-    def build(self, dim: int) -> Parts:
-        """The parts for tokens of width `dim`, in and out."""
-
-    def num_params_each(self, dim: int) -> int:
-        """Learned numbers of one part, without building anything."""

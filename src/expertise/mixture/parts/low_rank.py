@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Annotated, Literal
-
 import torch
-from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from expertise.errors import RecipeError
 from expertise.mixture.grouped_linear import grouped_linear
 from expertise.mixture.parts.base import Parts
+from expertise.mixture.parts.configs import LowRankExpertsConfig
 from expertise.mixture.routes import Routes
 from expertise.shapes import Float, Int
 
@@ -50,30 +46,7 @@ class LowRankExperts(Parts):
         rank: r.
     """
 
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config:
-        """What a recipe says of low-rank parts."""
-
-        name: Literal["low_rank"] = "low_rank"
-        """Which kind of part."""
-        num_parts: Annotated[int, Ge(1)]
-        """Number of parts."""
-        rank: Annotated[int, Ge(1)]
-        """Rank r of each."""
-
-        def __post_init__(self) -> None:
-            if self.num_parts < 1 or self.rank < 1:
-                raise RecipeError(
-                    f"low-rank parts need num_parts and rank above 0, not {self.num_parts} and {self.rank}"
-                )
-
-        def build(self, dim: int) -> LowRankExperts:
-            """The parts for tokens of width `dim`."""
-            return LowRankExperts(self.num_parts, dim, dim, self.rank)
-
-        def num_params_each(self, dim: int) -> int:
-            """Learned numbers of one part."""
-            return 2 * dim * self.rank
+    Config = LowRankExpertsConfig
 
     scaling: Tensor
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Annotated, Literal
-
 import torch
-from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from expertise.errors import RecipeError
 from expertise.mixture.grouped_linear import grouped_linear
 from expertise.mixture.parts.base import Parts
+from expertise.mixture.parts.configs import SwiGLUConfig, SwiGLUExpertsConfig
 from expertise.shapes import Float, Int
 
 
@@ -33,24 +29,7 @@ class SwiGLU(nn.Module):
         hidden: hidden width.
     """
 
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config:
-        """What a recipe says of an always-on feed-forward network."""
-
-        hidden: Annotated[int, Ge(0)]
-        """Hidden width (all shared experts together); 0: nothing is always on."""
-
-        def __post_init__(self) -> None:
-            if self.hidden < 0:
-                raise RecipeError(f"a hidden width cannot be negative: {self.hidden}")
-
-        def build(self, dim: int) -> SwiGLU | None:
-            """The network for tokens of width `dim`, or None."""
-            return SwiGLU(dim, self.hidden) if self.hidden else None
-
-        def num_params(self, dim: int) -> int:
-            """Learned numbers."""
-            return 3 * dim * self.hidden
+    Config = SwiGLUConfig
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -71,30 +50,7 @@ class SwiGLUExperts(Parts):
         hidden: hidden width of each expert.
     """
 
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config:
-        """What a recipe says of routed feed-forward experts."""
-
-        name: Literal["swiglu"] = "swiglu"
-        """Which kind of part."""
-        num_parts: Annotated[int, Ge(1)]
-        """Routed experts; shared ones belong to `always`."""
-        hidden: Annotated[int, Ge(1)]
-        """Hidden width of each."""
-
-        def __post_init__(self) -> None:
-            if self.num_parts < 1 or self.hidden < 1:
-                raise RecipeError(
-                    f"experts need num_parts and hidden above 0, not {self.num_parts} and {self.hidden}"
-                )
-
-        def build(self, dim: int) -> SwiGLUExperts:
-            """The experts for tokens of width `dim`."""
-            return SwiGLUExperts(self.num_parts, dim, self.hidden)
-
-        def num_params_each(self, dim: int) -> int:
-            """Learned numbers of one expert."""
-            return 3 * dim * self.hidden
+    Config = SwiGLUExpertsConfig
 
     def __init__(self, num_parts: int, dim: int, hidden: int) -> None:
         super().__init__()

@@ -10,4 +10,5 @@ ROUTERS = Registry(
         "hash": "expertise.mixture.routers.hash:Hash",
         "context": "expertise.mixture.routers.context:Context",
     },
+    configs="expertise.mixture.routers.configs",
 )

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Any, get_args
 
 import torch
-from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from expertise.errors import RecipeError
-from expertise.mixture.routers.base import ContextKind, Router
+from expertise.mixture.routers.base import Router
+from expertise.mixture.routers.configs import ContextConfig, Squash
 from expertise.mixture.routes import Routes
 from expertise.shapes import Float
-
-Squash = Literal["softmax", "sigmoid", "none"]
-"""What bounds the weights: a softmax (they sum to 1), a sigmoid (each in 0 to 1), or nothing (any sign)."""
 
 
 class Context(Router):
@@ -37,42 +33,9 @@ class Context(Router):
         RecipeError: a width is not positive, or squash is none of these.
     """
 
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config:
-        """What a recipe says of a context router."""
+    Config = ContextConfig
 
-        name: Literal["context"] = "context"
-        """Which router."""
-        context_dim: Annotated[int, Ge(1)]
-        """Width of the context vector."""
-        hidden: list[int] = dataclasses.field(default_factory=lambda: [256, 256])
-        """Widths of the hidden layers."""
-        squash: Squash = "none"
-        """What bounds the weights."""
-        normalize: bool = False
-        """Divide each context by its root mean square: for hidden states, whose size differs by model."""
-
-        def check(self, num_parts: int) -> None:
-            """Any number of parts will do."""
-
-        def build(self, dim: int, num_parts: int, vocab_size: int = 0) -> Context:
-            """The router over `num_parts` parts."""
-            return Context(self.context_dim, num_parts, self.hidden, self.squash, self.normalize)
-
-        def num_params(self, dim: int, num_parts: int) -> int:
-            """Learned numbers of the MLP."""
-            widths = [self.context_dim, *self.hidden, num_parts]
-            return sum((a + 1) * b for a, b in itertools.pairwise(widths))
-
-        def num_active_parts(self, num_parts: int) -> float:
-            """All of them."""
-            return float(num_parts)
-
-        def has_logits(self) -> bool:
-            """Only under a softmax are the weights probabilities."""
-            return self.squash == "softmax"
-
-    context_kind: ClassVar[ContextKind] = "a context vector"
+    context_kind = ContextConfig.context_kind
 
     def __init__(
         self,

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import heapq
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any
 
 import torch
-from annotated_types import Ge
 from torch import Tensor
 
 from expertise.errors import RecipeError
-from expertise.mixture.routers.base import ContextKind, Router
+from expertise.mixture.routers.base import Router
+from expertise.mixture.routers.configs import HashConfig
 from expertise.mixture.routes import Routes
 from expertise.shapes import Float, Int
 
@@ -31,37 +30,9 @@ class Hash(Router):
         RecipeError: there is no part or no token.
     """
 
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config:
-        """What a recipe says of a hash router."""
+    Config = HashConfig
 
-        name: Literal["hash"] = "hash"
-        """Which router."""
-        seed: Annotated[int, Ge(0)] = 0
-        """Of the draw of a part for each token id."""
-        balanced: bool = False
-        """Give frequent tokens out so that all parts get the same number of training tokens."""
-
-        def check(self, num_parts: int) -> None:
-            """Any number of parts will do."""
-
-        def build(self, dim: int, num_parts: int, vocab_size: int = 0) -> Hash:
-            """The router over `num_parts` parts for `vocab_size` token ids."""
-            return Hash(num_parts, vocab_size, self.seed)
-
-        def num_params(self, dim: int, num_parts: int) -> int:
-            """Nothing is learned."""
-            return 0
-
-        def num_active_parts(self, num_parts: int) -> float:
-            """One."""
-            return 1.0
-
-        def has_logits(self) -> bool:
-            """No: nothing is scored."""
-            return False
-
-    context_kind: ClassVar[ContextKind] = "token ids"
+    context_kind = HashConfig.context_kind
     table: Tensor
 
     def __init__(self, num_parts: int, vocab_size: int, seed: int = 0) -> None:

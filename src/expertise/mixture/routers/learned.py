@@ -4,57 +4,16 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import math
-from typing import Annotated, Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
-from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from expertise.errors import RecipeError
 from expertise.mixture.routers.base import Router
+from expertise.mixture.routers.configs import GateOptions
 from expertise.mixture.routes import Routes
 from expertise.shapes import Bool, Float, Int
-
-Scale = float | Literal["mean-one"]
-"""A constant on the routed gates; "mean-one": normalise over the chosen parts, then times their number."""
-
-RoutingDtype = Literal["float32", "activation"]
-"""Where scores are computed: at least float32, or in x's own dtype as the released codes do."""
-
-ScoreFunction = Literal["softmax", "sigmoid"]
-"""How logits become scores; sigmoid scores (DeepSeek-V3) are raw gates that do not compete."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GateOptions:
-    """Fields that the configurations of all learned routers share."""
-
-    normalize: bool = False
-    """Divide the gates by their sum over the chosen parts."""
-    scale: Scale = 1.0
-    """Constant on the gates, or "mean-one"."""
-    scores: ScoreFunction = "softmax"
-    """How logits become scores: "softmax" over the routed parts, or "sigmoid" of each."""
-    bias_step: Annotated[float, Ge(0)] = 0.0
-    """Loss-free balancing: how far a step moves each part's bias in the choice; 0: no bias."""
-    routing_dtype: RoutingDtype = "float32"
-    """Compute scores in float32, or in the "activation"'s dtype."""
-
-    def __post_init__(self) -> None:
-        if isinstance(self.scale, str):
-            if self.scale not in get_args(get_args(Scale)[1]):
-                raise RecipeError(f"a router's scale is a number or 'mean-one', not {self.scale!r}")
-        elif not math.isfinite(self.scale):
-            raise RecipeError(f"a router's scale must be finite, not {self.scale}")
-        for name, known in (("routing_dtype", RoutingDtype), ("scores", ScoreFunction)):
-            if getattr(self, name) not in get_args(known):
-                raise RecipeError(
-                    f"{name} is one of {', '.join(get_args(known))}, not {getattr(self, name)!r}"
-                )
-        if not (math.isfinite(self.bias_step) and self.bias_step >= 0):
-            raise RecipeError(f"a router's bias_step must be 0 or more, not {self.bias_step}")
 
 
 class Scores(NamedTuple):

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from annotated_types import Ge
 from torch import Tensor
 
-from expertise.errors import RecipeError
-from expertise.mixture.routers.learned import (
-    GateOptions,
-    LearnedRouter,
-    RoutingDtype,
-    Scale,
-    ScoreFunction,
-)
+from expertise.mixture.routers.configs import RoutingDtype, Scale, ScoreFunction, TopKConfig
+from expertise.mixture.routers.learned import LearnedRouter
 from expertise.mixture.routes import Routes
 from expertise.shapes import Float
 
@@ -39,41 +31,7 @@ class TopK(LearnedRouter):
         RecipeError: a value is out of range.
     """
 
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config(GateOptions):
-        """What a recipe says of a top-k router."""
-
-        name: Literal["top_k"] = "top_k"
-        """Which router."""
-        k: Annotated[int, Ge(1)]
-        """Parts per token."""
-
-        def __post_init__(self) -> None:
-            GateOptions.__post_init__(self)
-            if self.k < 1:
-                raise RecipeError(f"a router's k must be at least 1, not {self.k}")
-
-        def check(self, num_parts: int) -> None:
-            """Refuse more parts per token than there are."""
-            if self.k > num_parts:
-                raise RecipeError(f"a router's k ({self.k}) is larger than its number of parts ({num_parts})")
-
-        def build(self, dim: int, num_parts: int, vocab_size: int = 0) -> TopK:
-            """The router for tokens of width `dim` over `num_parts` parts."""
-            options = {field.name: getattr(self, field.name) for field in dataclasses.fields(GateOptions)}
-            return TopK(dim, num_parts, self.k, **options)
-
-        def num_params(self, dim: int, num_parts: int) -> int:
-            """Learned numbers."""
-            return dim * num_parts
-
-        def num_active_parts(self, num_parts: int) -> float:
-            """Parts that a token takes, for counting activated parameters."""
-            return float(min(self.k, num_parts))
-
-        def has_logits(self) -> bool:
-            """Yes."""
-            return True
+    Config = TopKConfig
 
     def __init__(
         self,

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from expertise.errors import RecipeError
-from expertise.mixture.routers.learned import (
-    GateOptions,
-    LearnedRouter,
-    RoutingDtype,
-    Scale,
-    ScoreFunction,
-)
+from expertise.mixture.routers.configs import RoutingDtype, Scale, ScoreFunction, TopPConfig
+from expertise.mixture.routers.learned import LearnedRouter
 from expertise.mixture.routes import Routes
 from expertise.shapes import Float, Int
 
@@ -46,51 +38,7 @@ class TopP(LearnedRouter):
         RecipeError: a value is out of range.
     """
 
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config(GateOptions):
-        """What a recipe says of a top-p router."""
-
-        name: Literal["top_p"] = "top_p"
-        """Which router."""
-        p: Annotated[float, Gt(0), Le(1)]
-        """Probability mass that the chosen parts must pass."""
-        max_parts: Annotated[int, Ge(1)] | None = None
-        """At most so many parts per token; left out: no cap."""
-        assumed_parts: Annotated[float, Ge(1)] = 2.0
-        """Parts per token that counts of activated parameters and FLOPs assume."""
-
-        def __post_init__(self) -> None:
-            GateOptions.__post_init__(self)
-            if not 0.0 < self.p <= 1.0:
-                raise RecipeError(f"a router's p must lie in (0, 1], not {self.p}")
-            if self.max_parts is not None and self.max_parts < 1:
-                raise RecipeError(f"a router's max_parts must be at least 1, not {self.max_parts}")
-            if self.assumed_parts < 1:
-                raise RecipeError(f"a router's assumed_parts must be at least 1, not {self.assumed_parts}")
-
-        def check(self, num_parts: int) -> None:
-            """Refuse a cap above the number of parts."""
-            if self.max_parts is not None and self.max_parts > num_parts:
-                raise RecipeError(
-                    f"a router's max_parts ({self.max_parts}) exceeds its number of parts ({num_parts})"
-                )
-
-        def build(self, dim: int, num_parts: int, vocab_size: int = 0) -> TopP:
-            """The router for tokens of width `dim` over `num_parts` parts."""
-            options = {field.name: getattr(self, field.name) for field in dataclasses.fields(GateOptions)}
-            return TopP(dim, num_parts, self.p, self.max_parts, **options)
-
-        def num_params(self, dim: int, num_parts: int) -> int:
-            """Learned numbers."""
-            return dim * num_parts
-
-        def num_active_parts(self, num_parts: int) -> float:
-            """Parts that a token is assumed to take, for counting activated parameters."""
-            return float(min(self.assumed_parts, self.max_parts or num_parts))
-
-        def has_logits(self) -> bool:
-            """Yes."""
-            return True
+    Config = TopPConfig
 
     def __init__(
         self,

@@ -3,53 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from expertise.errors import RecipeError, RunError, nearest
+from expertise.errors import RunError
 from expertise.policy.learn.common import LearnRecipe, Prepared
-from expertise.registry import Registry
 from expertise.runs import checkpoint, folder, loop, metrics
-from expertise.runs import recipe as recipes
 from expertise.runs.config import may_change, memory_hints
 from expertise.runs.device import limit_threads, resolve
 from expertise.runs.files import write_atomic
 from expertise.runs.schedule import rate_notes
 
-RECIPES = Registry(
-    "kind of recipe",
-    {
-        "policy": "expertise.policy.learn.policies:PolicyRecipe",
-        "direct": "expertise.policy.learn.policies:DirectRecipe",
-        "critics": "expertise.policy.learn.critics:CriticsRecipe",
-        "skill": "expertise.policy.learn.skills:SkillRecipe",
-        "composition": "expertise.policy.learn.composition:CompositionRecipe",
-    },
-)
-"""Kind → recipe."""
-
 INPUTS = "inputs.json"
 """Digests of what a run learns from and builds on."""
-
-
-def recipe_of(values: Mapping[str, Any]) -> LearnRecipe:
-    """The recipe that some tables describe; their `kind` says which.
-
-    Raises:
-        RecipeError: there is no kind, or an unknown one; or what `recipes.build` refuses.
-    """
-    kind = values.get("kind")
-    if kind is None:
-        raise RecipeError("the recipe lacks kind", f"known are: {', '.join(RECIPES)}")
-    if kind == "collect":
-        raise RecipeError(
-            "the recipe makes data, it learns nothing from them", "`expertise policy collect` takes it"
-        )
-    if kind not in RECIPES:
-        raise RecipeError(f"kind: unknown {kind!r}", nearest(str(kind), RECIPES))
-    recipe: LearnRecipe = recipes.build(values, RECIPES[kind])
-    return recipe
 
 
 def learn(recipe: LearnRecipe, run: Path, say: Callable[[str], None]) -> None:
