@@ -9,6 +9,7 @@ import os
 import pty
 import select
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -153,15 +154,39 @@ def test_an_answer_is_written_while_it_is_made(
     assert seen == ["red", "red stone", "red stone walks"]
 
 
+# The command, but every token that is chosen says "e", and takes its time.
+ENDLESS = """
+import sys, time, torch
+from expertise.cli.main import main
+from expertise.lm.generate import Sampling
+from expertise.lm.load import load
+
+token = load(sys.argv[2]).tokenizer.token_to_id("e")
+
+def choose(_, logits, before, generator):
+    time.sleep(0.01)
+    return torch.full_like(before[:, 0], token)
+
+Sampling.choose = choose
+main()
+"""
+
+
 class Terminal:
-    """A session in a process of its own, at a terminal."""
+    """A session in a process of its own, at a terminal, whose answers have no end."""
 
     def __init__(self, home: Path, *arguments: str) -> None:
-        variables = {**os.environ, "EXPERTISE_CACHE": str(home / "cache"), "TERM": "dumb"}
-        self.pid, self.place = pty.fork()
-        if not self.pid:
-            os.chdir(home)
-            os.execve(sys.executable, [sys.executable, "-m", "expertise", *arguments], variables)
+        self.place, other_end = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", ENDLESS, *arguments],
+            cwd=home,
+            env={**os.environ, "EXPERTISE_CACHE": str(home / "cache"), "TERM": "dumb"},
+            stdin=other_end,
+            stdout=other_end,
+            stderr=other_end,
+            start_new_session=True,
+        )
+        os.close(other_end)
         self.shown = b""
 
     def until(self, mark: bytes, after: int = 0) -> int:
@@ -174,28 +199,28 @@ class Terminal:
         return self.shown.index(mark, after) + len(mark)
 
     def code(self) -> int:
-        with contextlib.suppress(OSError):  # the terminal is closed
-            while os.read(self.place, 4096):
-                pass
-        os.close(self.place)
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        """What the process ends with."""
+        try:
+            return self.process.wait(60)
+        finally:
+            self.process.kill()
+            os.close(self.place)
 
 
 def test_ctrl_c_ends_an_answer_and_not_the_session(asked: str, home: Path) -> None:
     """An answer without end is broken off; the next question is answered; `/exit` ends the session."""
-    session = Terminal(
-        home, "generate", asked, "--chat", "-n", "1000000", "--temperature", "3", "--threads", "1"
-    )
+    session = Terminal(home, "generate", asked, "--chat", "-n", "1000000")
     at = session.until(b"> ")
-    os.write(session.place, b"one?\n")
-    at = session.until(b"one?\r\n", at)
-    session.until(b"e", at)  # the answer has begun
-    os.kill(session.pid, signal.SIGINT)
-    at = session.until(b"the answer ends here", at)
-    at = session.until(b"> ", at)
-    os.kill(session.pid, signal.SIGINT)  # where nothing is being answered
+    for question in (b"one?", b"two?"):
+        os.write(session.place, question + b"\n")
+        at = session.until(question + b"\r\n", at)
+        session.until(b"ee", at)  # the answer has begun
+        session.process.send_signal(signal.SIGINT)
+        at = session.until(b"the answer ends here", at)
+        at = session.until(b"> ", at)
+    session.process.send_signal(signal.SIGINT)  # where nothing is being answered
     at = session.until(b"ends the session", at)
-    at = session.until(b"> ", at)
+    session.until(b"> ", at)
     os.write(session.place, b"/exit\n")
     assert session.code() == 0
     assert b"Traceback" not in session.shown
