@@ -94,6 +94,7 @@ def learn(
 
     See what would be learnt of three examples: the same with --check --show 3
     """
+    examples = num_shown(show, check)
     require_model(base)
     text_of(data, kind, domain)
     require_skills(library, names_of(beside, "--beside") if beside else [])
@@ -102,7 +103,6 @@ def learn(
     from expertise.runs.progress import number, say
     from expertise.skills.library import Library
 
-    examples = num_shown(show, check)
     changes = data_settings(data, kind, domain)
     given = {"skill.targets": target or None, "skill.rank": rank, "skill.alpha": alpha}
     changes += [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
