@@ -82,7 +82,7 @@ def _(module: Adapted, name: str, arrays: Arrays) -> list[Step]:
     # A layer numbers only the skills that adapt it; alpha has a column for each of them all.
     columns = torch.tensor(module.columns, device=skills.owner.device)
     arrays.put(f"{name}.owner", columns[skills.owner])
-    arrays.put(f"{name}.scaling", skills.scaling)
+    arrays.put(f"{name}.scaling", skills.scaling[skills.owner])
     return [{**step, "skills": True}]
 
 
