@@ -12,6 +12,7 @@ from expertise.mixture.parts.swiglu import SwiGLU, SwiGLUExperts
 from expertise.mixture.routers import ROUTERS
 from expertise.mixture.routers.base import Router
 from expertise.mixture.routers.context import Context
+from expertise.mixture.routers.fixed import Fixed
 from expertise.mixture.routers.hash import Hash
 from expertise.mixture.routers.top_k import TopK
 from expertise.mixture.routers.top_p import TopP
@@ -21,6 +22,7 @@ __all__ = [
     "PARTS",
     "ROUTERS",
     "Context",
+    "Fixed",
     "Hash",
     "LowRankExperts",
     "Mixture",

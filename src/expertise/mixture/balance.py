@@ -29,7 +29,7 @@ def relative_load(routes: Routes, num_sequences: int = 1) -> Float[Tensor, "sequ
     Raises:
         RecipeError: T is not a multiple of num_sequences.
     """
-    shares = routes.chosen() / routes.parts_per_token()[:, None]
+    shares = routes.chosen() / routes.parts_per_token().clamp(min=1)[:, None]
     return routes.num_parts * _by_sequence(shares.to(_exact(routes.affinities).dtype), num_sequences).mean(1)
 
 

@@ -6,7 +6,6 @@
 """
 
 from expertise.policy.acting import POLICIES, Policy
-from expertise.policy.alpha import ALPHAS
 from expertise.policy.batch import Batch
 from expertise.policy.compose import ComposedPolicy
 from expertise.policy.critic import RewardCriticConfig, SafetyCriticConfig
@@ -19,7 +18,6 @@ from expertise.policy.policy import DiffusionPolicy, PolicyConfig
 from expertise.policy.task import CRITIC_OPTIMIZER, POLICY_OPTIMIZER, CriticTask, PolicyTask
 
 __all__ = [
-    "ALPHAS",
     "CRITIC_OPTIMIZER",
     "NETWORKS",
     "POLICIES",

@@ -50,7 +50,7 @@ def compose(
     domain: Domain = None,
     library: LibraryPath = Path("skills"),
     router: Annotated[
-        str, typer.Option("--router", help="Who decides the weights: context, top_k or top_p.")
+        str, typer.Option("--router", help="Who decides the weights: context, top_k, top_p, fixed, or any other router.")
     ] = "context",
     reads: Annotated[
         str | None,
@@ -79,7 +79,7 @@ def compose(
     Without learning: expertise skill compose runs/demo --skills prose,code --weights 0.5,0.5 --out mixed
     """
     from expertise.lm.data import DataConfig
-    from expertise.lm.skills.config import ComposeConfig, config_of, router_table
+    from expertise.lm.skills.config import ComposeConfig, config_of
     from expertise.lm.skills.disk import compose_into, weigh_into
     from expertise.runs import recipe as recipes
     from expertise.runs.progress import say
@@ -102,7 +102,7 @@ def compose(
     else:
         if data is None:
             raise RecipeError("give --weights, or --data to learn a router from")
-        changes = [*text, f"router={router_table(router, len(names))}"]
+        changes = [*text, f"router={{name = {json.dumps(router)}}}"]
         changes += [] if reads is None else [f"reads={json.dumps(reads)}"]
         changes += training_settings(steps, batch_size, learning_rate, seed)
         found, metrics = compose_into(

@@ -18,6 +18,8 @@ class Router(nn.Module, abc.ABC):
     """Chooses parts for tokens. `num_parts` is all that a mixture asks beside the call itself."""
 
     num_parts: int
+    in_features: int | None = None
+    """Width of the vectors that it reads; None: any, or it reads none."""
     context_kind: ClassVar[ContextKind] = "nothing"
 
     @abc.abstractmethod
@@ -37,7 +39,10 @@ class RouterConfig(Protocol):
         """Refuse, by a RecipeError, what cannot be with so many parts."""
 
     def build(self, dim: int, num_parts: int, vocab_size: int = 0) -> Router:
-        """The router for tokens of width `dim` over `num_parts` parts; some need the vocabulary's size."""
+        """The router for tokens of width `dim` over `num_parts` parts; some need the vocabulary's size.
+
+        Whoever gives a router the tokens as its context, as skills and policies do, asks for no other width.
+        """
 
     def num_params(self, dim: int, num_parts: int) -> int:
         """Learned numbers, without building anything."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import itertools
 import math
-from typing import Annotated, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import torch
 from annotated_types import Ge
@@ -41,6 +42,8 @@ class GateOptions:
     """Loss-free balancing: how far a step moves each part's bias in the choice; 0: no bias."""
     routing_dtype: RoutingDtype = "float32"
     """Compute scores in float32, or in the "activation"'s dtype."""
+    hidden: list[Annotated[int, Ge(1)]] = dataclasses.field(default_factory=list)
+    """Widths of hidden layers before the centroids, ReLU after each; none: centroids of the token itself."""
 
     def __post_init__(self) -> None:
         if isinstance(self.scale, str):
@@ -55,6 +58,22 @@ class GateOptions:
                 )
         if not (math.isfinite(self.bias_step) and self.bias_step >= 0):
             raise RecipeError(f"a router's bias_step must be 0 or more, not {self.bias_step}")
+        if min(self.hidden, default=1) < 1:
+            raise RecipeError(f"a router's hidden widths must be positive, not {self.hidden}")
+
+    def options(self) -> dict[str, Any]:
+        """The shared fields by name, as the routers take them."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(GateOptions)}
+
+    def num_centroids(self, num_parts: int) -> int:
+        """Rows of the router's weight."""
+        return num_parts
+
+    def num_params(self, dim: int, num_parts: int) -> int:
+        """Learned numbers: hidden layers and centroids."""
+        widths = [dim, *self.hidden]
+        layers = sum((a + 1) * b for a, b in itertools.pairwise(widths))
+        return layers + widths[-1] * self.num_centroids(num_parts)
 
 
 class Scores(NamedTuple):
@@ -69,6 +88,8 @@ class Scores(NamedTuple):
 
 class LearnedRouter(Router, abc.ABC):
     """Base of routers that score tokens against one centroid per part, `weight [E, dim]`, without a bias.
+
+    With `hidden` widths an MLP, `trunk`, stands before the centroids, which then are as wide as its last layer.
 
     With `bias_step` > 0 there is also a buffer `bias [E]`, added to the scores in the choice and never in a
     gate (loss-free balancing, arXiv 2408.15664); `rebalance` moves it, and it is saved with the weights.
@@ -92,7 +113,13 @@ class LearnedRouter(Router, abc.ABC):
         self.scores = options.scores
         self.bias_step = options.bias_step
         self.routing_dtype = options.routing_dtype
-        self.weight = nn.Parameter(torch.empty(num_parts, dim))
+        self.in_features = dim
+        self.hidden = list(options.hidden)
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise([dim, *self.hidden]):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+        self.trunk = nn.Sequential(*layers)
+        self.weight = nn.Parameter(torch.empty(options.num_centroids(num_parts), [dim, *self.hidden][-1]))
         self.register_buffer("bias", torch.zeros(num_parts) if options.bias_step else None)
         self.reset_parameters()
 
@@ -109,7 +136,11 @@ class LearnedRouter(Router, abc.ABC):
         exact = torch.promote_types(x.dtype, torch.float32)
         dtype = exact if self.routing_dtype == "float32" else x.dtype
         with torch.autocast(x.device.type, enabled=False):
-            return self.scores_of(F.linear(x.to(dtype), self.weight.to(dtype)))
+            x = x.to(dtype)
+            for layer in self.trunk:
+                wide = isinstance(layer, nn.Linear)
+                x = F.linear(x, layer.weight.to(dtype), layer.bias.to(dtype)) if wide else layer(x)
+            return self.scores_of(F.linear(x, self.weight.to(dtype)))
 
     def scores_of(self, logits: Float[Tensor, "tokens parts"]) -> Scores:
         """Scores from logits; a part whose logit is -inf gets 0, and the others share all probability."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
@@ -34,6 +35,7 @@ class TopK(LearnedRouter):
         scores: "softmax", or "sigmoid" of each logit.
         bias_step: step of the loss-free bias, which is added to the scores in the choice; 0: no bias.
         routing_dtype: "float32", or "activation" to compute scores in x's dtype.
+        hidden: widths of an MLP before the centroids.
 
     Raises:
         RecipeError: a value is out of range.
@@ -60,12 +62,7 @@ class TopK(LearnedRouter):
 
         def build(self, dim: int, num_parts: int, vocab_size: int = 0) -> TopK:
             """The router for tokens of width `dim` over `num_parts` parts."""
-            options = {field.name: getattr(self, field.name) for field in dataclasses.fields(GateOptions)}
-            return TopK(dim, num_parts, self.k, **options)
-
-        def num_params(self, dim: int, num_parts: int) -> int:
-            """Learned numbers."""
-            return dim * num_parts
+            return TopK(dim, num_parts, self.k, **self.options())
 
         def num_active_parts(self, num_parts: int) -> float:
             """Parts that a token takes, for counting activated parameters."""
@@ -86,6 +83,7 @@ class TopK(LearnedRouter):
         scores: ScoreFunction = "softmax",
         bias_step: float = 0.0,
         routing_dtype: RoutingDtype = "float32",
+        hidden: Sequence[int] = (),
     ) -> None:
         config = TopK.Config(
             k=k,
@@ -94,6 +92,7 @@ class TopK(LearnedRouter):
             scores=scores,
             bias_step=bias_step,
             routing_dtype=routing_dtype,
+            hidden=list(hidden),
         )
         config.check(num_parts)
         super().__init__(dim, num_parts, config)
