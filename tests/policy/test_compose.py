@@ -6,12 +6,14 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from expertise.errors import RecipeError, SkillError
+from expertise.mixture import ROUTERS
 from expertise.policy import Critics, DiffusionConfig, DiffusionPolicy, load, save
 from expertise.policy.alpha import ALPHA
 from expertise.policy.compose import ComposedPolicy
@@ -21,6 +23,8 @@ from expertise.skills.skill import Factors, Skill
 from expertise.skills.targets import all_targets
 
 SMALL = PlainNetwork.Config(hidden=16, num_layers=2, time_features=4)
+
+WEIGHERS = [name for name in ROUTERS if ROUTERS[name].context_kind != "token ids"]
 
 MakePolicy = Callable[..., DiffusionPolicy]
 MakeSkill = Callable[..., Skill]
@@ -166,6 +170,7 @@ def test_what_is_saved_acts_the_same(
     make_skill: MakeSkill,
     make_critics: Callable[..., Critics],
     kind: str,
+    weigher: Callable[[str], Any],
 ) -> None:
     base = make_policy(num_candidates=3, pick="min-qc")
     base.attach(make_critics("safety"))

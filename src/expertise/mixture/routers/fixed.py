@@ -70,7 +70,8 @@ class Fixed(Router):
 
     def forward(self, x: Float[Tensor, "*leading dim"], context: Any = None) -> Routes:
         """Dense routes with the same weights for every token of x; `context` is not used."""
-        return Routes.dense(self.values.expand(x.shape[:-1].numel(), -1))
+        # A copy: a view of a parameter asks for gradients even in inference mode.
+        return Routes.dense(self.values.repeat(x.shape[:-1].numel(), 1))
 
     def extra_repr(self) -> str:
         """What printing the module shows of it."""
