@@ -137,6 +137,8 @@ def composed(network: str = "mlp", kind: str = "context", **fields: Any) -> Poli
         "fixed": ALPHA.config("fixed", values=[0.7, -0.4]),
         "top_p": ALPHA.config("top_p", p=0.6, scale=1.5),
         "top_p of 1": ALPHA.config("top_p", p=1.0),
+        "all of something": ALPHA.config("top_p", p=0.5, nothing=False, hidden=[6]),
+        "softmax": ALPHA.config(squash="softmax", hidden=[6]),
     }[kind]
     return stirred(ComposedPolicy(base, skills, config))
 
@@ -161,6 +163,8 @@ CASES: dict[str, Callable[[], Policy]] = {
     "top-p": lambda: composed(kind="top_p"),
     "top-p, residual": lambda: composed("residual", "top_p"),
     "top-p of 1": lambda: composed(kind="top_p of 1"),
+    "top-p without nothing": lambda: composed(kind="all of something"),
+    "softmax": lambda: composed(kind="softmax"),
     "some layers": over_some_layers,
     "nsec": lambda: stirred(NoiseComposition(members(), ["base", "walk"], ALPHA.config())),
 }
@@ -368,6 +372,16 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(tmp_path: Path) -
     strange = composed()
     strange.alpha = Constant()
     assert "router of class Constant" in refused(strange, out).message
+    for config, words in (
+        (ALPHA.config("top_k", k=1), "class TopK"),
+        (ALPHA.config(squash="sigmoid", start="random"), 'squash = "sigmoid"'),
+        (ALPHA.config(normalize=True), "normalize"),
+        (ALPHA.config("top_p", normalize=True), "normalize"),
+        (ALPHA.config("top_p", scale="mean-one"), "mean-one"),
+        (ALPHA.config("top_p", max_parts=1), "max_parts"),
+        (ALPHA.config("top_p", scores="sigmoid"), "scores"),
+    ):
+        assert words in refused(ComposedPolicy(base, [skill_of(base, "walk")], config), out).message
     assert list(tmp_path.iterdir()) == []
 
 

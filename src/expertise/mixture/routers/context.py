@@ -170,8 +170,13 @@ def _outputs(start: Start, num_parts: int, squash: Squash) -> list[float] | None
     least, most = min(weights), max(weights)
     if squash == "softmax":
         if least <= 0 or not math.isclose(math.fsum(weights), 1.0, abs_tol=1e-6):
-            raise RecipeError(f"a softmax gives weights above 0 that sum to 1, which start {weights} are not")
+            raise RecipeError(
+                f"a softmax gives weights above 0 that sum to 1, not start = {weights}",
+                'give others, or start = "random"',
+            )
         return [math.log(weight) for weight in weights]
     if least <= 0 or most >= 1:
-        raise RecipeError(f"a sigmoid gives weights between 0 and 1, which start {weights} are not")
+        raise RecipeError(
+            f"a sigmoid gives weights between 0 and 1, not start = {weights}", 'give others, or start = "random"'
+        )
     return [math.log(weight / (1 - weight)) for weight in weights]
