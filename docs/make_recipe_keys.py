@@ -65,7 +65,7 @@ def tables(cls: Any, may_change: Any) -> Iterator[str]:
 
 
 def sections(cls: Any, path: str) -> Iterator[tuple[str, Any, str, Mapping[str, Any]]]:
-    """Every table of a recipe, in order: its dotted path, its class, a sentence about it, its own defaults."""
+    """Every table of a recipe, in order: dotted path, class, a sentence about it, defaults of its own."""
     from expertise.runs.recipe import Choice
 
     sentences = sentences_of(cls)

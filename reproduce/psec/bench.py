@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from expertise.policy import Policy, load
 from expertise.mixture.routers.base import RouterConfig
+from expertise.policy import Policy, load
 from expertise.policy.alpha import ALPHA
 from expertise.policy.data import DataConfig
 from expertise.policy.data.shipped import PREFIX

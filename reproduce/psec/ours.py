@@ -50,7 +50,9 @@ class Ours:
             "other skills": functools.partial(self._composed, target, others, "others"),
             "own and others": functools.partial(self._composed, target, [own, *others], "all"),
             TOP_P: functools.partial(self._composed, target, [own, *others], "top-p", ALPHA.config("top_p")),
-            FIXED: functools.partial(self._composed, target, others, "fixed", ALPHA.config("fixed", learn=True)),
+            FIXED: functools.partial(
+                self._composed, target, others, "fixed", ALPHA.config("fixed", learn=True)
+            ),
             "Base": lambda: self._outcome(self.base, target),
         }
         for row, measured in rows.items():

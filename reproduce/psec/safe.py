@@ -94,7 +94,9 @@ class Safe:
         self._once("reward skill", lambda: self._fixed("alone-reward", [1.0, 0.0]))
         self._once("safety skill", lambda: self._fixed("alone-safety", [0.0, 1.0]))
         # The constant weights that suit the target's data best.
-        self._once("fixed weights", lambda: self._composed("constant", alpha=ALPHA.config("fixed", learn=True)))
+        self._once(
+            "fixed weights", lambda: self._composed("constant", alpha=ALPHA.config("fixed", learn=True))
+        )
         self._once(BASE, lambda: load(self.base))
         # As the release does: the base with the one skill, and with the other.
         for row, level in LEVELS.items():

@@ -219,7 +219,7 @@ def make_mixture() -> Callable[..., Mixture]:
     ) -> Mixture:
         # A router's hidden layers, a list, are not the parts' hidden width, a number.
         widths = options.pop("hidden", FIELDS["hidden"])
-        of_router, of_parts = ((widths, FIELDS["hidden"]) if isinstance(widths, list) else (None, widths))
+        of_router, of_parts = (widths, FIELDS["hidden"]) if isinstance(widths, list) else (None, widths)
         built_parts = _config_of(PARTS[parts], **options, hidden=of_parts).build(dim)
         if router == "context":
             of_router = of_router or [7]

@@ -1,4 +1,4 @@
-"""A router that nobody has met drives language models, their skills and policies: one class, one registry line."""
+"""A new router drives language models, their skills and policies: one class, one line in the registry."""
 
 from __future__ import annotations
 

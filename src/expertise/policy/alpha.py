@@ -6,12 +6,11 @@ The defaults that hold for policies stand here, and so does what version 0.1.0 w
 from __future__ import annotations
 
 import re
-from typing import Annotated
 
 from torch import Tensor
 
 from expertise.mixture.routers import ROUTERS
-from expertise.mixture.routers.base import Router, RouterConfig
+from expertise.mixture.routers.base import Router
 from expertise.runs.recipe import Choice
 from expertise.shapes import Float
 from expertise.skills.routing import ask
@@ -33,12 +32,8 @@ ALPHA = Choice(
 )
 """A router over skills or policies, and what its keys are where a recipe leaves them out."""
 
-AlphaConfig = Annotated[RouterConfig, ALPHA]
 
-
-def weights_of(
-    alpha: Router, seen: Float[Tensor, "states observations"]
-) -> Float[Tensor, "states parts"]:
+def weights_of(alpha: Router, seen: Float[Tensor, "states observations"]) -> Float[Tensor, "states parts"]:
     """The weights at each state; `seen` is on the policy's scale of observations."""
     return ask(alpha, seen).weights()
 
@@ -49,5 +44,5 @@ def name_now(name: str) -> str:
 
 
 def name_before(name: str) -> str:
-    """A weight's name in the order of which digests are made: that of version 0.1.0, so that its runs go on."""
+    """A weight's name in version 0.1.0. Digests take weights in the order of these: so its runs go on."""
     return re.sub(r"(^|\.)alpha\.weight$", r"\1alpha.router.weight", name)

@@ -57,7 +57,7 @@ class Choice:
     def __get_pydantic_core_schema__(self, _source: Any, handler: Any) -> Any:
         from pydantic_core import core_schema
 
-        choices = {
+        choices: dict[Any, Any] = {
             name: core_schema.no_info_before_validator_function(
                 functools.partial(self._completed, name), handler.generate_schema(cls.Config)
             )

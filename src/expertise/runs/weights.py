@@ -41,7 +41,7 @@ def named_now(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tens
     """Tensors under the names that a model has for them today.
 
     Args:
-        model: a method `name_now` of it, if it has one, turns a name that an older version wrote into today's.
+        model: its method `name_now`, if it has one, turns a name that an older version wrote into today's.
         tensors: name, or name and whatever follows it, → tensor.
     """
     name_now = getattr(model, "name_now", str)

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from expertise.errors import ExpertiseError, MissingExtra, RecipeError, SkillError
+from expertise.mixture import Router
 from expertise.policy import (
     ComposedPolicy,
     Critics,
@@ -26,7 +27,6 @@ from expertise.policy import (
     PolicyConfig,
     PolicyTask,
 )
-from expertise.mixture import Router
 from expertise.policy.alpha import ALPHA
 from expertise.policy.baselines.actions import ActionComposition
 from expertise.policy.baselines.direct import DirectConfig

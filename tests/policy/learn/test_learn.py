@@ -207,9 +207,7 @@ def test_learning_a_composition_leaves_skills_and_base_on_disk_as_they_are(works
     composed, base = load(runs["context"]), load(workshop.folder / "base")
     assert isinstance(base, DiffusionPolicy)
     assert isinstance(composed, ComposedPolicy)
-    again = ComposedPolicy(
-        base, workshop.library.load_all(["go", "stay"], base.acting), ALPHA.config()
-    )
+    again = ComposedPolicy(base, workshop.library.load_all(["go", "stay"], base.acting), ALPHA.config())
     for name, tensor in again.network.state_dict().items():
         assert torch.equal(composed.network.state_dict()[name], tensor), name
 

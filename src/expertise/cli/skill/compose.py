@@ -50,7 +50,10 @@ def compose(
     domain: Domain = None,
     library: LibraryPath = Path("skills"),
     router: Annotated[
-        str, typer.Option("--router", help="Who decides the weights: context, top_k, top_p, fixed, or any other router.")
+        str,
+        typer.Option(
+            "--router", help="Who decides the weights: context, top_k, top_p, fixed, or any other router."
+        ),
     ] = "context",
     reads: Annotated[
         str | None,

@@ -177,6 +177,7 @@ def _outputs(start: Start, num_parts: int, squash: Squash) -> list[float] | None
         return [math.log(weight) for weight in weights]
     if least <= 0 or most >= 1:
         raise RecipeError(
-            f"a sigmoid gives weights between 0 and 1, not start = {weights}", 'give others, or start = "random"'
+            f"a sigmoid gives weights between 0 and 1, not start = {weights}",
+            'give others, or start = "random"',
         )
     return [math.log(weight / (1 - weight)) for weight in weights]

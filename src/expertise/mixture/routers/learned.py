@@ -89,7 +89,7 @@ class Scores(NamedTuple):
 class LearnedRouter(Router, abc.ABC):
     """Base of routers that score tokens against one centroid per part, `weight [E, dim]`, without a bias.
 
-    With `hidden` widths an MLP, `trunk`, stands before the centroids, which then are as wide as its last layer.
+    With `hidden` widths an MLP, `trunk`, stands before the centroids, which are as wide as its last layer.
 
     With `bias_step` > 0 there is also a buffer `bias [E]`, added to the scores in the choice and never in a
     gate (loss-free balancing, arXiv 2408.15664); `rebalance` moves it, and it is saved with the weights.
@@ -138,8 +138,8 @@ class LearnedRouter(Router, abc.ABC):
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(dtype)
             for layer in self.trunk:
-                wide = isinstance(layer, nn.Linear)
-                x = F.linear(x, layer.weight.to(dtype), layer.bias.to(dtype)) if wide else layer(x)
+                if isinstance(layer, nn.Linear):  # a ReLU stands after each
+                    x = F.relu(F.linear(x, layer.weight.to(dtype), layer.bias.to(dtype)))
             return self.scores_of(F.linear(x, self.weight.to(dtype)))
 
     def scores_of(self, logits: Float[Tensor, "tokens parts"]) -> Scores:

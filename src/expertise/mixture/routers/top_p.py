@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le
 import torch
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from expertise.errors import RecipeError

@@ -8,8 +8,8 @@ A step takes rows `x [rows, width]` and gives rows. `op` says what it does:
 - `norm`: LayerNorm with `epsilon`, `<name>.weight` and `<name>.bias`.
 - `mish`, `relu`, `tanh`.
 - `residual`: x, and what `steps` make of it.
-- `top_p`: softmax of each row's `columns`; the greatest probabilities, as long as the sum of those before does
-  not exceed `p`, times `strength`, else 0; of these the first `parts` columns.
+- `top_p`: softmax of each row of `columns` numbers; the greatest probabilities, as long as the sum of those
+  before does not exceed `p`, times `strength`, else 0; of these the first `parts` columns.
 """
 
 from __future__ import annotations

@@ -12,8 +12,9 @@ from annotated_types import Ge
 from torch import Tensor
 
 from expertise.errors import RecipeError
+from expertise.mixture.routers.base import RouterConfig
 from expertise.policy.acting import DenoisingPolicy, Policy, require_acting
-from expertise.policy.alpha import ALPHA, AlphaConfig
+from expertise.policy.alpha import ALPHA
 from expertise.policy.baselines.actions import ActionComposition
 from expertise.policy.baselines.noise import NoiseComposition
 from expertise.policy.compose import ComposedPolicy
@@ -74,7 +75,7 @@ class CompositionRecipe:
     """In noise and in actions: further policies, by path."""
     with_base: bool = True
     """In noise and in actions: whether the base itself is the first part."""
-    alpha: AlphaConfig = dataclasses.field(default_factory=ALPHA.config)
+    alpha: Annotated[RouterConfig, ALPHA] = dataclasses.field(default_factory=ALPHA.config)
     """The router that decides the weights; it reads the observation, on the policy's scale."""
     loss: Literal["noise", "action"] | None = None
     """What it learns by: the error of the noise (paper), or of the action through the whole sampler (release,
