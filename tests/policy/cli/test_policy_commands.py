@@ -305,7 +305,7 @@ def test_what_is_wrong_with_composing_is_said_in_a_line(skilled: Path, expertise
     both = expertise(*compose, *BOTH, "--alpha", "top_p", "--weights", "1,1")
     refused(both, "--weights are constant, --alpha top_p is not")
     refused(expertise(*compose, *BOTH, "--weights", "1,x"), "--weights '1,x' is not numbers")
-    refused(expertise(*compose, *BOTH, "--weights", "1"), "alpha.values has 1 weights for 2 parts")
+    refused(expertise(*compose, *BOTH, "--weights", "1"), "values has 1 weights for 2 parts")
     refused(expertise(*compose, *BOTH, "--alpha", "topp"), "alpha.name: unknown 'topp'", "'top_p'")
     refused(expertise(*compose, *BOTH, "--level", "noyse"), "level: ")
     refused(expertise(*compose, *BOTH, "--pick", "min-cq"), "unknown pick 'min-cq'", "'min-qc'")

@@ -51,7 +51,7 @@ def compose(
     ] = "parameters",
     alpha: Annotated[
         str | None,
-        typer.Option("--alpha", help="What decides weights: context (default), fixed or top_p."),
+        typer.Option("--alpha", help="The router that decides weights: context (default), fixed, top_p, …"),
     ] = None,
     weights: Annotated[
         str | None,

@@ -54,7 +54,10 @@ def compose(
     domain: Domain = None,
     library: LibraryPath = Path("skills"),
     router: Annotated[
-        str, typer.Option("--router", help="Who decides the weights: context, top_k or top_p.")
+        str,
+        typer.Option(
+            "--router", help="Who decides the weights: context, top_k, top_p, fixed, or any other router."
+        ),
     ] = "context",
     reads: Annotated[
         str | None,
@@ -93,7 +96,7 @@ def compose(
     require_model(base)
     require_skills(library, names)
     text = text_of(data, kind, domain)
-    from expertise.lm.skills.config import ComposeConfig, config_of, router_table
+    from expertise.lm.skills.config import ComposeConfig, config_of
     from expertise.lm.skills.disk import compose_into, weigh_into
     from expertise.runs.progress import say
     from expertise.skills.library import Library
@@ -112,7 +115,7 @@ def compose(
             say=say,
         )
     else:
-        changes = [*data_settings(data, kind, domain), f"router={router_table(router, len(names))}"]
+        changes = [*data_settings(data, kind, domain), f"router={{name = {json.dumps(router)}}}"]
         changes += [] if reads is None else [f"reads={json.dumps(reads)}"]
         changes += training_settings(steps, batch_size, learning_rate, seed)
         found, metrics = compose_into(

@@ -9,6 +9,7 @@ ROUTERS = Registry(
         "top_p": "expertise.mixture.routers.top_p:TopP",
         "hash": "expertise.mixture.routers.hash:Hash",
         "context": "expertise.mixture.routers.context:Context",
+        "fixed": "expertise.mixture.routers.fixed:Fixed",
     },
     configs="expertise.mixture.routers.configs",
 )

@@ -12,8 +12,9 @@ from annotated_types import Ge
 from torch import Tensor
 
 from expertise.errors import RecipeError
+from expertise.mixture.routers.configs import RouterConfig
 from expertise.policy.acting import DenoisingPolicy, Policy, require_acting
-from expertise.policy.alpha import ALPHAS, AlphaConfig, ContextAlpha, FixedAlpha
+from expertise.policy.alpha import ALPHA
 from expertise.policy.baselines.actions import ActionComposition
 from expertise.policy.baselines.noise import NoiseComposition
 from expertise.policy.compose import ComposedPolicy
@@ -79,10 +80,8 @@ class CompositionRecipe:
     """In noise and in actions: further policies, by path."""
     with_base: bool = True
     """In noise and in actions: whether the base itself is the first part."""
-    alpha: Annotated[AlphaConfig, Choice(ALPHAS, default="context")] = dataclasses.field(
-        default_factory=ContextAlpha.Config
-    )
-    """What decides the weights: "context", "fixed" or "top_p"."""
+    alpha: Annotated[RouterConfig, ALPHA] = dataclasses.field(default_factory=ALPHA.config)
+    """The router that decides the weights; it reads the observation, on the policy's scale."""
     loss: Literal["noise", "action"] | None = None
     """What it learns by: the error of the noise (paper), or of the action through the whole sampler (release,
     NSEC and ASEC); left out: the noise, and in actions, where there is none, the action."""
@@ -168,12 +167,12 @@ class CompositionRecipe:
 
     def _learns(self) -> bool:
         """Whether alpha is searched for, and not given."""
-        return not isinstance(self.alpha, FixedAlpha.Config) or self.alpha.learn
+        return self.alpha.num_params(1, 1) > 0
 
     def _policy(self, base: DiffusionPolicy, skills: list[Skill]) -> Policy:
         if self.level == "parameters":
             return ComposedPolicy(base, skills, self.alpha)
-        alone = FixedAlpha.Config(values=[1.0])
+        alone = ALPHA.config("fixed", values=[1.0])
         members: dict[str, Policy] = {"base": base} if self.with_base else {}
         for path in self.policies:
             member = load(path, self.train.device)
