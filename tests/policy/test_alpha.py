@@ -85,8 +85,8 @@ def test_what_version_0_1_0_wrote_is_read() -> None:
         ({"name": "context", "strength": 1.0}, "unknown key strength"),
         ({"name": "top_p", "strength": 1.0, "scale": 1.0}, "unknown key strength"),
         ({"name": "context", "start": "mean"}, "start: input should be"),
-        ({"name": "context", "hidden": [0]}, "hidden.0: input should be greater"),
-        ({"name": "top_p", "p": "0.5"}, "p: input should be a valid number"),
+        ({"name": "context", "hidden": [0]}, "hidden.0: input should be at least 1"),
+        ({"name": "top_p", "p": "0.5"}, "p: input should be a number"),
         ({"name": "top_k"}, "lacks k"),
     ],
 )

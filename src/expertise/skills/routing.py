@@ -9,7 +9,7 @@ from typing import Any, get_args
 from torch import Tensor, nn
 
 from expertise.errors import SkillError
-from expertise.mixture.routers import ROUTERS
+from expertise.mixture.routers import context_kind_of
 from expertise.mixture.routers.base import Router
 from expertise.mixture.routers.configs import ContextKind, RouterConfig
 from expertise.mixture.routes import Routes
@@ -122,7 +122,4 @@ def _require_width(router: Router, width: int) -> None:
 
 def _kind(router: Router | RouterConfig) -> ContextKind:
     """What a router wants as its context."""
-    if isinstance(router, Router):
-        return router.context_kind
-    found: ContextKind = ROUTERS[router.name].context_kind
-    return found
+    return router.context_kind if isinstance(router, Router) else context_kind_of(router)

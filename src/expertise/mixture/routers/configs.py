@@ -44,9 +44,6 @@ Start = list[float] | Literal["random"]
 class RouterConfig(Protocol):
     """What every router's `Config` answers; it holds what a recipe says, not the model's widths."""
 
-    context_kind: ClassVar[ContextKind]
-    """What the router wants beside the tokens."""
-
     @property
     def name(self) -> str:
         """The router's name in the registry."""
