@@ -80,14 +80,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LanguageModel]
     return found
 
 
-def answers(model: LanguageModel, prompts: list[str], **settings: Any) -> list[str]:
-    return [
-        "".join(
-            piece.text
-            for piece in continue_text(model, prompt, max_new_tokens=24, temperature=0.5, seed=0, **settings)
-        )
-        for prompt in prompts
-    ]
+def answers(model: LanguageModel, prompts: Sequence[str | list[dict[str, str]]]) -> list[str]:
+    settings: dict[str, Any] = {"max_new_tokens": 24, "temperature": 0.5, "seed": 0}
+    return ["".join(piece.text for piece in continue_text(model, prompt, **settings)) for prompt in prompts]
+
+
+def as_messages(question: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}]
 
 
 def share_in_form(found: list[str]) -> float:
@@ -101,7 +100,9 @@ def test_a_tuned_model_answers_in_form_where_the_base_does_not(models: dict[str,
     prompts = [f"Q: {question}\nA:" for question in questions]
     assert share_in_form(answers(models["base"], prompts)) == 0
     assert share_in_form(answers(models["prompt"], prompts)) >= 0.9
-    assert share_in_form(answers(models["messages"], questions, chat=True)) >= 0.9
+    assert (
+        share_in_form(answers(models["messages"], [as_messages(question) for question in questions])) >= 0.9
+    )
 
 
 @pytest.mark.slow
@@ -109,7 +110,7 @@ def test_only_a_model_of_messages_can_be_chatted_with(models: dict[str, Language
     assert models["messages"].chat is not None
     assert models["messages"].chat.end == "<|im_end|>"
     with pytest.raises(RunError, match="no chat template: it was not trained on messages"):
-        answers(models["prompt"], ["what?"], chat=True)
+        answers(models["prompt"], [as_messages("what?")])
 
 
 def test_a_chat_asks_as_in_training_and_ends_at_the_marker(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,9 +147,9 @@ def test_a_chat_asks_as_in_training_and_ends_at_the_marker(monkeypatch: pytest.M
         ("no end", "no end"),
     ):
         say(ids(said))
-        assert answers(model, ["why?"], chat=True) == [expected]
+        assert answers(model, [as_messages("why?")]) == [expected]
         say([*ids(said), end])
-        assert answers(model, ["why?"], chat=True) == [expected]
+        assert answers(model, [as_messages("why?")]) == [expected]
     training = Chat().render([{"role": "user", "content": "why?"}, {"role": "assistant", "content": "so"}])
     document = Document("", "", training.text, learnt=training.learnt, written=training.written)
     (encoded,) = encode_documents(tokenizer, [document])

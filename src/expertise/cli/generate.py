@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-from typing import TYPE_CHECKING, Annotated
+import functools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from expertise.cli.options import BasePath, Device, Json, Model, Threads, print_json, require_model
+from expertise.cli.chat import hold, read_source
+from expertise.cli.coloured import has_colours, write
+from expertise.cli.options import (
+    IS_PATH,
+    BasePath,
+    Device,
+    Json,
+    Model,
+    Threads,
+    print_json,
+    require_model,
+)
 from expertise.errors import RecipeError, nearest
 
 if TYPE_CHECKING:
@@ -22,7 +34,9 @@ SKILL_COLOURS = ("#a6cee3", "#fdbf6f", "#b2df8a", "#fb9a99", "#cab2d6", "#ffff99
 
 def generate(
     model: Model,
-    prompt: Annotated[str, typer.Argument(help="The text to continue.")],
+    prompt: Annotated[
+        str | None, typer.Argument(help="The text to continue; with --chat the question to answer.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=1)] = 100,
     temperature: Annotated[float, typer.Option(min=0, help="0: always the most likely token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(min=1, help="Only so many most likely tokens.")] = None,
@@ -35,8 +49,26 @@ def generate(
         str | None, typer.Option(help="Text of the token that ends it; default: the end of text.")
     ] = None,
     chat: Annotated[
-        bool, typer.Option("--chat", help="Ask with the run's chat template; show the answer alone.")
+        bool,
+        typer.Option(
+            "--chat",
+            help="Ask with the model's chat template; show the answers alone. Without a prompt: a session "
+            "that answers line by line until /exit or the end of the input.",
+        ),
     ] = False,
+    system: Annotated[
+        str | None, typer.Option("--system", help="A system prompt for --chat (which it implies).")
+    ] = None,
+    messages: Annotated[
+        str | None,
+        typer.Option(
+            "--messages",
+            metavar="FILE",
+            help="What was said before, for --chat (which it implies): a JSON list of messages, or one per "
+            "line; - for standard input. Without a prompt its last message is answered.",
+        ),
+        IS_PATH,
+    ] = None,
     show: Annotated[
         str | None,
         typer.Option(help="'parts' colours each token by how many it took, 'skills' by its strongest skill."),
@@ -46,52 +78,83 @@ def generate(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Continue a text.
+    """Continue a text, or hold a conversation.
 
     Example: expertise generate runs/demo "def main(" --show parts
 
     A composed model, with the weight of each skill: expertise generate mixed "def main(" --show skills
+
+    A conversation: expertise generate runs/chat --chat --system "Answer in one word."
     """
     if show is not None and show not in SHOWN:
         raise RecipeError(f"cannot show {show!r}", nearest(show, SHOWN))
+    chat = chat or system is not None or messages is not None
+    if prompt is None and not chat:
+        raise RecipeError("no text to continue", "give it after the model, or --chat for a conversation")
     require_model(model)
     require_model(base)
+    source = None if messages is None else read_source(messages)
+
     from expertise.lm.alpha import Alpha
+    from expertise.lm.conversation import Conversation, parse_messages
+    from expertise.lm.data.messages import read_messages
     from expertise.lm.open import open_model
     from expertise.lm.text import continue_text
     from expertise.runs.device import limit_threads
 
+    before = parse_messages(*source) if source else []
     limit_threads(threads or 0)
     opened = open_model(model, device or "auto", base)
     skills = Alpha(opened).names
     if show == "skills" and not skills:
         raise RecipeError(f"{model} is no composed model: its tokens have no skills")
-    pieces = continue_text(
-        opened,
-        prompt,
-        max_new_tokens=max_new_tokens,
-        temperature=0.0 if greedy else temperature,
-        top_k=top_k,
-        top_p=top_p,
-        no_repeat=4 if greedy else None,
-        seed=seed,
-        stop=stop,
-        with_prompt=not chat,
-        chat=chat,
-    )
-    if as_json:
-        given = list(pieces)
-        text = "".join(piece.text for piece in given if piece.generated)
-        print_json({"prompt": prompt, "text": text, "tokens": [dataclasses.asdict(piece) for piece in given]})
-        return
-    if show == "skills" and sys.stdout.isatty():
+    settings: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": 0.0 if greedy else temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "no_repeat": 4 if greedy else None,
+        "seed": seed,
+        "stop": stop,
+    }
+    if show == "skills" and has_colours() and not as_json:
         for index, name in enumerate(skills):
             _write(name, _colour(index), name)
             print(end="\n" if name == skills[-1] else " ")
+    write = functools.partial(_write_pieces, show=None if as_json else show, quiet=as_json)
+    if not chat:
+        assert prompt is not None
+        pieces = write(continue_text(opened, prompt, with_prompt=True, **settings))
+        if as_json:
+            _print_json({"prompt": prompt}, pieces)
+        return
+    before += [] if prompt is None else read_messages([{"role": "user", "content": prompt}], "the prompt")
+    conversation = Conversation(opened, before, system=system or "", **settings)
+    if prompt is None and source is None:
+        hold(conversation, write)
+    else:
+        write(conversation.go_on())
+    if as_json:
+        asked = [message["content"] for message in conversation.messages if message["role"] == "user"]
+        given = {"prompt": asked[-1] if asked else "", "messages": conversation.messages}
+        _print_json(given, conversation.answer)
+
+
+def _write_pieces(pieces: Iterator[Piece], show: str | None, quiet: bool) -> list[Piece]:
+    """Print pieces as they come, unless asked to be quiet; all of them."""
+    written = []
     for piece in pieces:
-        style, note = SHOWN[show](piece) if show else ("", "")
-        _write(piece.text, style, note)
-    print()
+        written.append(piece)
+        if not quiet:
+            _write(piece.text, *(SHOWN[show](piece) if show else ("", "")))
+    if not quiet:
+        print(flush=True)
+    return written
+
+
+def _print_json(given: dict[str, Any], pieces: list[Piece]) -> None:
+    text = "".join(piece.text for piece in pieces if piece.generated)
+    print_json({**given, "text": text, "tokens": [dataclasses.asdict(piece) for piece in pieces]})
 
 
 def _parts(piece: Piece) -> tuple[str, str]:
@@ -121,14 +184,5 @@ SHOWN = {"parts": _parts, "skills": _skills}
 
 
 def _write(text: str, colour: str, note: str) -> None:
-    if not note:
-        sys.stdout.write(text)
-    elif sys.stdout.isatty():
-        from rich.console import Console
-
-        style = f"black on {colour}" if colour else ""
-        Console(soft_wrap=True, highlight=False).print(text, style=style, end="", markup=False)
-    else:
-        # No colours in a file or a pipe.
-        sys.stdout.write(f"{text}[{note}]")
-    sys.stdout.flush()
+    # No colours in a file or a pipe: there the note stands behind the text.
+    write(text if has_colours() or not note else f"{text}[{note}]", f"black on {colour}" if colour else "")

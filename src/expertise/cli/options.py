@@ -126,6 +126,12 @@ Domain = Annotated[
     list[str] | None, typer.Option("--domain", help="Only this domain of the data; repeat for more.")
 ]
 
+Check = Annotated[bool, typer.Option("--check", help="Validate settings and data, train nothing.")]
+Show = Annotated[
+    int | None,
+    typer.Option("--show", min=1, help="With --check: print so many examples with what is learnt of them."),
+]
+
 
 def require_model(path: str | None) -> None:
     """Refuse the path of a language model where none can be, before torch is imported; None: none is given.
@@ -162,6 +168,17 @@ def data_settings(data: str | None, kind: str | None, domains: list[str] | None)
     """`--data`, `--kind` and `--domain` as settings of `data`."""
     given = {"source": data, "kind": kind, "domains": domains or None}
     return [f"data.{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+
+
+def num_shown(show: int | None, check: bool) -> int:
+    """How many examples `--show` asks for.
+
+    Raises:
+        RecipeError: it stands without `--check`.
+    """
+    if show and not check:
+        raise RecipeError("--show goes with --check: it prints examples of what training would see")
+    return show or 0
 
 
 def print_json(result: dict[str, Any] | list[Any]) -> None:

@@ -7,7 +7,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from expertise.cli.options import Device, Json, Out, Set, Threads, print_json, require_there, settings
+from expertise.cli.coloured import examples_json, write_examples
+from expertise.cli.options import (
+    Check,
+    Device,
+    Json,
+    Out,
+    Set,
+    Show,
+    Threads,
+    num_shown,
+    print_json,
+    require_there,
+    settings,
+)
 from expertise.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -20,17 +33,21 @@ def train(
     set_: Set = None,
     device: Device = None,
     threads: Threads = None,
-    check: Annotated[bool, typer.Option("--check", help="Validate recipe and data, train nothing.")] = False,
+    check: Check = False,
+    show: Show = None,
     as_json: Json = False,
 ) -> None:
     """Train a language model, or go on with a run.
 
     Example: expertise train demo --set train.steps=100 --out runs/short
+
+    See what would be learnt of three examples: expertise train demo --check --show 3
     """
     from expertise.lm.recipe import refuse_early
     from expertise.runs import recipe as recipes
     from expertise.runs.progress import number, say
 
+    wanted_examples = num_shown(show, check)
     run = out or Path("runs") / recipes.find(recipe)[0]
     name, wanted = read_recipe(recipe, settings(set_, device, threads), run)
     refuse_early(wanted, run)
@@ -38,9 +55,11 @@ def train(
     from expertise.lm import train as training
 
     if check:
-        training.check(wanted, run, say)
+        examples = training.check(wanted, run, say, wanted_examples)
         if as_json:
-            print_json({"recipe": name, "run": str(run), "valid": True})
+            print_json({"recipe": name, "run": str(run), "valid": True, **examples_json(examples)})
+        else:
+            write_examples(examples)
         return
     training.train(wanted, run, say)
     result = training.result(run)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +65,17 @@ class MicroBatches:
     def batch(self, step: int, micro: int) -> Batch:
         """One micro-batch; those of a step are consecutive rows of its batch."""
         return self._micro.batch(step * self._accumulation + micro)
+
+    def rows(self) -> Iterator[tuple[int, int, Batch]]:
+        """The rows of an epoch in the order of training: the step, the place in it (both from 0), the row."""
+        size = self._micro.batch_size
+        for number in itertools.count():
+            batch = self._micro.batch(number)
+            for row in range(size):
+                if number * size + row == self._micro.num_windows:
+                    return
+                step, micro = divmod(number, self._accumulation)
+                yield step, micro * size + row, batch.row(row)
 
     def epochs(self, steps: int) -> float:
         """How often so many steps go through all windows."""

@@ -19,6 +19,7 @@ from expertise.lm.load import CHAT, CONFIG, GENERATION, TOKENIZER
 from expertise.lm.micro import MicroBatches
 from expertise.lm.model import LanguageModel
 from expertise.lm.recipe import Recipe
+from expertise.lm.show import Example, examples
 from expertise.mixture.loss_free import LossFreeBalance
 from expertise.mixture.routers.hash import Hash
 from expertise.runs.device import products, resolve
@@ -109,6 +110,10 @@ class LanguageModelTask:
             **({CHAT: chat.template} if chat else {}),
             **({GENERATION: documents} if self._prepared.packed else {}),
         }
+
+    def examples(self, number: int) -> list[Example]:
+        """The first rows that training sees."""
+        return examples(self._batches, self._prepared.tokenizer, number)
 
     def _deal_token_ids(self) -> None:
         """Give token ids to the parts of balanced hash routers, by their frequency in the training text."""

@@ -12,7 +12,9 @@ from expertise.errors import RecipeError, RunError, counted
 from expertise.lm.alpha import Alpha
 from expertise.lm.causal import CausalLM
 from expertise.lm.data.encoded import encode_prompt
+from expertise.lm.data.messages import Message
 from expertise.lm.data.tokenizer import encode, end_of_text
+from expertise.lm.decoding import Decoder
 from expertise.lm.generate import Sampling, stream
 from expertise.mixture.mixture import Mixture, recording
 from expertise.runs.files import require_utf8
@@ -36,7 +38,7 @@ class Piece:
 
 def continue_text(
     model: CausalLM,
-    prompt: str,
+    prompt: str | Sequence[Message],
     *,
     max_new_tokens: int,
     temperature: float = 1.0,
@@ -46,7 +48,6 @@ def continue_text(
     seed: int | None = None,
     stop: str | int | Sequence[int] | None = None,
     with_prompt: bool = False,
-    chat: bool = False,
 ) -> Iterator[Piece]:
     """Continue a text, piece by piece.
 
@@ -55,7 +56,8 @@ def continue_text(
 
     Args:
         model: with its tokenizer.
-        prompt: any text, not empty.
+        prompt: any text, not empty; or the messages of a conversation, which the model's chat template
+            writes, and the assistant's answer is given up to the marker that ends its turn.
         max_new_tokens: tokens to add at most.
         temperature: divides the logits; 0 takes the most likely token.
         top_k: sample from so many most likely tokens only.
@@ -64,24 +66,18 @@ def continue_text(
         seed: of the sampling.
         stop: text of one token, or ids, that end it beside the end of text.
         with_prompt: also give the prompt's own pieces.
-        chat: make the prompt a user's message, as the model's chat template writes it, and give the
-            assistant's answer up to the marker that ends its turn.
 
     Raises:
         RunError: the model has no tokenizer, or no chat template.
         RecipeError: the prompt is empty, too long or not UTF-8, or `stop` is not one token.
     """
-    require_utf8(prompt, "the prompt")
+    before, prompt_ids = prompt_tokens(model, prompt)
     tokenizer = model.tokenizer
-    if tokenizer is None:
-        raise RunError("this model has no tokenizer: it continues tokens, not text")
+    assert tokenizer is not None
     stops = {end_of_text(tokenizer), *stop_ids(tokenizer, stop)}
-    prompt_ids = _asked(model, prompt) if chat else encode(tokenizer, [prompt])[0].tolist()
-    # As in training: where documents were read one by one, an end of text stood before each.
-    before = [end_of_text(tokenizer)] if model.reads_documents else []
-    ending = _Ending(model.chat.end if chat and model.chat else "")
+    ending = _Ending(model.chat.end if model.chat and not isinstance(prompt, str) else "")
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, no_repeat=no_repeat)
-    decoder = _Decoder(tokenizer)
+    decoder = Decoder(tokenizer)
     waiting = [(token, False) for token in [*before, *prompt_ids]]
     hidden = len(before)
     tokens = torch.tensor([[*before, *prompt_ids]], dtype=torch.int64).reshape(1, -1)
@@ -132,15 +128,32 @@ def stop_ids(tokenizer: Tokenizer | None, stop: str | int | Sequence[int] | None
     return (int(ids[0]),)
 
 
-def _asked(model: CausalLM, prompt: str) -> list[int]:
-    """A user's message as the model read such in training, up to where the assistant speaks."""
+def prompt_tokens(model: CausalLM, prompt: str | Sequence[Message]) -> tuple[list[int], list[int]]:
+    """What stands before a prompt, and its own token ids.
+
+    As in training: where documents were read one by one, an end of text stood before each.
+
+    Args:
+        model: with its tokenizer.
+        prompt: text, or the messages of a conversation.
+
+    Raises:
+        RunError: the model has no tokenizer, or a conversation is to be written without a chat template.
+        RecipeError: the prompt is not UTF-8.
+        DataError: the template refuses the messages.
+    """
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise RunError("this model has no tokenizer: it continues tokens, not text")
+    before = [end_of_text(tokenizer)] if model.reads_documents else []
+    if isinstance(prompt, str):
+        return before, encode(tokenizer, [require_utf8(prompt, "the prompt")])[0].tolist()
     if model.chat is None:
         raise RunError(
             "this model has no chat template: it was not trained on messages",
             "leave --chat out and give the whole prompt",
         )
-    assert model.tokenizer is not None
-    return encode_prompt(model.tokenizer, model.chat, [{"role": "user", "content": prompt}])
+    return before, encode_prompt(tokenizer, model.chat, prompt)
 
 
 class _Ending:
@@ -171,35 +184,6 @@ class _Ending:
     def rest(self) -> str:
         """What waited and was no marker."""
         return self._held
-
-
-class _Decoder:
-    """Turns ids into text as they come; bytes that are not yet a character wait."""
-
-    def __init__(self, tokenizer: object) -> None:
-        self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._before = ""
-        self._fresh = 0
-
-    def add(self, token: int) -> str:
-        """The text that this token completes."""
-        self._ids.append(token)
-        text = self._text()
-        if text.endswith("\ufffd"):
-            return ""
-        new = text[len(self._before) :]
-        # The tokens just given stay in front of the next ones: some decoders drop a text's first space.
-        self._ids = self._ids[self._fresh :]
-        self._before, self._fresh = self._text(), len(self._ids)
-        return new
-
-    def rest(self) -> str:
-        """What is left: bytes that never became a character."""
-        return self._text()[len(self._before) :]
-
-    def _text(self) -> str:
-        return self._tokenizer.decode(self._ids, skip_special_tokens=False)  # type: ignore[attr-defined, no-any-return]
 
 
 def _counts(mixtures: list[Mixture], number: int) -> list[list[int]]:

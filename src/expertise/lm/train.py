@@ -14,6 +14,7 @@ from expertise.lm.data import HELD_OUT, Prepared, held_out, prepare
 from expertise.lm.initial import Initial, initial_of, tokenizer_of
 from expertise.lm.load import TOKENIZER
 from expertise.lm.recipe import Recipe, may_change, refuse_early
+from expertise.lm.show import Example
 from expertise.lm.task import LanguageModelTask
 from expertise.runs import checkpoint, folder, loop, metrics
 from expertise.runs.config import memory_hints
@@ -50,10 +51,21 @@ def train(recipe: Recipe, run: Path, say: Callable[[str], None]) -> None:
         loop.train(run, task, recipe.train, recipe.optimizer, hints)
 
 
-def check(recipe: Recipe, run: Path, say: Callable[[str], None]) -> None:
-    """Do all that `train` does before it writes to the run: validate recipe, folder, text and sizes."""
-    _ready(recipe, run, say)
+def check(recipe: Recipe, run: Path, say: Callable[[str], None], show: int = 0) -> list[Example]:
+    """Do all that `train` does before it writes to the run: validate recipe, folder, text and sizes.
+
+    Args:
+        recipe: what would be trained.
+        run: the run's folder.
+        say: told what happens, a line at a time.
+        show: how many examples to give.
+
+    Returns:
+        The first rows that training sees.
+    """
+    task, _, _ = _ready(recipe, run, say)
     say("the recipe is valid")
+    return task.examples(show)
 
 
 def _ready(

@@ -98,6 +98,6 @@ class Progress:
     def note(self, message: str) -> None:
         """A line that stays, above the bar."""
         if self._bar is not None:
-            self._bar.console.print(message, highlight=False, markup=False)
+            self._bar.console.print(message, highlight=False, markup=False, emoji=False)
         else:
             say(message)

@@ -8,15 +8,19 @@ from typing import Annotated
 
 import typer
 
+from expertise.cli.coloured import examples_json, write_examples
 from expertise.cli.options import (
     IS_PATH,
+    Check,
     Device,
     Domain,
     Json,
     Kind,
     Set,
+    Show,
     Threads,
     data_settings,
+    num_shown,
     print_json,
     require_model,
     settings,
@@ -78,6 +82,8 @@ def learn(
     set_: Set = None,
     device: Device = None,
     threads: Threads = None,
+    check: Check = False,
+    show: Show = None,
     as_json: Json = False,
 ) -> None:
     """Learn a skill from text and add it to a library; its base stays as it is.
@@ -85,12 +91,15 @@ def learn(
     Stopped, it goes on when it is started again.
 
     Example: expertise skill learn runs/demo --data notes.txt --name notes --steps 200
+
+    See what would be learnt of three examples: the same with --check --show 3
     """
+    examples = num_shown(show, check)
     require_model(base)
     text_of(data, kind, domain)
     require_skills(library, names_of(beside, "--beside") if beside else [])
     from expertise.lm.skills.config import LearnConfig, config_of
-    from expertise.lm.skills.disk import learn_into
+    from expertise.lm.skills.disk import check_learning, learn_into
     from expertise.runs.progress import number, say
     from expertise.skills.library import Library
 
@@ -98,18 +107,18 @@ def learn(
     given = {"skill.targets": target or None, "skill.rank": rank, "skill.alpha": alpha}
     changes += [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
     changes += training_settings(steps, batch_size, learning_rate, seed)
-    card = learn_into(
-        Library(library),
-        base,
-        name,
-        config_of(LearnConfig, changes + settings(set_, device, threads)),
-        work or Path("runs") / f"skill-{name}",
-        beside=names_of(beside, "--beside") if beside else [],
-        weights=numbers_of(weights, "--weights") if weights else None,
-        purpose=purpose,
-        force=force,
-        say=say,
-    )
+    config = config_of(LearnConfig, changes + settings(set_, device, threads))
+    place = Library(library), base, name, config, work or Path("runs") / f"skill-{name}"
+    names = names_of(beside, "--beside") if beside else []
+    numbers = numbers_of(weights, "--weights") if weights else None
+    if check:
+        found = check_learning(*place, beside=names, weights=numbers, force=force, say=say, show=examples)
+        if as_json:
+            print_json({"skill": name, "base": base, "valid": True, **examples_json(found)})
+        else:
+            write_examples(found)
+        return
+    card = learn_into(*place, beside=names, weights=numbers, purpose=purpose, force=force, say=say)
     if as_json:
         print_json(card_json(library, card))
         return

@@ -40,6 +40,12 @@ class Batch:
         """How many targets are learnt."""
         return int((self.targets != IGNORED).sum())
 
+    def row(self, index: int) -> Batch:
+        """One row of it as a batch."""
+        kept = slice(index, index + 1)
+        documents = None if self.documents is None else self.documents[kept]
+        return Batch(self.tokens[kept], self.targets[kept], self.domains[kept], documents)
+
 
 @dataclass(frozen=True)
 class ContextKeys:

@@ -14,9 +14,10 @@ from expertise.lm.notes import Notes
 from expertise.lm.open import open_model
 from expertise.lm.reading import all_for, window_of
 from expertise.lm.recipe import EvaluationConfig
+from expertise.lm.show import Example
 from expertise.lm.skills.compare import SideBySide, comparison
 from expertise.lm.skills.config import ComposeConfig, LearnConfig
-from expertise.lm.skills.learn import learn_router, learn_skill
+from expertise.lm.skills.learn import check_skill, learn_router, learn_skill
 from expertise.runs.device import limit_threads
 from expertise.skills.card import Card
 from expertise.skills.composed import save_composed
@@ -73,6 +74,36 @@ def learn_into(
         parents=list(beside),
         scale_convention=config.skill.scale_convention,
     )
+
+
+def check_learning(
+    library: Library,
+    base: Path | str,
+    name: str,
+    config: LearnConfig,
+    work: Path,
+    *,
+    beside: Sequence[str] = (),
+    weights: Sequence[float] | None = None,
+    force: bool = False,
+    say: Callable[[str], None],
+    show: int = 0,
+) -> list[Example]:
+    """Do all that `learn_into` does before it trains; nothing but the cache of encoded text is written.
+
+    Args:
+        library, base, name, config, work, beside, weights, force, say: as in `learn_into`.
+        show: how many examples to give.
+
+    Returns:
+        The first rows that training sees.
+
+    Raises:
+        ExpertiseError: any mistake of the user's; see `expertise.errors`.
+    """
+    require_free(library.path, name)
+    model, skills = _opened(base, library, beside, config.train.device, force)
+    return check_skill(model, name, config, work, beside=skills, weights=weights, say=say, show=show)
 
 
 def compose_into(

@@ -14,10 +14,11 @@ from expertise.lm.causal import CausalLM
 from expertise.lm.data import Prepared
 from expertise.lm.notes import Notes
 from expertise.lm.reading import prepare_for
+from expertise.lm.show import Example
 from expertise.lm.skills.compare import SideBySide, comparison, evaluate_weights
 from expertise.lm.skills.config import ComposeConfig, LearnConfig
 from expertise.lm.skills.task import CompositionTask
-from expertise.lm.skills.training import digests_of, run
+from expertise.lm.skills.training import check, digests_of, run
 from expertise.runs import folder
 from expertise.runs.device import limit_threads
 from expertise.skills.composing import compose
@@ -93,18 +94,9 @@ def learn_skill(
         ExpertiseError: any mistake of the user's; see `expertise.errors`.
         Stopped: a signal asked for it; everything is saved.
     """
-    require_name(name)
-    folder.refuse_if_held(work)
-    limit_threads(config.train.threads)
-    prepared = prepare_for(base, config.data, say)
-    growing = fresh(base.core, name, config.skill, config.train.seed)
-    given = [1.0] * len(beside) if weights is None else weights
-    model = base.around(compose(base.core, list(beside), weights=given, growing=growing))
-    task = CompositionTask(model, config, prepared)
-    num_learnt = sum(parameter.numel() for parameter in trainable(model.core))
-    say(f"{num_learnt:,} parameters on {len(growing.factors)} weights; {_amount(prepared)}")
-    alpha = as_numbers(composition_of(model.core).default_weights())
-    after = run(base, task, work, {"skill": name, "beside": digests_of(beside), "weights": alpha}, say)
+    task, alpha, facts = _ready(base, name, config, work, beside, weights, say)
+    model, prepared = task.composed, task.prepared
+    after = run(base, task, work, facts, say)
     before = evaluate_weights(
         model, task.texts(), config.evaluation.batch_size, [*alpha[:-1], 0.0], config.train.bfloat16
     )
@@ -117,6 +109,59 @@ def learn_skill(
         data=_sources(prepared, config),
         data_digest=prepared.digest,
     )
+
+
+def check_skill(
+    base: CausalLM,
+    name: str,
+    config: LearnConfig,
+    work: Path,
+    *,
+    beside: Sequence[Skill] = (),
+    weights: Sequence[float] | Mapping[str, float] | None = None,
+    say: Callable[[str], None] = _silent,
+    show: int = 0,
+) -> list[Example]:
+    """Do all that `learn_skill` does before it writes to its folder.
+
+    Args:
+        base, name, config, work, beside, weights, say: as in `learn_skill`.
+        show: how many examples to give.
+
+    Returns:
+        The first rows that training sees.
+
+    Raises:
+        ExpertiseError: any mistake of the user's; see `expertise.errors`.
+    """
+    task, _, facts = _ready(base, name, config, work, beside, weights, say)
+    check(base, task, work, facts, say)
+    say("the data and the settings are valid")
+    return task.examples(show)
+
+
+def _ready(
+    base: CausalLM,
+    name: str,
+    config: LearnConfig,
+    work: Path,
+    beside: Sequence[Skill],
+    weights: Sequence[float] | Mapping[str, float] | None,
+    say: Callable[[str], None],
+) -> tuple[CompositionTask, list[float], dict[str, Any]]:
+    """The task of learning a skill, the weights of all skills in it, and what the training is begun with."""
+    require_name(name)
+    folder.refuse_if_held(work)
+    limit_threads(config.train.threads)
+    prepared = prepare_for(base, config.data, say)
+    growing = fresh(base.core, name, config.skill, config.train.seed)
+    given = [1.0] * len(beside) if weights is None else weights
+    model = base.around(compose(base.core, list(beside), weights=given, growing=growing))
+    task = CompositionTask(model, config, prepared)
+    num_learnt = sum(parameter.numel() for parameter in trainable(model.core))
+    say(f"{num_learnt:,} parameters on {len(growing.factors)} weights; {_amount(prepared)}")
+    alpha = as_numbers(composition_of(model.core).default_weights())
+    return task, alpha, {"skill": name, "beside": digests_of(beside), "weights": alpha}
 
 
 def learn_router(

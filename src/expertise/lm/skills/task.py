@@ -13,6 +13,7 @@ from expertise.lm.evaluate import DomainText, Evaluation, domain_texts, evaluate
 from expertise.lm.micro import MicroBatches
 from expertise.lm.objective import next_token_loss
 from expertise.lm.reading import window_of
+from expertise.lm.show import Example, examples
 from expertise.lm.skills.config import ComposeConfig, LearnConfig
 from expertise.runs.device import products
 from expertise.runs.loop import Losses
@@ -81,6 +82,10 @@ class CompositionTask:
 
     def after_step(self) -> None:
         """Nothing follows a step."""
+
+    def examples(self, number: int) -> list[Example]:
+        """The first rows that training sees."""
+        return examples(self._batches, self.prepared.tokenizer, number)
 
     def texts(self) -> list[DomainText]:
         """The held-out text that is looked at."""

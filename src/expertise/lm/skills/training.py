@@ -49,13 +49,7 @@ def run(
         RunError: the folder belongs to something else, or was begun otherwise.
         Stopped: a signal asked for it; everything is saved.
     """
-    if task.config.train.tensorboard:
-        metrics.require_tensorboard()
-    for note in task.notes:
-        say(note)
-    known = {**facts, "base": dataclasses.asdict(fingerprint(base.core))}
-    with _naming_work():
-        folder.require_free_or_run(work)
+    known = check(base, task, work, facts, say)
     with folder.held(work):
         with _naming_work():
             _refuse_other_facts(work, task.prepared, known)
@@ -69,6 +63,34 @@ def run(
         loop.train(work, task, task.config.train, task.config.optimizer, hints)
     evaluations = [r for r in metrics.read_lines(work / "metrics.jsonl") if r["kind"] == "evaluation"]
     return evaluations[-1]
+
+
+def check(
+    base: CausalLM,
+    task: CompositionTask,
+    work: Path,
+    facts: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Do all that `run` does before it writes to the folder; the arguments are the same.
+
+    Returns:
+        The facts with the base's fingerprint.
+
+    Raises:
+        RunError: the folder belongs to something else, or was begun otherwise.
+    """
+    if task.config.train.tensorboard:
+        metrics.require_tensorboard()
+    for note in task.notes:
+        say(note)
+    known = {**facts, "base": dataclasses.asdict(fingerprint(base.core))}
+    with _naming_work():
+        folder.require_free_or_run(work)
+        if folder.is_run(work):
+            _refuse_other_facts(work, task.prepared, known)
+            folder.refuse_changes(work, task.config, may_change)
+    return known
 
 
 def _refuse_other_facts(work: Path, prepared: Prepared, facts: Mapping[str, Any]) -> None:
