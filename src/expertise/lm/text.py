@@ -153,6 +153,10 @@ def prompt_tokens(model: CausalLM, prompt: str | Sequence[Message]) -> tuple[lis
             "this model has no chat template: it was not trained on messages",
             "leave --chat out and give the whole prompt",
         )
+    for message in prompt:
+        for value in message.values():
+            if isinstance(value, str):
+                require_utf8(value, "the message")
     return before, encode_prompt(tokenizer, model.chat, prompt)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +17,7 @@ from expertise.cli.options import (
     Threads,
     data_settings,
     print_json,
+    quoted,
     require_model,
     settings,
     text_of,
@@ -115,8 +115,8 @@ def compose(
             say=say,
         )
     else:
-        changes = [*data_settings(data, kind, domain), f"router={{name = {json.dumps(router)}}}"]
-        changes += [] if reads is None else [f"reads={json.dumps(reads)}"]
+        changes = [*data_settings(data, kind, domain), f"router={{name = {quoted(router)}}}"]
+        changes += [] if reads is None else [f"reads={quoted(reads)}"]
         changes += training_settings(steps, batch_size, learning_rate, seed)
         found, metrics = compose_into(
             out,

@@ -21,4 +21,4 @@ ROUTERS = Registry(
 def context_kind_of(config: RouterConfig) -> ContextKind:
     """The context that a router of this configuration wants; most configurations say it without torch."""
     found: ContextKind | None = getattr(config, "context_kind", None)
-    return found or ROUTERS[config.name].context_kind  # type: ignore[no-any-return]
+    return found or ROUTERS[config.name].context_kind
