@@ -141,8 +141,6 @@ class CompositionRecipe:
         if self.pick is not None:
             policy.pick = self.pick
         policy.require_critic()
-        if self.level != "parameters":
-            _require_exportable(policy, "this composition", "choose other parts or another alpha")
         by_action = self.loss == "action" or self.level == "actions"
         task = PolicyTask(
             policy,
@@ -161,7 +159,7 @@ class CompositionRecipe:
             task=task,
             facts=facts,
             note=note,
-            warnings=of_base(observations, base),
+            warnings=[*of_base(observations, base), *_not_exportable(policy)],
             doubts=lambda: no_better_than_nothing(task, LONGER) if learns else [],
         )
 
@@ -176,9 +174,11 @@ class CompositionRecipe:
         members: dict[str, Policy] = {"base": base} if self.with_base else {}
         for path in self.policies:
             member = load(path, self.train.device)
-            _require_exportable(
-                member, f"a composition of {path}", "where a skill was learnt there, name the skill: --skill"
-            )
+            if why := _not_exportable(member):
+                raise RecipeError(
+                    f"a composition of {path} could not be exported: {why[0]}",
+                    "where a skill was learnt there, name the skill: --skill",
+                )
             _put(members, Path(path).name, member)
         for skill in skills:
             _put(members, skill.name, ComposedPolicy(base, [skill], alone))
@@ -205,16 +205,13 @@ class CompositionRecipe:
         return penalty
 
 
-def _require_exportable(policy: Policy, what: str, hint: str) -> None:
-    """Refuse before any training what `policy export` would refuse after it.
-
-    Raises:
-        RecipeError: there are no words for a part of the policy.
-    """
+def _not_exportable(policy: Policy) -> list[str]:
+    """The reason why `policy export` would refuse a policy, if it would."""
     try:
         describe(policy, pick="first")  # whether the critic is there that it picks by is looked at apart
     except RecipeError as error:
-        raise RecipeError(f"{what} could not be exported: {error.message}", hint) from None
+        return [error.message]
+    return []
 
 
 def _put(members: dict[str, Policy], name: str, policy: Policy) -> None:
