@@ -71,12 +71,12 @@ OWN_TESTS = {
     "mixture/routers/top_k.py": ["mixture/test_routers.py", "mixture/test_learned.py"],
     "mixture/routers/top_p.py": ["mixture/test_routers.py", "mixture/test_learned.py"],
     "runs/checkpoint.py": ["runs/test_checkpoint.py", "runs/test_loop.py", "runs/test_resume.py"],
-    "lm/objective.py": ["lm/test_objective.py", "lm/test_balance_training.py"],
+    "lm/objective.py": ["lm/test_objective.py", "lm/test_documents.py", "lm/test_balance_training.py"],
     "policy/diffusion.py": ["policy/test_diffusion.py", "policy/test_policy.py"],
 }
 """Test files of a module or package, the quickest and nearest first. A module of the mixture that is not
 listed begins with the file of its own name. Every module of the mixture ends with all tests of the mixture
-and the contract."""
+and the contract, and every module with the annotations."""
 
 PYTEST = "-x -q --no-header --tb=no -rfE -p no:cacheprovider -p no:xdist --hypothesis-seed=0"
 """One process; the options for shapes come from pyproject.toml."""
@@ -155,6 +155,7 @@ def tests_of(module: str) -> list[str]:
         rest = sorted(path.relative_to(ROOT / "tests").as_posix() for path in _test_files("mixture"))
         files += sorted(rest, key=lambda name: (name != f"mixture/test_{Path(module).stem}.py", name))
         files.append("contract/test_mixture_contract.py")
+    files.append("house/test_annotations.py")
     return [f"tests/{name}" for name in dict.fromkeys(files)]
 
 
