@@ -1,19 +1,31 @@
-"""Values that hold where nobody says anything: a changed default changes runs that name no value."""
+"""Defaults, bounds and required methods: a changed default changes every run that names no value."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
+from annotated_types import Ge, Gt, Le
 
-from expertise.mixture import LowRankExperts, Mixture, Routes, TopK, TopP, balance
+from expertise.mixture import (
+    LowRankExperts,
+    Mixture,
+    Router,
+    Routes,
+    SwiGLU,
+    SwiGLUExperts,
+    TopK,
+    TopP,
+    balance,
+)
+from expertise.mixture.parts.base import Parts
 from expertise.mixture.routers.context import Context
 from expertise.mixture.routers.hash import Hash
-from expertise.mixture.routers.learned import GateOptions
+from expertise.mixture.routers.learned import GateOptions, LearnedRouter
 
 GATES = {
     "normalize": False,
@@ -93,3 +105,47 @@ def test_a_fresh_bias_is_zero_and_float32() -> None:
     bias = TopK(8, 4, 2, bias_step=0.1).bias
     assert bias is not None
     assert torch.equal(bias, torch.zeros(4))
+
+
+# --- bounds and required methods --------------------------------------------------------------------------
+
+BOUNDS: dict[Any, dict[str, list[Any]]] = {
+    GateOptions: {"bias_step": [Ge(0)]},
+    TopK.Config: {"k": [Ge(1)], "bias_step": [Ge(0)]},
+    TopP.Config: {"p": [Gt(0), Le(1)], "max_parts": [Ge(1)], "assumed_parts": [Ge(1)]},
+    Context.Config: {"context_dim": [Ge(1)]},
+    Hash.Config: {"seed": [Ge(0)]},
+    SwiGLU.Config: {"hidden": [Ge(0)]},
+    SwiGLUExperts.Config: {"num_parts": [Ge(1)], "hidden": [Ge(1)]},
+    LowRankExperts.Config: {"num_parts": [Ge(1)], "rank": [Ge(1)]},
+}
+
+
+@pytest.mark.parametrize("config", BOUNDS, ids=lambda config: config.__qualname__)
+def test_bounds_of_recipes(config: Any) -> None:
+    """A recipe is checked against these before `__post_init__` sees the numbers."""
+    hints = get_type_hints(config, include_extras=True)
+    for name, bounds in BOUNDS[config].items():
+        # The annotated number stands alone, or beside None.
+        numbers = [hint for hint in (hints[name], *get_args(hints[name])) if hasattr(hint, "__metadata__")]
+        assert [list(number.__metadata__) for number in numbers] == [bounds], name
+
+
+@pytest.mark.parametrize("config", BOUNDS, ids=lambda config: config.__qualname__)
+def test_configurations_are_frozen_and_take_keywords_alone(config: Any) -> None:
+    assert config.__dataclass_params__.frozen
+    assert all(field.kw_only for field in dataclasses.fields(config))
+
+
+def test_the_ends_of_the_bounds_are_allowed() -> None:
+    TopP.Config(p=1.0, max_parts=1, assumed_parts=1.0, bias_step=0.0)
+    TopK.Config(k=1).check(1)
+    TopP.Config(p=1e-9, max_parts=4).check(4)
+    Context(1, 1, [1])
+    Hash(1, 1)
+
+
+def test_what_a_new_kind_must_have() -> None:
+    assert Parts.__abstractmethods__ == {"one", "grouped", "dense", "reset_parameters"}
+    assert Router.__abstractmethods__ == {"forward"}
+    assert {"num_slots", "num_least", "num_used"} <= LearnedRouter.__abstractmethods__

@@ -280,6 +280,19 @@ def test_rows_that_share_memory_are_copied(rows: Tensor) -> None:
     torch.testing.assert_close(grouped_linear(rows, weight, offsets), _by_row(rows, weight, offsets))
 
 
+@pytest.mark.parametrize(
+    ("width", "start", "copied"), [(16, 8, False), (12, 0, True), (16, 4, True), (24, 8, False)]
+)
+def test_strides_count_in_bytes_not_in_numbers(width: int, start: int, copied: bool) -> None:
+    """Four numbers are 16 bytes in float32 and 8 in bfloat16."""
+    part = torch.randn(6, width).bfloat16()[:, start : start + 8]
+    assert (module._aligned(part) is not part) == copied
+    _, weight, offsets = _inputs([2, 0, 4], (8, 16), torch.bfloat16)
+    torch.testing.assert_close(
+        grouped_linear(part, weight, offsets), _by_row(part, weight, offsets), rtol=0.05, atol=0.05
+    )
+
+
 def test_whole_rows_are_read_where_they_lie() -> None:
     rows = torch.randn(6, 8)
     assert module._aligned(rows) is rows
