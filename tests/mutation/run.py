@@ -364,6 +364,9 @@ def main() -> int:
     print(f"{len(found)} of {len(sample)} tested, {len(survivors)} survived; {PAGE.relative_to(ROOT)}")
     if unexplained:
         print(f"without a reason in {REASONS.relative_to(ROOT)}: {', '.join(unexplained)}")
+    unneeded = sorted({row["id"] for row in found if row["caught"]} & set(reasons))
+    if unneeded:
+        print(f"caught, and yet with a reason in {REASONS.relative_to(ROOT)}: {', '.join(unneeded)}")
     enough = len(survivors) <= (1 - WANTED) * len(found)
     if not enough:
         print(f"fewer than {WANTED:.0%} were caught")
