@@ -202,8 +202,8 @@ def measure(tests: list[str]) -> float:
     return time.monotonic() - began
 
 
-def judge(mutant: Mutant, timeout: float) -> dict[str, Any]:
-    """The row of one mutant."""
+def judge(mutant: Mutant, tests: list[str], timeout: float) -> dict[str, Any]:
+    """The row of one mutant. The tests are those of the beginning: the checkout may have more by now."""
     began = time.monotonic()
     spec = MutationSpec(
         module_path=Path("src/expertise", mutant.module),
@@ -212,7 +212,7 @@ def judge(mutant: Mutant, timeout: float) -> dict[str, Any]:
         start_pos=(mutant.line, 0),
         end_pos=(mutant.line, 1),
     )
-    result = mutate_and_test([spec], _command(tests_of(mutant.module)), timeout)
+    result = mutate_and_test([spec], _command(tests), timeout)
     if result.worker_outcome is not WorkerOutcome.NORMAL or result.test_outcome is TestOutcome.INCOMPETENT:
         raise RunError(f"{mutant} could not be tested: {result.output}")
     output = result.output or ""
@@ -269,15 +269,18 @@ def test_all(missing: list[Mutant], rows: Rows, workers: int) -> None:
     with tempfile.TemporaryDirectory(prefix="mutation-") as parent:
         pool = ProcessPoolExecutor(workers, initializer=_enter_copy, initargs=(parent,))
         try:
+            tests = {mutant.module: tests_of(mutant.module) for mutant in missing}
             # Modules whose tests differ in their order alone share one measurement.
             groups: dict[frozenset[str], set[str]] = {}
-            for mutant in missing:
-                groups.setdefault(frozenset(tests_of(mutant.module)), set()).add(mutant.module)
+            for module, names in tests.items():
+                groups.setdefault(frozenset(names), set()).add(module)
             print(f"{len(groups)} selections of tests, without a mutant", flush=True)
             for modules, seconds in zip(groups.values(), pool.map(measure, map(sorted, groups)), strict=True):
                 print(f"{seconds:5.1f} s {', '.join(sorted(modules))}", flush=True)
                 rows.seconds |= dict.fromkeys(modules, round(seconds, 1))
-            waiting = [pool.submit(judge, m, 60 + 5 * rows.seconds[m.module]) for m in missing]
+            waiting = [
+                pool.submit(judge, m, tests[m.module], 60 + 5 * rows.seconds[m.module]) for m in missing
+            ]
             for number, done in enumerate(as_completed(waiting), 1):
                 row = done.result()
                 rows.add(row)
@@ -298,7 +301,7 @@ def page(sample: list[Mutant], total: int, rows: Rows, reasons: dict[str, str]) 
         (row for row in found if not row["caught"]), key=lambda row: (row["module"], row["line"])
     )
     caught = len(found) - len(survivors)
-    slow = sum(row["by"] == "time" for row in found)
+    slow, unread = (sum(row["by"] == by for row in found) for by in ("time", "start"))
     lines = [
         "# Mutants",
         "",
@@ -309,7 +312,8 @@ def page(sample: list[Mutant], total: int, rows: Rows, reasons: dict[str, str]) 
         f"cosmic-ray can make {total:,} mutants of these modules, none is left out. Of a sample of "
         f"{len(sample)}, drawn with seed {SEED},",
         f"{len(found)} were tested and {caught} caught{f' ({caught / len(found):.1%})' if found else ''}; "
-        f"{slow} of these only because the tests took too long.",
+        f"of these {slow}",
+        f"because the tests took too long and {unread} because no test could start.",
         "",
         "| module | tested | caught | seconds of its tests |",
         "|---|--:|--:|--:|",
