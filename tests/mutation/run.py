@@ -15,6 +15,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -350,6 +351,8 @@ def main() -> int:
     options.add_argument("--limit", type=int, help="test at most so many now")
     options.add_argument("--page-only", action="store_true", help="test nothing, write the page")
     chosen = options.parse_args()
+    # A polite kill ends like Ctrl-C: workers stop and their copies are removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
     mutants = all_mutants()
     sample = draw(mutants, chosen.sample)
