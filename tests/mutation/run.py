@@ -41,7 +41,8 @@ ROWS = ROOT / "docs/results/mutation.json"
 PAGE = ROOT / "docs/results/mutation.md"
 REASONS = Path(__file__).with_name("reasons.toml")
 
-SEED = 0
+SEED = 1
+"""Not 0: tests were written with the sample of seed 0 in sight, so its figure would flatter them."""
 WANTED = 0.9
 """The share of mutants that must be caught."""
 
