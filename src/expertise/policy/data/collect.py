@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +17,7 @@ import numpy as np
 from annotated_types import Ge, Le
 
 from expertise.errors import RecipeError, counted, nearest
+from expertise.policy.data.actions import Bounds
 from expertise.policy.data.rollouts import CHANCE, SCRIPT, RolloutConfig, roll_out
 from expertise.policy.data.sac import TeacherConfig, snapshot, train_teacher
 from expertise.policy.data.teachers import Actor, Chance, Script, Teacher
@@ -143,10 +144,10 @@ class _Work:
             part, facts = self._rollout(data, number, rollout)
             parts.append(part)
             noted.append(facts)
-        whole = concatenate(parts).rounded(data.bits)
+        whole = _joined(parts).rounded(data.bits)
         facts = {"name": data.name, "seed": data.seed, "bits": data.bits, "rollouts": noted}
         facts["versions"] = versions()
-        path: Path = WRITERS[data.layout](self._out, data.name, whole, facts)
+        path: Path = WRITERS[data.layout](self._out, data.name, whole, facts, _bounds_of(noted))
         returns = whole.returns()
         cost = f", cost {whole.episode_costs().mean():.1f}" if whole.costs is not None else ""
         size = f"{counted(len(returns), 'episode')}, {counted(len(whole), 'transition')}"
@@ -177,8 +178,10 @@ class _Work:
                 for episode in roll_out(environment, teacher, rollout, data.seed, purpose, partner):
                     episodes.append(episode)
                     progress.update(len(episodes), f"return {float(episode.rewards.sum()):.1f}")
-            repeat = environment.action_repeat
-        part = concatenate(episodes)
+            repeat, bounds = environment.action_repeat, environment.declared_bounds
+            for note in environment.notes:
+                self._say(note)
+        part = _joined(episodes)
         facts = {
             **dataclasses.asdict(rollout),
             "environment": name,
@@ -189,6 +192,8 @@ class _Work:
             "teacher_facts": teacher.facts(),
             "partner_facts": partner.facts() if partner is not None else {},
         }
+        if bounds is not None:
+            facts["action_low"], facts["action_high"] = bounds
         _write_part(path, part, facts)
         return part, facts
 
@@ -239,6 +244,27 @@ def _read_part(path: Path) -> tuple[Transitions, dict[str, Any]] | None:
             return Transitions(**arrays), json.loads(file.metadata()["facts"])
     except (SafetensorError, OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _joined(parts: Sequence[Transitions]) -> Transitions:
+    """Episodes or rollouts one after another.
+
+    Environments of Gymnasium say only by a step's `info` that they have costs: where some parts have seen one,
+    the steps of the others cost 0.
+    """
+    if any(part.costs is not None for part in parts):
+        parts = [
+            part if part.costs is not None else dataclasses.replace(part, costs=np.zeros_like(part.rewards))
+            for part in parts
+        ]
+    return concatenate(parts)
+
+
+def _bounds_of(rollouts: Sequence[Mapping[str, Any]]) -> Bounds | None:
+    """The bounds of actions that all rollouts of a data set share; None: each is written in [-1, 1]."""
+    found = [(each.get("action_low"), each.get("action_high")) for each in rollouts]
+    low, high = found[0]
+    return None if low is None or any(each != (low, high) for each in found) else Bounds.of(low, high)
 
 
 def _files(path: Path) -> list[Path]:

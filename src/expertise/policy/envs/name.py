@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import sys
 
 from expertise.errors import RecipeError, nearest
+from expertise.policy.envs.families import FAMILIES
 from expertise.policy.envs.shifts import Shift
 
 _REPEAT = "repeat"
@@ -12,9 +15,13 @@ _REPEAT = "repeat"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Name:
-    """A name taken apart: `dmc/walker-walk@gravity=1.5,mass=1.5,repeat=4`."""
+    """A name taken apart: `dmc/walker-walk@gravity=1.5,mass=1.5,repeat=4`.
+
+    Beside our families there are ids that Gymnasium knows (`Pendulum-v1`, `ALE/Pong-v5`) and `module:function`.
+    """
 
     family: str
+    """A name of `FAMILIES`; empty: `task` is an id that Gymnasium knows, or `module:function`."""
     task: str
     shift: Shift = dataclasses.field(default_factory=Shift)
     repeat: int | None = None
@@ -29,10 +36,12 @@ class Name:
         """
         base, at, suffix = text.partition("@")
         family, slash, task = base.partition("/")
-        if not (slash and family and task) or (at and not suffix):
-            raise RecipeError(
-                f"{text!r} is no name of an environment", "write family/task, such as 'dmc/walker-walk'"
-            )
+        if family not in FAMILIES and _is_of_gymnasium(base):
+            family, task = "", base
+        elif not (slash and family and task):
+            raise _no_name(text)
+        if at and not suffix:
+            raise _no_name(text)
         factors: dict[str, float] = {}
         for setting in suffix.split(",") if suffix else ():
             key, _, value = setting.partition("=")
@@ -50,7 +59,25 @@ class Name:
         settings = [f"{key}={_shown(getattr(self.shift, key))}" for key in self.shift.changed()]
         if self.repeat is not None:
             settings.append(f"{_REPEAT}={self.repeat}")
-        return f"{self.family}/{self.task}" + (f"@{','.join(settings)}" if settings else "")
+        base = f"{self.family}/{self.task}" if self.family else self.task
+        return base + (f"@{','.join(settings)}" if settings else "")
+
+
+def _is_of_gymnasium(base: str) -> bool:
+    """Whether a name is `module:function`, or looks like an id of Gymnasium, which is not imported for that."""
+    module, colon, rest = base.partition(":")
+    if colon:
+        return bool(module and rest)
+    gymnasium = sys.modules.get("gymnasium")
+    return re.search(r"\w-v\d+$", base) is not None or (gymnasium is not None and base in gymnasium.registry)
+
+
+def _no_name(text: str) -> RecipeError:
+    return RecipeError(
+        f"{text!r} is no name of an environment",
+        "write family/task, such as 'dmc/walker-walk', an id that Gymnasium knows, such as 'Pendulum-v1', "
+        "or 'module:function'",
+    )
 
 
 def _shown(value: float) -> str:
