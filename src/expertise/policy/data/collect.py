@@ -24,6 +24,7 @@ from expertise.policy.data.teachers import Actor, Chance, Script, Teacher
 from expertise.policy.data.transitions import Transitions, concatenate
 from expertise.policy.data.write import WRITERS
 from expertise.policy.envs import Environment
+from expertise.policy.envs.name import code_of
 from expertise.policy.extras import versions
 from expertise.runs import folder
 from expertise.runs.device import limit_threads
@@ -144,7 +145,7 @@ class _Work:
             part, facts = self._rollout(data, number, rollout)
             parts.append(part)
             noted.append(facts)
-        whole = _joined(parts).rounded(data.bits)
+        whole = concatenate(_with_costs(parts, noted)).rounded(data.bits)
         facts = {"name": data.name, "seed": data.seed, "bits": data.bits, "rollouts": noted}
         facts["versions"] = versions()
         path: Path = WRITERS[data.layout](self._out, data.name, whole, facts, _bounds_of(noted))
@@ -159,7 +160,9 @@ class _Work:
     ) -> tuple[Transitions, dict[str, Any]]:
         name = rollout.environment or self._teachers[rollout.teacher].environment
         whose = {key: self._digest(self._teachers.get(key)) for key in (rollout.teacher, rollout.partner)}
-        key = _digest([dataclasses.asdict(rollout), name, data.seed, data.name, number, whose])
+        key = _digest(
+            [dataclasses.asdict(rollout), name, data.seed, data.name, number, whose, *code_of(name)]
+        )
         path = self._out / "parts" / f"{data.name}-{number}-{key}.safetensors"
         kept = _read_part(path)
         if kept is not None:
@@ -181,7 +184,7 @@ class _Work:
             repeat, bounds = environment.action_repeat, environment.declared_bounds
             for note in environment.notes:
                 self._say(note)
-        part = _joined(episodes)
+        part = joined(episodes)
         facts = {
             **dataclasses.asdict(rollout),
             "environment": name,
@@ -246,18 +249,29 @@ def _read_part(path: Path) -> tuple[Transitions, dict[str, Any]] | None:
         return None
 
 
-def _joined(parts: Sequence[Transitions]) -> Transitions:
-    """Episodes or rollouts one after another.
+def joined(episodes: Sequence[Transitions]) -> Transitions:
+    """The episodes of one environment, one after another.
 
-    Environments of Gymnasium say only by a step's `info` that they have costs: where some parts have seen one,
-    the steps of the others cost 0.
+    Environments of Gymnasium report costs in a step's `info` alone: where some episodes have seen one, the
+    steps of the others cost 0.
     """
-    if any(part.costs is not None for part in parts):
-        parts = [
-            part if part.costs is not None else dataclasses.replace(part, costs=np.zeros_like(part.rewards))
-            for part in parts
-        ]
-    return concatenate(parts)
+    has_cost = any(episode.costs is not None for episode in episodes)
+    return concatenate([_costing(episode) if has_cost else episode for episode in episodes])
+
+
+def _with_costs(parts: Sequence[Transitions], noted: Sequence[Mapping[str, Any]]) -> list[Transitions]:
+    """Rollouts; one that has seen no cost in an environment where another has cost 0 in every step."""
+    costing = {
+        facts["environment"] for part, facts in zip(parts, noted, strict=True) if part.costs is not None
+    }
+    return [
+        _costing(part) if facts["environment"] in costing else part
+        for part, facts in zip(parts, noted, strict=True)
+    ]
+
+
+def _costing(part: Transitions) -> Transitions:
+    return part if part.costs is not None else dataclasses.replace(part, costs=np.zeros_like(part.rewards))
 
 
 def _bounds_of(rollouts: Sequence[Mapping[str, Any]]) -> Bounds | None:

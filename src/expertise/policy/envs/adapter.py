@@ -1,13 +1,11 @@
-"""Any `gymnasium.Env` as a simulator: by an id that Gymnasium knows, by `module:function`, or as an object."""
+"""Any `gymnasium.Env` as a simulator: by an id of Gymnasium, by `module:function`, or as an object."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import importlib
-import os
 import random
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +13,7 @@ import numpy as np
 
 from expertise.errors import DeviceError, ExpertiseError, RecipeError, first_line, nearest
 from expertise.policy.envs.families import FAMILIES
+from expertise.policy.envs.name import importable_here, name_of
 from expertise.policy.envs.simulator import Outcome, Simulator
 from expertise.policy.extras import needed, quiet
 from expertise.shapes import Float
@@ -57,7 +56,7 @@ class GymnasiumSimulator(Simulator):
         Raises:
             RecipeError: the environment does not follow Gymnasium's interface.
         """
-        given = self._env.step(action)
+        given = self._env.step(self.command(action))
         if len(given) != 5:
             raise RecipeError(
                 f"{name_of(self._env)}: a step gives {len(given)} values, not the 5 of Gymnasium",
@@ -72,6 +71,10 @@ class GymnasiumSimulator(Simulator):
             self.success(info),
             bool(truncated),
         )
+
+    def command(self, action: Float[np.ndarray, " action"]) -> Any:
+        """An action in the form that the environment takes."""
+        return action
 
     def cost(self, info: dict[str, Any]) -> float:
         """What a step costs."""
@@ -97,9 +100,9 @@ class GymnasiumSimulator(Simulator):
 class AnyGymnasium(GymnasiumSimulator):
     """An environment that is not one of our families: its spaces and its `info` are checked.
 
-    Costs are `info["cost"]`, success is `info["success"]` or `info["is_success"]`; `has_cost` and `has_success`
-    become True once a step reports them. Observations of type Dict, Tuple, Discrete, … become rows as the
-    readers of recorded data make them. Terminations and truncations are reported as the environment does.
+    Costs are `info["cost"]`, success is `info["success"]` or `info["is_success"]`; `has_cost` and
+    `has_success` become True once a step reports them. Observations of type Dict, Tuple, Discrete, … become
+    rows as the readers of recorded data make them. Terminations and truncations stay apart.
 
     Args:
         env: the environment.
@@ -129,12 +132,18 @@ class AnyGymnasium(GymnasiumSimulator):
         for space in (self._space, self._actions):
             space.seed(seed)
         with shared_generators_seeded(seed):
-            return self._row(self._env.reset(seed=seed)[0])
+            first = self._row(self._env.reset(seed=seed)[0])
+        if len(first) != self.observation_dim:
+            raise RecipeError(
+                f"{self._name} gives observations of width {len(first)}, its observation_space has "
+                f"{self.observation_dim}"
+            )
+        return first
 
-    def step(self, action: Float[np.ndarray, " action"]) -> Outcome:
-        """Advance by one step, with the action in the type and shape of the environment's Box."""
+    def command(self, action: Float[np.ndarray, " action"]) -> Any:
+        """An action in the type and shape of the environment's Box, within its bounds."""
         box = self._actions
-        return super().step(np.clip(action.astype(box.dtype).reshape(box.shape), box.low, box.high))
+        return np.clip(action.astype(box.dtype).reshape(box.shape), box.low, box.high)
 
     def cost(self, info: dict[str, Any]) -> float:
         """`info["cost"]`, 0 where there is none."""
@@ -218,7 +227,7 @@ def made(text: str) -> Any:
         MissingExtra: Gymnasium is not installed.
     """
     gymnasium = needed("gymnasium", _WHAT)
-    with _importable_here():
+    with importable_here():
         module, colon, attribute = text.rpartition(":")
         if colon and attribute.replace(".", "").isidentifier():
             return called(_attribute(module, attribute, text), text)
@@ -236,15 +245,6 @@ def called(make: Callable[[], Any], name: str) -> Any:
         raise RecipeError(f"{name} cannot be made: {type(error).__name__}: {first_line(error)}") from error
 
 
-def name_of(environment: Any) -> str:
-    """What an environment, or a callable that makes one, is called: its id, else `module:name`."""
-    spec = getattr(environment, "spec", None)
-    if spec is not None:
-        return str(spec.id)
-    known = environment if hasattr(environment, "__qualname__") else type(environment)
-    return f"{known.__module__}:{known.__qualname__}"
-
-
 def _attribute(module: str, attribute: str, text: str) -> Any:
     try:
         found: Any = importlib.import_module(module)
@@ -255,7 +255,9 @@ def _attribute(module: str, attribute: str, text: str) -> Any:
             raise RecipeError(f"{text!r}: {module} has no {attribute!r}", nearest(attribute, vars(found)))
         found = getattr(found, name)
     if not callable(found):
-        raise RecipeError(f"{text!r} is no function", "name a function without arguments that makes the environment")
+        raise RecipeError(
+            f"{text!r} is no function", "name a function without arguments that makes the environment"
+        )
     return found
 
 
@@ -268,30 +270,23 @@ def _registered(gymnasium: Any, text: str) -> Any:
             from expertise.policy.envs.physics import import_mujoco
 
             import_mujoco(_WHAT)  # it must know how to render before Gymnasium imports it
-        maker = spec.entry_point if callable(spec.entry_point) else registration.load_env_creator(spec.entry_point)
+        maker = (
+            spec.entry_point
+            if callable(spec.entry_point)
+            else registration.load_env_creator(spec.entry_point)
+        )
         modes = getattr(maker, "metadata", {}).get("render_modes", ())
         pictures = {"render_mode": "rgb_array"} if "rgb_array" in modes else {}
         return gymnasium.make(text, disable_env_checker=True, **pictures)
-    except gymnasium.error.UnregisteredEnv as error:
+    except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv) as error:
         raise _unknown(gymnasium, text, error) from None
 
 
 def _unknown(gymnasium: Any, text: str, error: Exception) -> RecipeError:
-    family, slash, task = text.partition("/")
+    family, slash, _ = text.partition("/")
     near = nearest(family, FAMILIES) if slash else nearest(text, gymnasium.registry)
     hint = near if near.startswith("did you mean") else "write an id that Gymnasium knows, or family/task"
     return RecipeError(f"no environment {text!r}: {first_line(error)}", hint)
-
-
-@contextlib.contextmanager
-def _importable_here() -> Iterator[None]:
-    """Let modules in the working folder be imported, as `python -m` does."""
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
 
 
 def _limit_of(env: Any) -> int | None:
@@ -312,7 +307,9 @@ def _require_usable(env: Any, name: str) -> None:
         )
     box = env.action_space
     if not isinstance(box, gymnasium.spaces.Box):
-        raise RecipeError(f"{name} has actions of {type(box).__name__}; policies act in a Box of real numbers")
+        raise RecipeError(
+            f"{name} has actions of {type(box).__name__}; policies act in a Box of real numbers"
+        )
     if box.dtype.kind != "f":
         raise RecipeError(f"{name} has actions of {box.dtype}; policies act in a Box of real numbers")
     low, high = np.ravel(box.low), np.ravel(box.high)

@@ -1,4 +1,4 @@
-"""One interface to every environment: float32 observations, actions in [-1, 1], costs; a seed fixes an episode."""
+"""One interface to every environment: float32 observations, actions in [-1, 1], costs, seeded episodes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from expertise.errors import RecipeError, nearest
 from expertise.policy.envs.families import FAMILIES
-from expertise.policy.envs.name import Name
+from expertise.policy.envs.name import Name, name_of
 from expertise.policy.envs.simulator import BlownUpError, Family, Outcome, Simulator
 from expertise.shapes import Float
 
@@ -41,12 +41,12 @@ class Environment:
     """One task as a policy sees it.
 
     Args:
-        source: a name (see `Name`; families and tasks are checked), a `gymnasium.Env`, which is left open at the
-            end, or a callable that makes one.
+        source: a name (see `Name`; families and tasks are checked), a `gymnasium.Env`, which is left open at
+            the end, or a callable that makes one.
 
     Raises:
-        RecipeError: unknown family, task or id (the nearest is named), a change that the family does not take,
-            or an environment whose actions or observations do not suit a policy.
+        RecipeError: unknown family, task or id (the nearest is named), a change that the family does not
+            take, or an environment whose actions or observations do not suit a policy.
         MissingExtra: its package is not installed.
     """
 
@@ -63,7 +63,7 @@ class Environment:
 
     @property
     def has_cost(self) -> bool:
-        """Whether steps may cost something; for Gymnasium's environments, whether a step has reported a cost."""
+        """Whether steps may cost something; in an environment of Gymnasium, whether one has."""
         return self._simulator.has_cost
 
     @property
@@ -89,9 +89,12 @@ class Environment:
 
     @property
     def declared_bounds(self) -> tuple[list[float], list[float]] | None:
-        """Lower and upper bounds that files of recorded actions declare; None: actions are written in [-1, 1]."""
-        if not self._simulator.declares_bounds:
-            return None
+        """Bounds, lower and upper, that files of recorded actions declare; None: they are in [-1, 1]."""
+        return self.action_bounds if self._simulator.declares_bounds else None
+
+    @property
+    def action_bounds(self) -> tuple[list[float], list[float]]:
+        """Lower and upper bounds of the simulator's own actions, to which [-1, 1] is scaled."""
         return self._simulator.action_low.tolist(), self._simulator.action_high.tolist()
 
     def __enter__(self) -> Environment:
@@ -175,7 +178,7 @@ def make(source: Source) -> Environment:
 def _built(source: Source) -> tuple[str, int, Simulator]:
     """The name of an environment, simulated steps per decision, and its simulator."""
     if not isinstance(source, str):
-        from expertise.policy.envs.adapter import AnyGymnasium, called, name_of
+        from expertise.policy.envs.adapter import AnyGymnasium, called
 
         name, owned = name_of(source), callable(source)
         return name, 1, AnyGymnasium(called(source, name) if owned else source, name, owned=owned)

@@ -29,8 +29,8 @@ class Steps(NamedTuple):
 class Environments:
     """A row of environments in this process, so that a policy is asked once for all of them.
 
-    Those whose episode is over rest until the next reset, which `gymnasium.vector.SyncVectorEnv` does not offer:
-    it either resets them at once, with a seed of its own, or steps them on.
+    Those whose episode is over rest until the next reset. `gymnasium.vector.SyncVectorEnv` lets none rest: it
+    begins other episodes at once, or refuses to step on.
 
     Args:
         source: see `Environment`.
@@ -48,7 +48,7 @@ class Environments:
                 f"{self._environments[0].name} returns the same environment every time",
                 "make a new one in each call, or give the environment itself",
             )
-        first = self._environments[0]
+        first, number = self._environments[0], len(self._environments)
         self.name, self.max_steps = first.name, first.max_steps
         self.observation_dim, self.action_dim = first.observation_dim, first.action_dim
         self.running: Bool[np.ndarray, " environments"] = np.zeros(number, bool)
