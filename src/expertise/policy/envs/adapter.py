@@ -143,7 +143,7 @@ class AnyGymnasium(GymnasiumSimulator):
     def command(self, action: Float[np.ndarray, " action"]) -> Any:
         """An action in the type and shape of the environment's Box, within its bounds."""
         box = self._actions
-        return np.clip(action.astype(box.dtype).reshape(box.shape), box.low, box.high)
+        return action.astype(box.dtype).reshape(box.shape).clip(box.low, box.high)
 
     def cost(self, info: dict[str, Any]) -> float:
         """`info["cost"]`, 0 where there is none."""

@@ -129,7 +129,7 @@ class Environment:
         """
         if self._simulated is None:
             raise RuntimeError(f"{self.name}: reset before you step")
-        scaled = self._middle + self._half * np.clip(np.asarray(action, np.float64), -1.0, 1.0)
+        scaled = self._middle + self._half * np.asarray(action, np.float64).clip(-1.0, 1.0)
         reward = cost = 0.0
         blown_up = False
         for _ in range(self.action_repeat):
