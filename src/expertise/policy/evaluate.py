@@ -36,8 +36,9 @@ _SIZE = (320, 240)
 class EvaluationConfig:
     """Episodes of a policy. The paper: 20 for each seed on DSRL's tasks, 10 elsewhere."""
 
-    environment: str
-    """Where it acts; see `expertise.policy.envs`."""
+    environment: Any
+    """Where it acts: a name (see `expertise.policy.envs`), an id that Gymnasium knows, `module:function`; in
+    Python also a `gymnasium.Env`, whose episodes run one after another, or a callable that makes one."""
     episodes: Annotated[int, Ge(1)] = 20
     """How many."""
     seed: Annotated[int, Ge(0)] = 0
@@ -58,7 +59,8 @@ class EvaluationConfig:
     """A picture of each kept episode every so many steps; 0: none."""
 
     def __post_init__(self) -> None:
-        Name.parse(self.environment)
+        if isinstance(self.environment, str):
+            Name.parse(self.environment)
         if not math.isfinite(self.cost_limit) or self.cost_limit < 0:
             raise RecipeError(f"cost_limit must be a finite number from 0 on, not {self.cost_limit:g}")
         require_acting(self.num_candidates, self.pick)
@@ -87,14 +89,17 @@ def evaluate(
     traces: list[Trace] = []
     with Environments(config.environment, min(config.parallel, config.episodes)) as environments:
         _require_fitting(policy, environments)
+        parallel = len(environments)
         with _Shown(config.episodes * environments.max_steps, say) as shown:
-            for first in range(0, config.episodes, config.parallel):
+            for first in range(0, config.episodes, parallel):
                 here = _Round(policy, config, environments, shown, first)
-                here.run(seeds[first : first + config.parallel])
+                here.run(seeds[first : first + parallel])
                 episodes += here.episodes()
                 traces += here.traces()
         if environments.num_blown_up and say is not None:
             say(f"{counted(environments.num_blown_up, 'episode')} ended early: the simulation ran away")
+        for note in environments.notes if say is not None else ():
+            say(note)
         return Evaluation(
             environment=environments.name,
             names=policy.names,

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from expertise.cli.options import Json, Set, print_json
+from expertise.errors import RecipeError
 
 
 def collect(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            help="A recipe's name (policy-collect) or a .toml file's path: teachers and data sets."
-        ),
-    ],
     out: Annotated[Path, typer.Option("--out", help="The folder for teachers and data; made if need be.")],
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            help="A recipe's name (policy-collect) or a .toml file's path: teachers and data sets. None with "
+            "--environment."
+        ),
+    ] = None,
+    environment: Annotated[
+        str | None,
+        typer.Option(
+            "--environment",
+            help="Instead of a recipe: record here; an id that Gymnasium knows (Pendulum-v1), "
+            "module:function, or family/task.",
+        ),
+    ] = None,
+    teacher: Annotated[
+        str, typer.Option("--teacher", help="With --environment: random, or script in metaworld/….")
+    ] = "random",
+    episodes: Annotated[int, typer.Option(min=1, help="With --environment: how many.")] = 20,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -25,13 +40,20 @@ def collect(
 
     Stopped, it goes on when it is started again; what is there already is not made twice.
 
-    Example: expertise policy collect policy-collect --out runs/recorded
+    Example: expertise policy collect policy-collect --out runs/recorded, or
+    expertise policy collect --environment Pendulum-v1 --episodes 20 --out runs/recorded
     """
     from expertise.runs import recipe as recipes
     from expertise.runs.progress import say
 
-    name, text = recipes.find(recipe)
-    values = recipes.override(recipes.parse(text, recipe), set_ or [])
+    if (recipe is None) == (environment is None):
+        raise RecipeError("give a recipe or --environment, one of the two")
+    if recipe is not None:
+        name, text = recipes.find(recipe)
+        values = recipes.parse(text, recipe)
+    else:
+        name, values = "", _recorded(environment or "", teacher, episodes)
+    values = recipes.override(values, set_ or [])
     from expertise.policy.data.collect import CollectConfig
     from expertise.policy.data.collect import collect as collect_all
 
@@ -41,3 +63,10 @@ def collect(
         return
     for path in paths:
         print(path)
+
+
+def _recorded(environment: str, teacher: str, episodes: int) -> dict[str, Any]:
+    """The recipe of one data set, named after the last part of its environment's name."""
+    name = re.split(r"[/:]", environment.partition("@")[0])[-1] or environment
+    rollout = {"teacher": teacher, "environment": environment, "episodes": episodes}
+    return {"kind": "collect", "datasets": [{"name": name, "rollouts": [rollout]}]}

@@ -83,7 +83,7 @@ def compose(
     """
     if not data and weights is None:
         raise RecipeError("--data is missing: alpha learns from a few trajectories", "or give --weights")
-    require_data(data, layout)
+    require_data(data, layout=layout)
     require_policies(base, *(policy or []))
     require_skills(library, skill or [])
     constant = _alpha(alpha, weights)

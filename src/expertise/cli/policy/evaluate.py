@@ -29,7 +29,12 @@ def evaluate(
         ),
     ],
     environment: Annotated[
-        str, typer.Option("--environment", help="Where it acts, such as bullet/BallRun or dmc/walker-walk.")
+        str,
+        typer.Option(
+            "--environment",
+            help="Where it acts: bullet/BallRun, dmc/walker-walk, …, an id that Gymnasium knows "
+            "(Pendulum-v1), or module:function, which makes a gymnasium.Env.",
+        ),
     ],
     episodes: Annotated[int, typer.Option(min=1, help="Episodes under each seed.")] = 20,
     seeds: Annotated[str, typer.Option(help="As 0,1,2; every policy meets the same episodes.")] = "0",

@@ -20,6 +20,14 @@ def learn(
     ] = None,
     data: Data = None,
     layout: Layout = None,
+    environment: Annotated[
+        str | None,
+        typer.Option(
+            "--environment",
+            help="Where --data were recorded (family/task, an id of Gymnasium such as Pendulum-v1, or "
+            "module:function): widths are checked, and its bounds scale actions of files that declare none.",
+        ),
+    ] = None,
     set_: Set = None,
     device: Device = None,
     threads: Threads = None,
@@ -38,8 +46,8 @@ def learn(
     from expertise.runs.progress import say
 
     name, text = recipes.find(recipe)
-    require_data(data, layout)
-    changes = [data_setting(data, layout=layout)] if data else []
+    require_data(data, layout=layout, environment=environment)
+    changes = [data_setting(data, layout=layout, environment=environment)] if data else []
     values = recipes.override(recipes.parse(text, recipe), changes + settings(set_, device, threads))
     wanted = learning.recipe_of(values)
     place = run or Path("runs") / name

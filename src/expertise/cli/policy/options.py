@@ -41,14 +41,19 @@ Pick = Annotated[
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Transitions per step.")]
 
 
-def require_data(data: list[str] | None, layout: str | None) -> None:
-    """Refuse --layout without --data.
+def require_data(data: list[str] | None, **about: str | None) -> None:
+    """Refuse options that say something of --data where there are none.
+
+    Args:
+        data: what --data names.
+        about: keys of `[[data]]` that have an option of their own; None: not given.
 
     Raises:
-        RecipeError: it is so.
+        RecipeError: one is given without --data.
     """
-    if layout is not None and not data:
-        raise RecipeError("--layout says how --data are laid out", "give --data, or set layout in [[data]]")
+    for key, value in about.items():
+        if value is not None and not data:
+            raise RecipeError(f"--{key} says something of --data", f"give --data, or set {key} in [[data]]")
 
 
 def data_setting(paths: list[str], **kept: str | float | int | None) -> str:

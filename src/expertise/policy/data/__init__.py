@@ -9,9 +9,10 @@ from expertise.lazy import public_names
 if TYPE_CHECKING:
     from expertise.policy.data.arrays import from_arrays
     from expertise.policy.data.read import READERS, DataConfig, read
+    from expertise.policy.data.record import record
     from expertise.policy.data.transitions import Transitions, concatenate
 
-__all__ = ["READERS", "DataConfig", "Transitions", "concatenate", "from_arrays", "read"]
+__all__ = ["READERS", "DataConfig", "Transitions", "concatenate", "from_arrays", "read", "record"]
 
 public_names(
     __name__,
@@ -22,6 +23,7 @@ public_names(
             "DataConfig",
             "read",
         ),
+        "record": ("record",),
         "transitions": (
             "Transitions",
             "concatenate",

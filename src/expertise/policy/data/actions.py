@@ -63,6 +63,12 @@ class Bounds:
         shares: np.ndarray = (actions.astype(np.float64) - middle) / np.where(half > 0, half, 1.0)
         return shares
 
+    def unscaled(self, shares: Float[np.ndarray, "rows components"]) -> Float[np.ndarray, "rows components"]:
+        """Actions in [-1, 1] in the units of the bounds, float32: the inverse of `scaled`."""
+        middle, half = (self.high + self.low) / 2, (self.high - self.low) / 2
+        found: np.ndarray = np.clip(middle + half * shares.astype(np.float64), self.low, self.high)
+        return found.astype(np.float32)
+
     def __str__(self) -> str:
         """As short as they can be said."""
         low, high = sorted(set(self.low.tolist())), sorted(set(self.high.tolist()))

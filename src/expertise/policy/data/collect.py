@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,12 +17,14 @@ import numpy as np
 from annotated_types import Ge, Le
 
 from expertise.errors import RecipeError, counted, nearest
+from expertise.policy.data.actions import Bounds
 from expertise.policy.data.rollouts import CHANCE, SCRIPT, RolloutConfig, roll_out
 from expertise.policy.data.sac import TeacherConfig, snapshot, train_teacher
 from expertise.policy.data.teachers import Actor, Chance, Script, Teacher
 from expertise.policy.data.transitions import Transitions, concatenate
 from expertise.policy.data.write import WRITERS
 from expertise.policy.envs import Environment
+from expertise.policy.envs.name import code_of
 from expertise.policy.extras import versions
 from expertise.runs import folder
 from expertise.runs.device import limit_threads
@@ -143,10 +145,10 @@ class _Work:
             part, facts = self._rollout(data, number, rollout)
             parts.append(part)
             noted.append(facts)
-        whole = concatenate(parts).rounded(data.bits)
+        whole = concatenate(_with_costs(parts, noted)).rounded(data.bits)
         facts = {"name": data.name, "seed": data.seed, "bits": data.bits, "rollouts": noted}
         facts["versions"] = versions()
-        path: Path = WRITERS[data.layout](self._out, data.name, whole, facts)
+        path: Path = WRITERS[data.layout](self._out, data.name, whole, facts, _bounds_of(noted))
         returns = whole.returns()
         cost = f", cost {whole.episode_costs().mean():.1f}" if whole.costs is not None else ""
         size = f"{counted(len(returns), 'episode')}, {counted(len(whole), 'transition')}"
@@ -158,7 +160,9 @@ class _Work:
     ) -> tuple[Transitions, dict[str, Any]]:
         name = rollout.environment or self._teachers[rollout.teacher].environment
         whose = {key: self._digest(self._teachers.get(key)) for key in (rollout.teacher, rollout.partner)}
-        key = _digest([dataclasses.asdict(rollout), name, data.seed, data.name, number, whose])
+        key = _digest(
+            [dataclasses.asdict(rollout), name, data.seed, data.name, number, whose, *code_of(name)]
+        )
         path = self._out / "parts" / f"{data.name}-{number}-{key}.safetensors"
         kept = _read_part(path)
         if kept is not None:
@@ -177,8 +181,10 @@ class _Work:
                 for episode in roll_out(environment, teacher, rollout, data.seed, purpose, partner):
                     episodes.append(episode)
                     progress.update(len(episodes), f"return {float(episode.rewards.sum()):.1f}")
-            repeat = environment.action_repeat
-        part = concatenate(episodes)
+            repeat, bounds = environment.action_repeat, environment.declared_bounds
+            for note in environment.notes:
+                self._say(note)
+        part = joined(episodes)
         facts = {
             **dataclasses.asdict(rollout),
             "environment": name,
@@ -189,6 +195,8 @@ class _Work:
             "teacher_facts": teacher.facts(),
             "partner_facts": partner.facts() if partner is not None else {},
         }
+        if bounds is not None:
+            facts["action_low"], facts["action_high"] = bounds
         _write_part(path, part, facts)
         return part, facts
 
@@ -239,6 +247,38 @@ def _read_part(path: Path) -> tuple[Transitions, dict[str, Any]] | None:
             return Transitions(**arrays), json.loads(file.metadata()["facts"])
     except (SafetensorError, OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def joined(episodes: Sequence[Transitions]) -> Transitions:
+    """The episodes of one environment, one after another.
+
+    Environments of Gymnasium report costs in a step's `info` alone: where some episodes have seen one, the
+    steps of the others cost 0.
+    """
+    has_cost = any(episode.costs is not None for episode in episodes)
+    return concatenate([_costing(episode) if has_cost else episode for episode in episodes])
+
+
+def _with_costs(parts: Sequence[Transitions], noted: Sequence[Mapping[str, Any]]) -> list[Transitions]:
+    """Rollouts; one that has seen no cost in an environment where another has cost 0 in every step."""
+    costing = {
+        facts["environment"] for part, facts in zip(parts, noted, strict=True) if part.costs is not None
+    }
+    return [
+        _costing(part) if facts["environment"] in costing else part
+        for part, facts in zip(parts, noted, strict=True)
+    ]
+
+
+def _costing(part: Transitions) -> Transitions:
+    return part if part.costs is not None else dataclasses.replace(part, costs=np.zeros_like(part.rewards))
+
+
+def _bounds_of(rollouts: Sequence[Mapping[str, Any]]) -> Bounds | None:
+    """The bounds of actions that all rollouts of a data set share; None: each is written in [-1, 1]."""
+    found = [(each.get("action_low"), each.get("action_high")) for each in rollouts]
+    low, high = found[0]
+    return None if low is None or any(each != (low, high) for each in found) else Bounds.of(low, high)
 
 
 def _files(path: Path) -> list[Path]:

@@ -20,7 +20,8 @@ FACTS = "expertise"
 
 _DSRL = ("costs", NEXT)
 """What DSRL's layout has and D4RL's has not."""
-_LOW, _HIGH = "action_low", "action_high"
+LOW, HIGH = "action_low", "action_high"
+"""Attributes with the bounds of the actions."""
 
 
 def read_dsrl(path: str) -> Recorded:
@@ -70,8 +71,8 @@ _WITHOUT = {"costs": "reads data without costs", NEXT: "takes the row after"}
 
 def _declared(file: Any) -> Bounds | None:
     """Bounds of actions in a file's attributes; what `policy collect` wrote is in [-1, 1]."""
-    if _LOW in file.attrs and _HIGH in file.attrs:
-        return Bounds.of(file.attrs[_LOW], file.attrs[_HIGH])
+    if LOW in file.attrs and HIGH in file.attrs:
+        return Bounds.of(file.attrs[LOW], file.attrs[HIGH])
     return Bounds.of(-1.0, 1.0) if FACTS in file.attrs else None
 
 

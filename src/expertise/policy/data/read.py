@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from expertise.errors import DataError, RecipeError, nearest
+from expertise.policy.data.actions import Bounds
 from expertise.policy.data.checks import refuse_misspelt
 from expertise.policy.data.flat import NEXT
 from expertise.policy.data.hdf5 import keys_of
@@ -19,6 +20,8 @@ from expertise.policy.data.recorded import Recorded
 from expertise.policy.data.robomimic import DATA
 from expertise.policy.data.shipped import located
 from expertise.policy.data.transitions import Transitions
+from expertise.policy.envs.environment import Environment
+from expertise.policy.envs.name import Name, reference
 from expertise.registry import Registry
 from expertise.shapes import Bool
 
@@ -62,6 +65,10 @@ class DataConfig:
     observation_keys: list[str] = dataclasses.field(default_factory=list)
     """Of observations in parts (dictionaries): which of them, in which order; empty: all, in the order of
     their names."""
+    environment: str = ""
+    """Where they were recorded: family/task, an id that Gymnasium knows, or module:function. Widths must be
+    those of this environment; its bounds are those of the actions where neither the file nor action_low says.
+    Empty: not known."""
     max_cost: float | None = None
     """Only trajectories that cost at most so much; None: whatever they cost."""
     min_return: float | None = None
@@ -80,6 +87,8 @@ class DataConfig:
             if getattr(self, key) not in known:
                 raise RecipeError(f"{key}: unknown {getattr(self, key)!r}", f"known are: {', '.join(known)}")
         self._require_bounds()
+        if self.environment:
+            Name.parse(self.environment)
 
     def _require_bounds(self) -> None:
         """Refuse bounds of actions that are none."""
@@ -107,12 +116,24 @@ class DataConfig:
         path = located(self.path)
         reader = READERS[_layout(path) if self.layout == AUTO else self.layout]
         found: Recorded = reader(path)
-        data = found.transitions(self)
+        data = self._of_environment(found) if self.environment else found.transitions(self)
         if self.max_cost is not None:
             data = self._kept(data, data.episode_costs() <= self.max_cost)
         if self.min_return is not None:
             data = self._kept(data, data.returns() >= self.min_return)
         return data.shuffled(self.seed).first(self.trajectories) if self.trajectories else data
+
+    def _of_environment(self, found: Recorded) -> Transitions:
+        """The data, held against the environment that they are from."""
+        with Environment(self.environment) as here:
+            bounds = Bounds.of(*here.action_bounds)
+            widths = {"observations": here.observation_dim, "actions": here.action_dim}
+        data = dataclasses.replace(found, bounds=found.bounds or bounds).transitions(self)
+        for name, wanted in widths.items():
+            width = data.arrays()[name].shape[1]
+            if width != wanted:
+                raise DataError(f"{self.path}: {name} are {width} wide, those of {self.environment} {wanted}")
+        return data
 
     def _kept(self, data: Transitions, wanted: Bool[np.ndarray, " trajectories"]) -> Transitions:
         if not wanted.any():
@@ -129,13 +150,16 @@ def read(path: str | Path, layout: str = AUTO, **keys: Any) -> Transitions:
         layout: a name of `READERS`; "auto": `.npz` is npz; an HDF5 file is robomimic's when it has the group
             `data`, DSRL's when it has costs and next observations, else D4RL's (not where a key looks like
             `costs` misspelt); anything else is Minari's.
-        keys: further ones of `DataConfig`, such as `action_low` and `action_high`.
+        keys: further ones of `DataConfig`, such as `action_low` and `action_high`; `environment` may be an
+            object that `reference` has a name for.
 
     Raises:
         RecipeError: there is no such layout.
         DataError: the data are missing or not as they should be.
         MissingExtra: a package that reads them is not installed.
     """
+    if "environment" in keys:
+        keys["environment"] = reference(keys["environment"])
     return DataConfig(path=str(path), layout=layout, **keys).read()
 
 

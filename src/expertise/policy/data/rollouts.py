@@ -29,7 +29,8 @@ class RolloutConfig:
     episodes: Annotated[int, Ge(1)]
     """How many are kept."""
     environment: str = ""
-    """Where it acts; empty: where it was trained."""
+    """Where it acts: family/task, an id that Gymnasium knows, or module:function; empty: where it was
+    trained."""
     checkpoint: Annotated[int, Ge(0)] = 0
     """Its weights after so many steps; 0: at the end."""
     partner: str = ""

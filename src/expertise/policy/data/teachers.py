@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from expertise.errors import RecipeError
+from expertise.policy.data.actions import Bounds
+from expertise.policy.data.checks import ROUNDING
 from expertise.policy.envs import Name
 from expertise.policy.extras import needed
 from expertise.runs import checkpoint
@@ -130,6 +132,43 @@ class Chance(Teacher):
     def act(self, observation: Float[np.ndarray, " observation"], dice: np.random.Generator) -> Any:
         """Anything."""
         return dice.uniform(-1.0, 1.0, self._action_dim)
+
+
+class Called(Teacher):
+    """A Python callable from an observation to an action.
+
+    Args:
+        act: the callable; it gets one observation, a row of float32.
+        action_dim: numbers in an action.
+        bounds: of its actions, where they are in the environment's units; None: they are in [-1, 1].
+    """
+
+    def __init__(self, act: Callable[[Any], Any], action_dim: int, bounds: Bounds | None = None) -> None:
+        self._act, self._action_dim = act, action_dim
+        self._bounds = bounds or Bounds(np.full(action_dim, -1.0), np.full(action_dim, 1.0))
+        self._hint = "" if bounds else 'in the environment\'s own units: record(…, units="environment")'
+
+    def act(self, observation: Float[np.ndarray, " observation"], dice: np.random.Generator) -> Any:
+        """The callable's action, in [-1, 1].
+
+        Raises:
+            RecipeError: it is not of the environment's width, not finite, or outside its bounds.
+        """
+        found = self._act(observation)
+        action = np.ravel(found.detach().cpu() if isinstance(found, Tensor) else found).astype(np.float64)
+        if len(action) != self._action_dim:
+            raise RecipeError(
+                f"the callable gives {len(action)} numbers, an action here has {self._action_dim}"
+            )
+        share = self._bounds.scaled(action[None])[0]
+        if not (np.abs(share) <= 1 + ROUNDING).all():
+            worst = int(np.argmax(~(np.abs(share) <= 1 + ROUNDING)))
+            raise RecipeError(
+                f"the callable gives {action[worst]:g} for component {worst} of an action; it must lie in "
+                f"{self._bounds}",
+                *([self._hint] if self._hint else []),
+            )
+        return share
 
 
 def _layer(tensors: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from expertise.errors import DataError
-from expertise.policy.data.hdf5 import FACTS, opened
+from expertise.policy.data.actions import Bounds
+from expertise.policy.data.hdf5 import FACTS, HIGH, LOW, opened
 from expertise.policy.data.transitions import Transitions
 from expertise.policy.extras import needed, quiet
 from expertise.registry import Registry
@@ -20,13 +22,15 @@ WRITERS = Registry(
     "layout to write",
     {"dsrl": "expertise.policy.data.write:write_dsrl", "minari": "expertise.policy.data.write:write_minari"},
 )
-"""Name → function of folder, name, data and facts, which gives the path that it wrote."""
+"""Name → function of folder, name, data, facts and bounds, which gives the path that it wrote."""
 
 _STATES = "states"
 _CHUNK = 4096
 
 
-def write_dsrl(folder: Path, name: str, data: Transitions, facts: Mapping[str, Any]) -> Path:
+def write_dsrl(
+    folder: Path, name: str, data: Transitions, facts: Mapping[str, Any], bounds: Bounds | None = None
+) -> Path:
     """Write `<name>.hdf5` with flat rows, next observations included.
 
     An observation that is also a next one is stored once: both arrays are views ("virtual data sets") of one
@@ -37,6 +41,8 @@ def write_dsrl(folder: Path, name: str, data: Transitions, facts: Mapping[str, A
         name: of the file.
         data: the transitions.
         facts: what is noted of them: JSON in the attribute `expertise`.
+        bounds: of the environment's actions: they are written in its units, and the bounds as the attributes
+            `action_low` and `action_high`; None: actions are written in [-1, 1].
 
     Raises:
         MissingExtra: h5py is not installed.
@@ -48,6 +54,9 @@ def write_dsrl(folder: Path, name: str, data: Transitions, facts: Mapping[str, A
     with h5py.File(name, "w", driver="core", backing_store=False) as file:
         file.attrs[FACTS] = json.dumps(facts)
         arrays = data.arrays()
+        if bounds is not None:
+            file.attrs[LOW], file.attrs[HIGH] = bounds.low, bounds.high
+            arrays["actions"] = bounds.unscaled(data.actions)
         if _is_chained(data):
             _add_states(h5py, file, data)
             del arrays["observations"], arrays["next_observations"]
@@ -59,7 +68,9 @@ def write_dsrl(folder: Path, name: str, data: Transitions, facts: Mapping[str, A
     return path
 
 
-def write_minari(folder: Path, name: str, data: Transitions, facts: Mapping[str, Any]) -> Path:
+def write_minari(
+    folder: Path, name: str, data: Transitions, facts: Mapping[str, Any], bounds: Bounds | None = None
+) -> Path:
     """Write a Minari data set `<name>-v0/`, an episode per trajectory; costs become `infos/cost`.
 
     Args:
@@ -67,6 +78,8 @@ def write_minari(folder: Path, name: str, data: Transitions, facts: Mapping[str,
         name: of the data set.
         data: the transitions.
         facts: what is noted of them: JSON in the metadata's description.
+        bounds: of the environment's actions: they are written in its units, and the bounds are those of the
+            action space; None: [-1, 1].
 
     Raises:
         DataError: in a trajectory a next observation is not the one that follows.
@@ -79,15 +92,18 @@ def write_minari(folder: Path, name: str, data: Transitions, facts: Mapping[str,
     storage_class = needed("minari.dataset.minari_storage", what).MinariStorage
     if not _is_chained(data):
         raise DataError("a trajectory's next observations are not those that follow; Minari cannot hold it")
-    boxes = [
-        gymnasium.spaces.Box(-limit, limit, (width,), np.float32)
-        for limit, width in ((np.inf, data.observations.shape[1]), (1.0, data.actions.shape[1]))
-    ]
+    spaces = gymnasium.spaces
+    seen = spaces.Box(-np.inf, np.inf, (data.observations.shape[1],), np.float32)
+    if bounds is None:
+        done = spaces.Box(-1.0, 1.0, (data.actions.shape[1],), np.float32)
+    else:
+        done = spaces.Box(np.float32(bounds.low), np.float32(bounds.high), dtype=np.float32)
+        data = dataclasses.replace(data, actions=bounds.unscaled(data.actions))
     path = folder / f"{name}-v0"
     with quiet(), atomic_folder(path) as aside:
         # Minari puts a relative path before itself once more.
         place = aside.absolute() / "data"
-        storage = storage_class.new(place, observation_space=boxes[0], action_space=boxes[1])
+        storage = storage_class.new(place, observation_space=seen, action_space=done)
         description = json.dumps({FACTS: facts})
         storage.update_metadata(
             {"dataset_id": f"{name}-v0", "minari_version": minari.__version__, "description": description}

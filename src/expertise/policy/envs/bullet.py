@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from expertise.policy.envs.simulator import Family, Outcome, Simulator
+from expertise.policy.envs.adapter import GymnasiumSimulator, shared_generators_seeded
+from expertise.policy.envs.simulator import Family, Outcome
 from expertise.policy.extras import needed, quiet
 from expertise.shapes import Float
 
@@ -20,20 +19,19 @@ _DETERMINED = ("Run", "Circle")
 _NOWHERE = (0, 0, 1000)
 
 
-class Bullet(Simulator):
+class Bullet(GymnasiumSimulator):
     """A task; its randomness is its own, though the package draws it from generators shared by everyone."""
 
     has_cost = True
 
     def __init__(self, task: str) -> None:
         spec = _gymnasium().spec(f"{_PREFIX}{task}{_SUFFIX}")
-        with quiet(), _seeded(0):
-            self._env = spec.make(disable_env_checker=True).unwrapped
+        with quiet(), shared_generators_seeded(0):
+            env = spec.make(disable_env_checker=True).unwrapped
             # The first reset is what later ones restore: it must not hang on a user's seed.
-            self._env.reset()
-        self.observation_dim = int(self._env.observation_space.shape[0])
-        self.max_steps = spec.max_episode_steps
-        self.action_high = np.ones(self._env.action_space.shape[0])
+            env.reset()
+        super().__init__(env, spec.max_episode_steps)
+        self.action_high = np.ones(len(self.action_high))
         self.action_low = -self.action_high
 
     def reset(self, seed: int) -> Any:
@@ -43,13 +41,12 @@ class Bullet(Simulator):
         agent.apply_action(np.zeros(agent.act_dim))
         client.resetBasePositionAndOrientation(agent.body_id, _NOWHERE, (0, 0, 0, 1))
         client.stepSimulation()
-        with _seeded(seed):
+        with shared_generators_seeded(seed):
             return self._env.reset()[0]
 
     def step(self, action: Float[np.ndarray, " action"]) -> Outcome:
         """Advance by one step."""
-        observation, reward, terminated, _, info = self._env.step(action)
-        return Outcome(observation, float(reward), float(info.get("cost", 0.0)), bool(terminated))
+        return super().step(action)._replace(truncated=False)
 
     def frame(self, width: int, height: int) -> Any:
         """A picture by the software renderer, from where the task looks."""
@@ -70,21 +67,6 @@ class Bullet(Simulator):
         """Where the agent is."""
         x, y = self._env.agent.get_position()[:2]
         return float(x), float(y)
-
-    def close(self) -> None:
-        """Free what the simulator holds."""
-        self._env.close()
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed NumPy's shared generator for a while, and put it back."""
-    before = np.random.get_state()
-    np.random.seed(seed)
-    try:
-        yield
-    finally:
-        np.random.set_state(before)
 
 
 @functools.cache

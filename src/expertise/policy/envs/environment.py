@@ -1,4 +1,4 @@
-"""One interface to every environment: float32 observations, actions in [-1, 1], costs; seeds decide all."""
+"""One interface to every environment: float32 observations, actions in [-1, 1], costs, seeded episodes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 
 from expertise.errors import RecipeError, nearest
 from expertise.policy.envs.families import FAMILIES
-from expertise.policy.envs.name import Name
-from expertise.policy.envs.simulator import BlownUpError, Family, Outcome
+from expertise.policy.envs.name import Name, name_of
+from expertise.policy.envs.simulator import BlownUpError, Family, Outcome, Simulator
 from expertise.shapes import Float
 
 
@@ -33,34 +33,25 @@ class Step(NamedTuple):
     """The simulation ran away, which ended the episode."""
 
 
+Source = Any
+"""A name (see `Name`), a `gymnasium.Env`, or a callable without arguments that makes one."""
+
+
 class Environment:
     """One task as a policy sees it.
 
     Args:
-        name: see `Name`; a family's and a task's name are checked.
+        source: a name (see `Name`; families and tasks are checked), a `gymnasium.Env`, which is left open at
+            the end, or a callable that makes one.
 
     Raises:
-        RecipeError: unknown family or task (the nearest is named), or a change that the family does not take.
+        RecipeError: unknown family, task or id (the nearest is named), a change that the family does not
+            take, or an environment whose actions or observations do not suit a policy.
         MissingExtra: its package is not installed.
     """
 
-    def __init__(self, name: str) -> None:
-        parsed = Name.parse(name)
-        family: Family = FAMILIES[parsed.family]
-        if parsed.task not in family.tasks():
-            raise RecipeError(
-                f"{parsed.family} has no task {parsed.task!r}", nearest(parsed.task, family.tasks())
-            )
-        self.name = str(parsed)
-        self.action_repeat = parsed.repeat or family.repeat
-        self._simulator = family.build(parsed.task)
-        self.has_cost, self.has_success = self._simulator.has_cost, self._simulator.has_success
-        if parsed.shift.changed():
-            try:
-                self._simulator.shift(parsed.shift)
-            except BaseException:
-                self._simulator.close()
-                raise
+    def __init__(self, source: Source) -> None:
+        self.name, self.action_repeat, self._simulator = _built(source)
         self.observation_dim = self._simulator.observation_dim
         self.action_dim = len(self._simulator.action_low)
         # A last decision may be cut short, so the number is rounded up.
@@ -69,6 +60,42 @@ class Environment:
         self._middle, self._half = (high + low) / 2, (high - low) / 2
         self._simulated: int | None = None
         self._seen: Any = None
+
+    @property
+    def has_cost(self) -> bool:
+        """Whether steps may cost something; in an environment of Gymnasium, whether one has."""
+        return self._simulator.has_cost
+
+    @property
+    def has_success(self) -> bool:
+        """Whether steps report success; for Gymnasium's environments, whether a step has reported it."""
+        return self._simulator.has_success
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Remarks for the user, a line each; that costs are read from `info` once a step has reported one."""
+        costs = f'note: costs are info["cost"] of {self.name}'
+        return self._simulator.notes + ((costs,) if self.reads_costs else ())
+
+    @property
+    def simulated(self) -> int:
+        """Identity of what is simulated: equal for two environments that step the same object."""
+        return self._simulator.identity()
+
+    @property
+    def reads_costs(self) -> bool:
+        """Whether costs were found in `info["cost"]`, which was not known beforehand."""
+        return self.declared_bounds is not None and self.has_cost
+
+    @property
+    def declared_bounds(self) -> tuple[list[float], list[float]] | None:
+        """Bounds, lower and upper, that files of recorded actions declare; None: they are in [-1, 1]."""
+        return self.action_bounds if self._simulator.declares_bounds else None
+
+    @property
+    def action_bounds(self) -> tuple[list[float], list[float]]:
+        """Lower and upper bounds of the simulator's own actions, to which [-1, 1] is scaled."""
+        return self._simulator.action_low.tolist(), self._simulator.action_high.tolist()
 
     def __enter__(self) -> Environment:
         return self
@@ -102,7 +129,7 @@ class Environment:
         """
         if self._simulated is None:
             raise RuntimeError(f"{self.name}: reset before you step")
-        scaled = self._middle + self._half * np.clip(np.asarray(action, np.float64), -1.0, 1.0)
+        scaled = self._middle + self._half * np.asarray(action, np.float64).clip(-1.0, 1.0)
         reward = cost = 0.0
         blown_up = False
         for _ in range(self.action_repeat):
@@ -117,7 +144,8 @@ class Environment:
             self._simulated += 1
             reward += outcome.reward
             cost += outcome.cost
-            truncated = not outcome.terminated and self._simulated >= self._simulator.max_steps
+            cut = outcome.truncated or self._simulated >= self._simulator.max_steps
+            truncated = cut and not outcome.terminated
             if outcome.terminated or truncated:
                 self._simulated = None
                 break
@@ -142,9 +170,40 @@ class Environment:
         self._simulator.close()
 
 
-def make(name: str) -> Environment:
-    """The environment of a name; see `Environment`."""
-    return Environment(name)
+def make(source: Source) -> Environment:
+    """The environment of a name, an object or a callable; see `Environment`."""
+    return Environment(source)
+
+
+def _built(source: Source) -> tuple[str, int, Simulator]:
+    """The name of an environment, simulated steps per decision, and its simulator."""
+    if not isinstance(source, str):
+        from expertise.policy.envs.adapter import AnyGymnasium, called
+
+        name, owned = name_of(source), callable(source)
+        return name, 1, AnyGymnasium(called(source, name) if owned else source, name, owned=owned)
+    parsed = Name.parse(source)
+    if not parsed.family:
+        from expertise.policy.envs.adapter import AnyGymnasium, made
+
+        return str(parsed), parsed.repeat or 1, _shifted(AnyGymnasium(made(parsed.task), parsed.task), parsed)
+    family: Family = FAMILIES[parsed.family]
+    if parsed.task not in family.tasks():
+        raise RecipeError(
+            f"{parsed.family} has no task {parsed.task!r}", nearest(parsed.task, family.tasks())
+        )
+    return str(parsed), parsed.repeat or family.repeat, _shifted(family.build(parsed.task), parsed)
+
+
+def _shifted(simulator: Simulator, name: Name) -> Simulator:
+    """A simulator with the changed dynamics that a name asks for."""
+    if name.shift.changed():
+        try:
+            simulator.shift(name.shift)
+        except BaseException:
+            simulator.close()
+            raise
+    return simulator
 
 
 def names(family: str) -> list[str]:

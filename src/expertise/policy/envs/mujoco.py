@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from expertise.policy.envs.adapter import GymnasiumSimulator
 from expertise.policy.envs.physics import MuJoCoCamera, building, import_mujoco, stepping
 from expertise.policy.envs.shifts import Shift, shift_mujoco
-from expertise.policy.envs.simulator import Family, Outcome, Simulator
+from expertise.policy.envs.simulator import Family, Outcome
 from expertise.policy.extras import needed
 from expertise.shapes import Float
 
@@ -28,7 +29,7 @@ SPEED_LIMITS = {
 """Metres per second, of Safety-Gymnasium's velocity tasks (version 1): a faster step costs 1."""
 
 
-class GymnasiumMuJoCo(Simulator):
+class GymnasiumMuJoCo(GymnasiumSimulator):
     """A MuJoCo task of Gymnasium.
 
     Args:
@@ -40,27 +41,22 @@ class GymnasiumMuJoCo(Simulator):
         gymnasium = _gymnasium()
         with building():
             # The bare simulator: limits and checks are ours.
-            self._env = gymnasium.make(task, disable_env_checker=True).unwrapped
+            env = gymnasium.make(task, disable_env_checker=True).unwrapped
+        super().__init__(env, gymnasium.spec(task).max_episode_steps)
         self._limit = speed_limit
         self.has_cost = speed_limit is not None
-        self.observation_dim = math.prod(self._env.observation_space.shape)
-        self.max_steps = gymnasium.spec(task).max_episode_steps
-        self.action_low = np.asarray(self._env.action_space.low, np.float64)
-        self.action_high = np.asarray(self._env.action_space.high, np.float64)
         model = self._env.model
         tracked = [model.camera(number).name for number in range(model.ncam)]
         self._camera = MuJoCoCamera(model, self._env.data, "track" if "track" in tracked else -1)
 
-    def reset(self, seed: int) -> Any:
-        """Begin an episode."""
-        return self._env.reset(seed=seed)[0].ravel()
-
     def step(self, action: Float[np.ndarray, " action"]) -> Outcome:
         """Advance by one step."""
         with stepping(self._env.data):
-            observation, reward, terminated, _, info = self._env.step(action)
-        cost = float(_speed(info) > self._limit) if self._limit is not None else 0.0
-        return Outcome(observation.ravel(), float(reward), cost, bool(terminated))
+            return super().step(action)
+
+    def cost(self, info: dict[str, Any]) -> float:
+        """1 above the speed limit, where there is one."""
+        return 0.0 if self._limit is None else float(_speed(info) > self._limit)
 
     def frame(self, width: int, height: int) -> Any:
         """A picture by the camera that follows the robot, where it has one."""
@@ -73,7 +69,7 @@ class GymnasiumMuJoCo(Simulator):
     def close(self) -> None:
         """Free what the simulator holds."""
         self._camera.close()
-        self._env.close()
+        super().close()
 
 
 def _speed(info: dict[str, Any]) -> float:

@@ -22,9 +22,11 @@ class Outcome(NamedTuple):
     reward: float
     cost: float = 0.0
     terminated: bool = False
-    """Nothing can follow; a limit of steps is none of the simulator's business."""
+    """Nothing can follow; the limit of steps is applied by `Environment`."""
     success: bool | None = None
     """Whether the task is done, where there is such a thing."""
+    truncated: bool = False
+    """The simulator itself cut the episode; more could have come."""
 
 
 class BlownUpError(Exception):
@@ -43,6 +45,10 @@ class Simulator(abc.ABC):
     """Simulated steps of an episode."""
     action_low: Float[np.ndarray, " action"]
     action_high: Float[np.ndarray, " action"]
+    declares_bounds: bool = False
+    """Recorded actions are written in the simulator's own units, and the file declares these bounds."""
+    notes: tuple[str, ...] = ()
+    """Remarks for the user, a line each."""
 
     @abc.abstractmethod
     def reset(self, seed: int) -> Any:
@@ -75,6 +81,10 @@ class Simulator(abc.ABC):
             RecipeError: this family cannot.
         """
         raise RecipeError(f"this family of environments takes no {shift.changed()[0]}")
+
+    def identity(self) -> int:
+        """Equal for two simulators that step the same object."""
+        return id(self)
 
     def position(self) -> tuple[float, float] | None:
         """Where the agent is on the plane, where that says something."""

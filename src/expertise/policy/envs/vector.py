@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from expertise.policy.envs.environment import Environment
+from expertise.errors import RecipeError
+from expertise.policy.envs.environment import Environment, Source
 from expertise.shapes import Bool, Float
 
 
@@ -28,25 +29,48 @@ class Steps(NamedTuple):
 class Environments:
     """A row of environments in this process, so that a policy is asked once for all of them.
 
+    Those whose episode is over rest until the next reset. `gymnasium.vector.SyncVectorEnv` lets none rest: it
+    begins other episodes at once, or refuses to step on.
+
     Args:
-        name: see `Name`.
-        number: how many.
+        source: see `Environment`.
+        number: how many; of an environment given as an object there is one.
 
     Raises:
-        RecipeError, MissingExtra: as `Environment`.
+        RecipeError, MissingExtra: as `Environment`; or a callable returns the same environment again.
     """
 
-    def __init__(self, name: str, number: int) -> None:
-        self._environments = [Environment(name) for _ in range(number)]
-        first = self._environments[0]
+    def __init__(self, source: Source, number: int) -> None:
+        shared = not isinstance(source, str) and not callable(source)
+        self._environments = [Environment(source) for _ in range(1 if shared else number)]
+        if len({each.simulated for each in self._environments}) < len(self._environments):
+            raise RecipeError(
+                f"{self._environments[0].name} returns the same environment every time",
+                "make a new one in each call, or give the environment itself",
+            )
+        first, number = self._environments[0], len(self._environments)
         self.name, self.max_steps = first.name, first.max_steps
-        self.has_cost, self.has_success = first.has_cost, first.has_success
         self.observation_dim, self.action_dim = first.observation_dim, first.action_dim
         self.running: Bool[np.ndarray, " environments"] = np.zeros(number, bool)
         """Which are amid an episode."""
         self.num_blown_up = 0
         """Episodes that ended because the simulation ran away."""
         self._observations = np.zeros((number, self.observation_dim), np.float32)
+
+    @property
+    def has_cost(self) -> bool:
+        """Whether steps may cost something; see `Environment.has_cost`."""
+        return any(each.has_cost for each in self._environments)
+
+    @property
+    def has_success(self) -> bool:
+        """Whether steps report success; see `Environment.has_success`."""
+        return any(each.has_success for each in self._environments)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Remarks for the user, a line each."""
+        return tuple(dict.fromkeys(note for each in self._environments for note in each.notes))
 
     def __len__(self) -> int:
         return len(self._environments)

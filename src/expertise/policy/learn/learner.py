@@ -19,7 +19,7 @@ INPUTS = "inputs.json"
 """Digests of what a run learns from and builds on."""
 
 
-def learn(recipe: LearnRecipe, run: Path, say: Callable[[str], None]) -> None:
+def learn(recipe: LearnRecipe, run: str | Path, say: Callable[[str], None]) -> None:
     """Learn what a recipe says, or go on with that where it was stopped.
 
     Nothing is written before the recipe, its data and all that it builds on are known to be good. What comes
@@ -33,6 +33,7 @@ def learn(recipe: LearnRecipe, run: Path, say: Callable[[str], None]) -> None:
     Raises:
         ExpertiseError: any mistake of the user's; see `expertise.errors`.
     """
+    run = Path(run)
     folder.refuse_if_held(run)
     folder.require_free_or_run(run)
     if folder.is_run(run):
