@@ -18,6 +18,7 @@ from expertise.errors import RecipeError
 from expertise.lm.data.chat import Chat
 from expertise.lm.data.config import DataConfig, TokenizerConfig
 from expertise.lm.data.tokenizer import END_OF_TEXT, end_of_text_name, load_tokenizer
+from expertise.runs.files import encoding_hint
 
 if TYPE_CHECKING:
     import tokenizers
@@ -143,14 +144,16 @@ def _name(token: Any) -> str:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        raw = path.read_bytes()
+        # Some editors put a byte-order mark before the text.
+        return raw.decode("utf-8-sig")
     except OSError as error:
         raise RecipeError(
             f"cannot read the chat template {path}: {error.strerror or error}",
             f"data.template_file names a {TEMPLATE_FILE} or a {SETTINGS_FILE}",
         ) from None
     except UnicodeDecodeError:
-        raise RecipeError(f"the chat template {path} is not UTF-8") from None
+        raise RecipeError(f"the chat template {path} is not UTF-8", encoding_hint(raw)) from None
 
 
 def _object(path: Path, text: str) -> dict[str, Any]:

@@ -68,6 +68,7 @@ def evaluate_model(
         opened.window,
         EvaluationConfig().batch_size,
         opened.bfloat16,
+        say,
     )
     return {**found, "step": None}
 
@@ -167,10 +168,14 @@ def _evaluated(
     window: int,
     batch_size: int,
     bfloat16: bool,
+    say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     switches = switches or Switches()
     with switched(model, switches):
         texts = domain_texts(look.text, look.split, max_bytes, window)
+        for text in texts if say else []:
+            for note in text.windows.notes:
+                say(f"{text.domain}: {note}")
         result = evaluate(model, texts, batch_size, bfloat16).to_json()
     # A dense model takes none; of no token nothing is known.
     none: dict[str, Any] = {"mean": None if model.mixtures() else 0.0, "layers": [], "domains": {}}
