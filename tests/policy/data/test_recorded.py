@@ -337,3 +337,18 @@ def test_arrays_are_selected_as_files_are() -> None:
     assert (data.returns() >= 20).all()
     with pytest.raises(DataError, match=r"no trajectory within min_return 1000$"):
         from_arrays(arrays, min_return=1000.0)
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [([1.0, 1.0], [-1.0, -1.0]), ([-2.0, -np.inf], [2.0, np.inf]), ([-2.0, np.nan], [2.0, 2.0])],
+)
+@pytest.mark.parametrize("layout", ["npz", "d4rl"])
+def test_declared_bounds_that_cannot_be_used_are_refused(
+    layout: str, low: Any, high: Any, tmp_path: Path
+) -> None:
+    path = write(layout, tmp_path, rows(), action_low=np.array(low), action_high=np.array(high))
+    with pytest.raises(DataError, match="cannot be used") as caught:
+        read(path)
+    assert "action_low and action_high" in caught.value.hints[0]
+    assert read(path, action_low=-2.0, action_high=2.0).actions.max() < 0.5

@@ -70,7 +70,9 @@ _WITHOUT = {"costs": "reads data without costs", NEXT: "takes the row after"}
 
 def _declared(file: Any) -> Bounds | None:
     """Bounds of actions in a file's attributes; what `policy collect` wrote is in [-1, 1]."""
-    if _LOW in file.attrs and _HIGH in file.attrs:
+    if (_LOW in file.attrs) != (_HIGH in file.attrs):
+        raise DataError(f"{file.filename} has one of the attributes {_LOW!r} and {_HIGH!r}, not both")
+    if _LOW in file.attrs:
         return Bounds.of(file.attrs[_LOW], file.attrs[_HIGH])
     return Bounds.of(-1.0, 1.0) if FACTS in file.attrs else None
 

@@ -146,6 +146,7 @@ class Recorded:
             whose = "action_low and action_high"
             return own.spread(width, whose, self.where), whose
         if self.bounds is not None:
+            self.bounds.require_usable(self.where)
             return self.bounds.spread(width, "the bounds that it declares", self.where), "declared there"
         return Bounds(np.full(width, -1.0), np.full(width, 1.0)), ""
 
