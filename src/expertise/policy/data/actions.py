@@ -51,8 +51,8 @@ class Bounds:
         if not usable.all():
             component = int(np.flatnonzero(~usable)[0])
             raise DataError(
-                f"{where} declares bounds of its actions that cannot be used: from {self.low[component]:g} to "
-                f"{self.high[component]:g} for component {component}",
+                f"{where} declares bounds of its actions that cannot be used: component {component} "
+                f"from {self.low[component]:g} to {self.high[component]:g}",
                 f"set {KEYS}",
             )
 

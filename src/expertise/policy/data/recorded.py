@@ -222,7 +222,10 @@ def _with_next(whole: Transitions, where: str) -> Transitions:
     without = np.append(whole.timeouts[:-1], True) & ~whole.terminals
     kept = np.flatnonzero(~without)
     if not len(kept):
-        raise DataError(f"{where}: no row has a next one: each trajectory is a single row")
+        raise DataError(
+            f"{where}: no row has a next one: each trajectory is a single row",
+            "add 'next_observations', or call the ends 'terminals' where nothing could follow",
+        )
     # The row before one that is left out now ends its trajectory.
     timeouts = (whole.timeouts | np.append(without[1:], False)) & ~whole.terminals
     arrays = {**whole.arrays(), "next_observations": following, "timeouts": timeouts}
