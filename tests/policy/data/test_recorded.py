@@ -352,3 +352,10 @@ def test_declared_bounds_that_cannot_be_used_are_refused(
         read(path)
     assert "action_low and action_high" in caught.value.hints[0]
     assert read(path, action_low=-2.0, action_high=2.0).actions.max() < 0.5
+
+
+def test_of_a_broken_episode_it_is_said_what_leaves_it_out(tmp_path: Path) -> None:
+    heard = said(lambda: from_arrays(broken(rows(), 3)))
+    assert 'on_bad = "skip"' in heard
+    # Where something else is to be set, that is said.
+    assert "on_bad" not in said(lambda: from_arrays(rows(in_range(-2, 2))))

@@ -165,7 +165,8 @@ class Recorded:
 def _pass_over(error: DataError, config: DataConfig, broken: list[DataError]) -> None:
     """Note a broken episode, or stop at it."""
     if config.on_bad != "skip":
-        raise error
+        skip = 'on_bad = "skip" in its [[data]] table leaves broken episodes out, and counts them'
+        raise DataError(error.message, *(error.hints or (skip,)))
     broken.append(error)
 
 
