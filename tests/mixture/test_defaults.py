@@ -80,6 +80,7 @@ def test_a_router_built_from_a_plain_recipe_is_the_plain_router() -> None:
         "scores": "sigmoid",
         "bias_step": 0.5,
         "routing_dtype": "activation",
+        "hidden": [6],
     }
     assert set(options) == {field.name for field in dataclasses.fields(GateOptions)}
     for plain, built in (
@@ -113,7 +114,7 @@ BOUNDS: dict[Any, dict[str, list[Any]]] = {
     GateOptions: {"bias_step": [Ge(0)]},
     TopK.Config: {"k": [Ge(1)], "bias_step": [Ge(0)]},
     TopP.Config: {"p": [Gt(0), Le(1)], "max_parts": [Ge(1)], "assumed_parts": [Ge(1)]},
-    Context.Config: {"context_dim": [Ge(1)]},
+    Context.Config: {"context_dim": [Ge(0)]},
     Hash.Config: {"seed": [Ge(0)]},
     SwiGLU.Config: {"hidden": [Ge(0)]},
     SwiGLUExperts.Config: {"num_parts": [Ge(1)], "hidden": [Ge(1)]},

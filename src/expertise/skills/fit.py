@@ -72,8 +72,13 @@ def require_copies(copies: Mapping[str, Tensor], base: nn.Module, what: str) -> 
             own = base.get_parameter(name).detach()
         except AttributeError:
             own = None
-        if own is None or own.shape != copy.shape or not torch.equal(own.cpu(), copy.to(own.dtype)):
+        if own is None or own.shape != copy.shape or not _same(own.cpu(), copy):
             raise SkillError(f"{what} brings a weight of its own for {name}, which is not the base's")
+
+
+def _same(own: Tensor, copy: Tensor) -> bool:
+    """Compare two weights, either rounded to the other's dtype: PEFT copies the one that a model ran with."""
+    return torch.equal(own, copy.to(own.dtype)) or torch.equal(own.to(copy.dtype), copy)
 
 
 def require_alike(skills: Sequence[Skill]) -> None:

@@ -146,7 +146,9 @@ def test_d4rl_of_single_rows_is_refused(tmp_path: Path) -> None:
     rows = EPISODES.rows(following=False, costs=False)
     rows["timeouts"], rows["terminals"] = np.ones(10, bool), np.zeros(10, bool)
     path = write_hdf5(tmp_path / "data.hdf5", rows)
-    assert message(lambda: read(path)) == f"{path}: no row has a next one: each trajectory is a single row"
+    said = message(lambda: read(path))
+    assert said.startswith(f"{path}: no row has a next one: each trajectory is a single row")
+    assert "next_observations" in said
 
 
 @pytest.mark.parametrize("name", ["cost", "Costs", "costss", "COST", "csots"])

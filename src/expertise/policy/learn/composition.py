@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,7 +12,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from expertise.errors import RecipeError
-from expertise.mixture.routers.configs import RouterConfig
+from expertise.mixture.routers.configs import FixedConfig, RouterConfig
 from expertise.policy.acting import DenoisingPolicy, Policy, require_acting
 from expertise.policy.alpha import ALPHA
 from expertise.policy.baselines.actions import ActionComposition
@@ -169,6 +169,7 @@ class CompositionRecipe:
 
     def _policy(self, base: DiffusionPolicy, skills: list[Skill]) -> Policy:
         if self.level == "parameters":
+            self._require_weights([skill.name for skill in skills])
             return ComposedPolicy(base, skills, self.alpha)
         alone = ALPHA.config("fixed", values=[1.0])
         members: dict[str, Policy] = {"base": base} if self.with_base else {}
@@ -182,12 +183,23 @@ class CompositionRecipe:
             _put(members, Path(path).name, member)
         for skill in skills:
             _put(members, skill.name, ComposedPolicy(base, [skill], alone))
+        self._require_weights(list(members))
         if self.level == "actions":
             return ActionComposition(list(members.values()), list(members), self.alpha)
         denoising = [member for member in members.values() if isinstance(member, DenoisingPolicy)]
         if len(denoising) < len(members):
             raise RecipeError('level "noise" composes diffusion policies only')
         return NoiseComposition(denoising, list(members), self.alpha)
+
+    def _require_weights(self, parts: Sequence[str]) -> None:
+        """Refuse constant weights that are not one for each part; the parts are named, in their order."""
+        given = self.alpha.values if isinstance(self.alpha, FixedConfig) else []
+        if given and len(given) != len(parts):
+            hint = ("with_base = false leaves the base out",) if parts[0] == "base" else ()
+            raise RecipeError(
+                f"alpha.values (--weights) has {len(given)} numbers, and the parts are {', '.join(parts)}",
+                *hint,
+            )
 
     def _penalty(self, policy: Policy, skills: list[Skill]) -> Callable[[Tensor], Tensor] | None:
         """The release's: (mean of all alpha - s / 2)² + (mean of the one's alpha - s)², each alpha raw."""
