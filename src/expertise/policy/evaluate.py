@@ -98,8 +98,9 @@ def evaluate(
                 traces += here.traces()
         if environments.num_blown_up and say is not None:
             say(f"{counted(environments.num_blown_up, 'episode')} ended early: the simulation ran away")
-        for note in environments.notes if say is not None else ():
-            say(note)
+        if say is not None:
+            for note in environments.notes:
+                say(note)
         return Evaluation(
             environment=environments.name,
             names=policy.names,
