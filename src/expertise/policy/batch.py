@@ -1,36 +1,53 @@
-"""What learning takes: transitions as tensors, in rows; and the scale on which networks see observations."""
+"""Transitions in rows, recorded or to learn from; and the scale on which networks see observations."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from expertise.shapes import Float, Int
+from expertise.shapes import Bool, Float, Int
+
+Array = TypeVar("Array", np.ndarray, Tensor)
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
-    """Transitions, in any order. A whole data set is one, too."""
+class Rows(Generic[Array]):
+    """Transitions, one a row: NumPy arrays when recorded (`Transitions`), tensors to learn from (`Batch`)."""
 
-    observations: Float[Tensor, "rows observations"]
+    observations: Float[Array, "rows observations"]
     """What was seen, float32."""
-    actions: Float[Tensor, "rows actions"]
+    actions: Float[Array, "rows actions"]
     """What was done, within ±1, float32."""
-    rewards: Float[Tensor, " rows"]
-    """What it gave, float32, on the scale that the critics are to learn."""
-    next_observations: Float[Tensor, "rows observations"]
-    """What was seen then, float32."""
-    terminals: Float[Tensor, " rows"]
-    """1 where nothing follows, else 0. (For DSRL the release takes timeouts for ends, too.)"""
-    costs: Float[Tensor, " rows"] | None = None
-    """What it cost, float32; None: the data has no costs."""
+    rewards: Float[Array, " rows"]
+    """What it gave, float32: as the environment gave it, or on the scale that critics are to learn."""
+    next_observations: Float[Array, "rows observations"]
+    """What was seen then, float32. After a terminal row nobody asks for it."""
+    terminals: Float[Array, " rows"] | Bool[Array, " rows"]
+    """True (to learn from: 1) where nothing can follow."""
+    costs: Float[Array, " rows"] | None = None
+    """What it cost, float32; None: the data have no costs."""
 
     def __len__(self) -> int:
         """The number of rows."""
-        return self.observations.shape[0]
+        return len(self.observations)
+
+    def arrays(self) -> dict[str, Array]:
+        """Name → array, of those that are there."""
+        names = [field.name for field in dataclasses.fields(self)]
+        return {name: getattr(self, name) for name in names if hasattr(getattr(self, name), "shape")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch(Rows[Tensor]):
+    """Transitions as tensors, in any order. A whole data set is one, too.
+
+    For DSRL the release counts timeouts among `terminals`; see `learn.common.batch_of`.
+    """
 
     def take(self, rows: Int[Tensor, " chosen"]) -> Batch:
         """The transitions of some rows, in their order."""
@@ -41,15 +58,7 @@ class Batch:
         return self._each(lambda tensor: tensor.to(device))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        costs = None if self.costs is None else change(self.costs)
-        return Batch(
-            change(self.observations),
-            change(self.actions),
-            change(self.rewards),
-            change(self.next_observations),
-            change(self.terminals),
-            costs,
-        )
+        return Batch(**{name: change(tensor) for name, tensor in self.arrays().items()})
 
 
 class Scale(nn.Module):

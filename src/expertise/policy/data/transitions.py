@@ -1,4 +1,4 @@
-"""The one form that recorded data take: transitions in rows, one trajectory after another."""
+"""Recorded data: transitions in rows, one trajectory after another."""
 
 from __future__ import annotations
 
@@ -9,36 +9,23 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from expertise.errors import DataError
+from expertise.policy.batch import Rows
 from expertise.shapes import Bool, Float, Int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Transitions:
-    """What was seen, done and given, N times; rows of a trajectory stand together, in their order.
+class Transitions(Rows[np.ndarray]):
+    """Recorded transitions as NumPy arrays; rows of a trajectory stand together, in their order.
 
     Readers and `checked` hold arrays against these rules; whoever builds one by hand keeps them.
     """
 
-    observations: Float[np.ndarray, "rows observation"]
-    """What was seen, float32."""
-    actions: Float[np.ndarray, "rows action"]
-    """What was done, float32 in [-1, 1]."""
-    rewards: Float[np.ndarray, " rows"]
-    """What it gave, float32, as the environment gave it."""
-    next_observations: Float[np.ndarray, "rows observation"]
-    """What was seen then, float32. After a terminal row nobody asks for it."""
     terminals: Bool[np.ndarray, " rows"]
     """Nothing could follow."""
     timeouts: Bool[np.ndarray, " rows"]
     """The record was cut here, though more could have come."""
-    costs: Float[np.ndarray, " rows"] | None = None
-    """What it cost, float32; None: the data have no costs."""
     notes: tuple[str, ...] = ()
     """What a human should know of how they were read, a line each; they go along with what is selected."""
-
-    def __len__(self) -> int:
-        """The number of rows."""
-        return len(self.observations)
 
     def trajectories(self) -> list[slice]:
         """The rows of each trajectory: cut after terminals, timeouts and the last row."""
@@ -117,11 +104,6 @@ class Transitions:
                 # A carry goes on into the exponent, which is what rounding up to the next power of 2 is.
                 arrays[name] = ((array.view(np.uint32) + half) & mask).view(np.float32)
         return Transitions(**arrays, notes=self.notes)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Name → array, of those that are there."""
-        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: array for name, array in found.items() if isinstance(array, np.ndarray)}
 
 
 def concatenate(parts: Sequence[Transitions]) -> Transitions:
