@@ -77,7 +77,7 @@ def require_copies(copies: Mapping[str, Tensor], base: nn.Module, what: str) -> 
 
 
 def _same(own: Tensor, copy: Tensor) -> bool:
-    """Whether one is the other, as it is or rounded to the other's dtype: PEFT copies what a model ran with."""
+    """Tell whether they are equal, if need be in the other's dtype: PEFT copies what a model ran with."""
     return torch.equal(own, copy.to(own.dtype)) or torch.equal(own.to(copy.dtype), copy)
 
 
