@@ -77,8 +77,9 @@ def require_copies(copies: Mapping[str, Tensor], base: nn.Module, what: str) -> 
 
 
 def _same(own: Tensor, copy: Tensor) -> bool:
-    """Compare two weights, either rounded to the other's dtype: PEFT copies the one that a model ran with."""
-    return torch.equal(own, copy.to(own.dtype)) or torch.equal(own.to(copy.dtype), copy)
+    """Tell whether they are equal, if need be in the other's dtype: PEFT copies what a model ran with."""
+    rounded = copy.is_floating_point() and torch.equal(own.to(copy.dtype), copy)
+    return rounded or torch.equal(own, copy.to(own.dtype))
 
 
 def require_alike(skills: Sequence[Skill]) -> None:

@@ -419,7 +419,7 @@ def test_minari_with_episodes_in_another_file_is_refused(minari_root: Path) -> N
 @needs_minari
 def test_minari_with_costs_in_some_episodes_is_refused(minari_root: Path) -> None:
     create_minari("toy-v0", minari_buffers(costs="some"))
-    assert message(lambda: read("toy-v0")) == "toy-v0, episode 0 has no 'infos/cost', others have"
+    assert message(lambda: read("toy-v0")).startswith("toy-v0, episode 0 has no 'infos/cost', others have")
 
 
 @needs_minari

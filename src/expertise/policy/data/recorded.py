@@ -95,7 +95,7 @@ class Recorded:
         has_next = "next_observations" in joined
         joined.setdefault("next_observations", joined["observations"])
         # Returns and costs are those of whole trajectories, with the rows that are left out after this.
-        data = config.within(Transitions(**joined))
+        data = config.within(Transitions(**joined, notes=()))
         if not has_next:
             rows = len(data)
             data = _with_next(data, self.where)
