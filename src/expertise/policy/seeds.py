@@ -74,4 +74,18 @@ def evaluate_seeds(
     for seed in seeds:
         own = dataclasses.replace(config, seed=seed, film_every=config.film_every if not found else 0)
         found[seed] = evaluate(policy, own, say)
-    return Evaluations(by_seed=found)
+    return alike({"": Evaluations(by_seed=found)})[""]
+
+
+def alike(found: Mapping[str, Evaluations]) -> dict[str, Evaluations]:
+    """Evaluations in one environment, all of them with costs, and with success, where one of them has.
+
+    An environment of Gymnasium reports costs in its `info` alone: under a seed, or for a policy, that met
+    none, every episode cost 0.
+    """
+    each = [evaluation for one in found.values() for evaluation in one.by_seed.values()]
+    facts = {key: any(getattr(one, key) for one in each) for key in ("has_cost", "has_success")}
+    return {
+        name: Evaluations(by_seed={s: dataclasses.replace(e, **facts) for s, e in one.by_seed.items()})
+        for name, one in found.items()
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import random
 import sys
@@ -19,6 +20,7 @@ from expertise.policy.envs import Environment, Environments, Name, make
 from expertise.policy.envs.adapter import row_of
 from expertise.policy.envs.name import reference
 from expertise.policy.evaluate import EvaluationConfig, evaluate
+from expertise.policy.seeds import alike, evaluate_seeds
 
 gymnasium = pytest.importorskip("gymnasium", reason="`make setup-policy` installs it")
 spaces = gymnasium.spaces
@@ -339,6 +341,19 @@ def test_an_object_gives_the_episodes_that_a_callable_gives(make_policy: Callabl
     assert found[1].summary()["cost"] == 5.0
     assert sum('info["cost"]' in line for line in said) == 1
     assert found[0].environment.endswith(":Cart")
+
+
+def test_a_cost_that_one_seed_or_policy_alone_meets_is_0_for_the_others(
+    make_policy: Callable[..., Any],
+) -> None:
+    met = iter([{}] * 10 + [{"cost": 2.0}] * 5 + [{}] * 10)
+    config = EvaluationConfig(environment=Cart(info=lambda _: next(met)), episodes=1)
+    found = evaluate_seeds(make_policy(), config, [0, 1, 2, 3, 4])
+    assert [one.summary()["cost"] for one in found.by_seed.values()] == [0, 0, 10, 0, 0]
+    assert found.summary()["cost"] == 2.0
+    other = evaluate_seeds(make_policy(), dataclasses.replace(config, environment=Cart), [0])
+    assert "cost" not in other.summary()
+    assert alike({"one": found, "other": other})["other"].summary()["cost"] == 0.0
 
 
 # --- recorded data --------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ def evaluate(
     from expertise.policy.evaluate import EvaluationConfig
     from expertise.policy.extras import needed
     from expertise.policy.load import load
-    from expertise.policy.seeds import evaluate_seeds
+    from expertise.policy.seeds import alike, evaluate_seeds
     from expertise.report.policy_record import FILM_EVERY, PAGE, skills_shown, write_policy_page
     from expertise.runs.files import require_writable, write_atomic
     from expertise.runs.metrics import finite
@@ -102,6 +102,7 @@ def evaluate(
         if len(named) > 1:
             say(name)
         found[name] = evaluate_seeds(policy, config, numbers, say)
+    found = alike(found)
     if video is not None:
         _write_film(next(iter(found.values())), video, say)
     about = {"candidates": candidates, "pick": pick}

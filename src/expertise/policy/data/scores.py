@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from expertise.errors import RecipeError, nearest
-from expertise.policy.envs.name import Name
 
 
 class Reference(NamedTuple):
@@ -44,13 +43,13 @@ def on_scale(environment: str, value: float) -> float | None:
     """A return on the scale of the data sets that are common for its environment; None: there is none.
 
     For DSRL's tasks that is its normalised reward, for D4RL's its normalised score divided by 100. Changes of
-    dynamics in the name change nothing.
+    dynamics in the name change nothing. Names of Gymnasium's environments, of any form, have no scale.
     """
-    name = Name.parse(environment)
-    if name.family == "bullet" and name.task in BULLET:
-        return normalized_reward(name.task, value)
-    robot = name.task.partition("-")[0]
-    if name.family in ("gym", "velocity") and robot in LOCOMOTION:
+    family, _, task = environment.partition("@")[0].partition("/")
+    if family == "bullet" and task in BULLET:
+        return normalized_reward(task, value)
+    robot = task.partition("-")[0]
+    if family in ("gym", "velocity") and robot in LOCOMOTION:
         least, greatest = LOCOMOTION[robot]
         return (value - least) / (greatest - least)
     return None
