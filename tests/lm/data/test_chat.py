@@ -170,3 +170,18 @@ def test_a_turn_that_only_calls_tools_needs_no_content(body: str, content: dict[
     found = chat.render(read_messages([{"role": "user", "content": "why?"}, turn], "here"))
     assert found.text in ("user:why?;assistant:add!", "user:why?;assistant:;add!")
     assert found.learnt[-1][1] == len(found.text)
+
+
+def test_what_others_say_is_never_within_a_turn() -> None:
+    chat = Chat("{% for m in messages | reverse %}[{{ m.content }}]{% endfor %}")
+    with pytest.raises(DataError, match="it cannot be said where the assistant speaks"):
+        chat.render([{"role": role, "content": role} for role in ("user", "assistant") * 2])
+
+
+def test_an_opening_that_the_generation_prompt_does_not_have_is_not_learnt() -> None:
+    chat = Chat(
+        "{% for m in messages %}<|{{ m.role[0] }}|>{{ m.content }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|bot|><think>{% endif %}"
+    )
+    found = chat.render([{"role": role, "content": role} for role in ("user", "assistant") * 2])
+    assert [found.text[a:b] for a, b in found.learnt] == ["assistant<|end|>"] * 2

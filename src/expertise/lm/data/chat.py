@@ -306,8 +306,12 @@ class Chat:
             asked = self._raw(records[: number - 1], where, True, tools)
             start = len(asked) if whole.startswith(asked) and len(asked) <= first else -1
             if start < 0:
-                opening = asked.plain[_end_of_said(asked.numbers) :]
-                start = _after(opening, whole.plain, _end_of_said(speakers[:first]), first)
+                said = _end_of_said(asked.numbers)
+                before = self._raw(records[: number - 1], where, tools=tools)
+                opens = asked.startswith(before) and len(asked) > len(before)
+                closing = max(0, len(before) - said) if opens else 0
+                at = _end_of_said(speakers[:first])
+                start = _after(asked.plain[said:], whole.plain, at, first, closing)
         with contextlib.suppress(DataError):
             turn = self._raw(records[:number], where, tools=tools).plain
             end = len(turn) - self._after_end if whole.startswith(turn) else -1
@@ -317,7 +321,8 @@ class Chat:
             following = next((p for p in range(last, len(speakers)) if speakers[p]), len(whole))
             found = whole.plain.find(self.end, last, following)
             end = found + len(self.end) if found >= 0 else self._end_within(records, whole, speakers, last)
-        if not (0 <= start <= first and start <= end and last <= end):
+        alone = all(speaker in (0, number) for speaker in speakers[max(start, 0) : end])
+        if not (alone and 0 <= start <= first and start <= end and last <= end):
             raise DataError(
                 f"{where}, message {number}: it cannot be said where the assistant speaks in what the chat "
                 "template writes",
@@ -358,13 +363,15 @@ def _end_of_said(speakers: Sequence[int]) -> int:
     return next((place + 1 for place in range(len(speakers) - 1, -1, -1) if speakers[place]), 0)
 
 
-def _after(opening: str, text: str, start: int, stop: int) -> int:
+def _after(opening: str, text: str, start: int, stop: int, closing: int) -> int:
     """Where a turn's opening, or as much of it as stands there, ends in the text between two places.
 
-    How much white space stands before and between its words may differ.
+    How much white space stands before and between its words may differ. The first `closing` characters only
+    close the turn before; where nothing but these stands there, it is not known where the opening ends.
     """
     words = [found for found in _PIECES.finditer(opening) if not found[0].isspace()]
-    for number in range(len(words), 0, -1):
+    least = sum(word.start() < closing for word in words)
+    for number in range(len(words), least, -1):
         form = r"\s*".join(["", *(re.escape(word[0]) for word in words[:number])])
         if found := re.compile(form).match(text, start, stop):
             end, space = found.end(), words[number - 1].end()

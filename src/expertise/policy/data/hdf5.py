@@ -12,9 +12,9 @@ from expertise.policy.data.actions import Bounds
 from expertise.policy.data.checks import require
 from expertise.policy.data.ends import may_be_end
 from expertise.policy.data.flat import NEXT, flat, wanted
-from expertise.policy.data.pointers import refuse_pointer
 from expertise.policy.data.recorded import Recorded
 from expertise.policy.extras import needed
+from expertise.runs.pointers import refuse_pointer
 
 FACTS = "expertise"
 """The attribute with what is known of data that `policy collect` made, as JSON."""
