@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from expertise.report.policy import render
-from expertise.report.policy_paper import paper_value
-from expertise.report.policy_parts import metric_title
-from expertise.report.results import Column, Figure, dot_chart, figures, markdown_table
+from expertise.errors import counted
+from expertise.report.policy import metric_title, render
+from expertise.report.records import Curve, Group, Metric, Outcome, PolicyRecord
 from expertise.runs.files import write_atomic
 from expertise.runs.results import Results, Row
+from reproduce.common.page import (
+    ERRORS,
+    Column,
+    Figure,
+    dot_chart,
+    figures,
+    markdown_table,
+    metric_of,
+    number_of,
+    settings_of,
+)
 from reproduce.psec import shown
-from reproduce.psec.limits import limits
+from reproduce.psec.paper import paper_value
 from reproduce.psec.verdicts import (
     CONTINUAL,
     DYNAMICS,
-    ERRORS,
     LIBRARY,
     MAIN,
     META,
     MULTI,
+    OURS,
     SHIFT,
     SMALL,
-    counted,
-    metric_of,
-    number_of,
-    settings_of,
+    limits,
     verdicts,
 )
 
@@ -153,31 +160,32 @@ def order_of(results: Results, table: str) -> list[str]:
     return [*(name for name in ORDER if name in there), *(name for name in there if name not in ORDER)]
 
 
-def record(results: Results) -> dict[str, Any]:
+def record(results: Results) -> PolicyRecord:
     """The record of the page for a browser."""
     groups = []
     for table, title in TITLES.items():
         metrics = [
-            {"name": metric, "setting": setting, "rows": _lines(results, table, setting, metric, rows)}
+            Metric(name=metric, setting=setting, rows=_lines(results, table, setting, metric, rows))
             for setting, settings in _blocks(results, table).items()
             for metric in metrics_of(results, table)
             if (rows := [row for s in settings for row in results.select(table, metric, s)])
         ]
         if metrics:
-            groups.append({"title": title, "metrics": metrics})
-    return {
-        "title": "PSEC",
-        "environment": "every scenario, means over seeds",
-        "groups": groups,
-        "curves": _curves(results),
-        **shown.read(results.path),
-        "notes": [
+            groups.append(Group(title=title, metrics=metrics))
+    return dataclasses.replace(
+        shown.read(results.path),
+        title="PSEC",
+        environment="every scenario, means over seeds",
+        ours=OURS,
+        groups=groups,
+        curves=_curves(results),
+        notes=[
             line.removeprefix("- ")
             for text in (verdicts(results), limits(results))
             for line in text.replace("**", "").splitlines()
         ],
-        "versions": {k: str(v) for k, v in results.environment.items() if k not in ("settings", "cores")},
-    }
+        versions={k: str(v) for k, v in results.environment.items() if k not in ("settings", "cores")},
+    )
 
 
 def _blocks(results: Results, table: str) -> dict[str, list[str]]:
@@ -188,7 +196,7 @@ def _blocks(results: Results, table: str) -> dict[str, list[str]]:
     return {setting: [setting] for setting in settings}
 
 
-def _lines(results: Results, table: str, setting: str, metric: str, rows: Column) -> list[dict[str, Any]]:
+def _lines(results: Results, table: str, setting: str, metric: str, rows: Column) -> list[Outcome]:
     """Rows of a block: for each its mean over seeds, of each seed's mean over settings."""
     by_seed: dict[str, dict[int, list[float]]] = {}
     for row in rows:
@@ -198,12 +206,12 @@ def _lines(results: Results, table: str, setting: str, metric: str, rows: Column
         for name, seeds in by_seed.items()
     }
     return [
-        {
-            "name": name,
-            "mean": found[name].mean,
-            "error": found[name].error or 0.0,
-            "paper": _paper(table, setting, name, metric),
-        }
+        Outcome(
+            name=name,
+            mean=found[name].mean,
+            error=found[name].error or 0.0,
+            paper=_paper(table, setting, name, metric),
+        )
         for name in order_of(results, table)
         if name in found
     ]
@@ -271,7 +279,7 @@ def _paper(table: str, setting: str, name: str, metric: str) -> float | None:
     return paper_value(setting, name, metric) if table in (SHIFT, TEN, ABLATION, META) else None
 
 
-def _curves(results: Results) -> list[dict[str, Any]]:
+def _curves(results: Results) -> list[Curve]:
     """Return over numbers of trajectories, for each target that has several, and over steps of training."""
     steps = sorted(settings_of(results, TRAINING), key=_number)
     # Points of one curve are of one network: where a cell was measured with two, the small one's.
@@ -290,7 +298,7 @@ def _curves(results: Results) -> list[dict[str, Any]]:
                     lines.setdefault(name, []).append([number_of(setting), found[name].mean])
         several = {name: points for name, points in lines.items() if len({x for x, _ in points}) > 1}
         if several:
-            charts.append({"title": title, "x_label": x_label, "log": table == SHIFT, "lines": several})
+            charts.append(Curve(title=title, x_label=x_label, log=table == SHIFT, lines=several))
     return charts
 
 

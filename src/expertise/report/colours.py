@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,17 @@ RATIO_EDGES = (0.25, 0.4, 0.625, 0.87, 1.15, 1.6, 2.5, 4.0)
 
 NUM_SIGNED = 9
 """Steps of the diverging palette."""
+
+RATIO_LEGEND = list(
+    enumerate(
+        [
+            f"under {round(RATIO_EDGES[0], 2):g}",
+            *(f"{round(a, 2):g}–{round(b, 2):g}" for a, b in itertools.pairwise(RATIO_EDGES)),
+            f"over {round(RATIO_EDGES[-1], 2):g}",
+        ]
+    )
+)
+"""Steps and labels of the diverging palette."""
 
 MAX_DOMAINS = 8
 """Domains that get a colour of their own, `k0` to `k7`; the ninth gets none."""
@@ -48,6 +60,11 @@ class Scale:
     def step(self, value: float) -> int:
         """The palette step of a value."""
         return self.steps[self.index(value)]
+
+    @property
+    def legend(self) -> list[tuple[int, str]]:
+        """Palette step and label of each class."""
+        return list(zip(self.steps, self.labels, strict=True))
 
 
 def _spread(count: int, most: int = NUM_STEPS) -> tuple[int, ...]:

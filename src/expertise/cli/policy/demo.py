@@ -32,7 +32,13 @@ def demo(
     found = steps.demo(folder, say)
     rows = {row: Evaluations(by_seed={0: evaluation}) for row, evaluation in found.items()}
     page = write_policy_page(
-        folder, rows, title="Safe control", skills=steps.skills(folder), notes=[steps.NOTE]
+        folder,
+        rows,
+        title="Safe control",
+        ours=steps.OURS,
+        safety=steps.SAFETY,
+        skills=steps.skills(folder),
+        notes=[steps.NOTE],
     )
     if as_json:
         print_json({**steps.result(folder, found), "report": str(page)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +15,7 @@ from expertise.cli.policy.table import plain, print_table, rows_of
 from expertise.errors import RecipeError
 
 if TYPE_CHECKING:
+    from expertise.policy.acting import Policy
     from expertise.policy.seeds import Evaluations
 
 FILMS = (".mp4", ".gif")
@@ -51,6 +52,12 @@ def evaluate(
     page: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Draw them side by side on a page, policy.html.")
     ] = None,
+    safety: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SKILL", help="With --page: the skill for safety; the page says when it counts."
+        ),
+    ] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -65,7 +72,7 @@ def evaluate(
     from expertise.policy.extras import needed
     from expertise.policy.load import load
     from expertise.policy.seeds import evaluate_seeds
-    from expertise.report.policy_record import FILM_EVERY, PAGE, skills_shown, write_policy_page
+    from expertise.report.policy_record import FILM_EVERY, PAGE, composed_of, write_policy_page
     from expertise.runs.files import require_writable, write_atomic
     from expertise.runs.metrics import finite
     from expertise.runs.progress import say
@@ -92,6 +99,7 @@ def evaluate(
     )
     # All are read before one acts: a wrong path is said at once.
     policies = {name: load(run, device or "cpu") for name, run in named.items()}
+    _require_weighed(safety, policies.values())
     found: dict[str, Evaluations] = {}
     for name, policy in policies.items():
         if len(named) > 1:
@@ -102,7 +110,10 @@ def evaluate(
     about = {"candidates": candidates, "pick": pick}
     if out is not None:
         write_atomic(out, json.dumps(finite({**about, **plain(found, named, whole=True)}), indent=1) + "\n")
-    report = None if page is None else write_policy_page(page, found, skills=skills_shown(policies))
+    report = None
+    if page is not None:
+        ours, skills = composed_of(policies)
+        report = write_policy_page(page, found, ours=ours, safety=safety or "", skills=skills)
     if as_json:
         pages = {} if report is None else {"report": str(report)}
         print_json({**about, **plain(found, named, whole=False), **pages})
@@ -110,6 +121,15 @@ def evaluate(
     print_table(rows_of(found))
     if report is not None:
         print(report)
+
+
+def _require_weighed(skill: str | None, policies: Iterable[Policy]) -> None:
+    weighed = dict.fromkeys(name for policy in policies for name in policy.names)
+    if skill is not None and skill not in weighed:
+        raise RecipeError(
+            f"--safety {skill}: no policy here weighs a skill of this name",
+            f"weighed are: {', '.join(weighed) or 'none'}",
+        )
 
 
 def _write_film(found: Evaluations, path: Path, say: Callable[[str], None]) -> None:
