@@ -23,9 +23,7 @@ def parser(name: str, about: str | None) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog=f"python -m reproduce.{name}", description=about)
     made.add_argument("--seeds", type=int, nargs="+", help="only these, so that others may run beside")
     made.add_argument("--folder", type=Path, default=ROOT / "runs" / name, help="for text and trainings")
-    made.add_argument(
-        "--results", type=Path, default=results_of(name), help="the rows, beside the page"
-    )
+    made.add_argument("--results", type=Path, default=results_of(name), help="the rows, beside the page")
     made.add_argument("--page", action="store_true", help="write the page from the rows and train nothing")
     return made
 

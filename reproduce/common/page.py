@@ -20,12 +20,12 @@ Column = Sequence[Row]
 ERRORS = 2
 """So many standard errors above 0 counts as above, and below a limit as below."""
 Spread = Literal["std", "error"]
-"""What stands behind a mean: the deviation over seeds, or the standard error."""
+"""The number behind a mean: the deviation over seeds, or the standard error."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """What several seeds gave."""
+    """Values of several seeds."""
 
     values: Mapping[int, float]
     """Seed → value."""
@@ -111,7 +111,7 @@ def wins(rows: Column, row: str, others: Sequence[str]) -> tuple[int, int]:
 
 
 def paired(rows: Column, row: str, other: str) -> Figure | None:
-    """What a row has more than another, seed by seed; None where no seed has both."""
+    """A row less another, seed by seed; None where no seed has both."""
     found = figures(rows)
     if row not in found or other not in found:
         return None
@@ -163,7 +163,7 @@ def settings_of(results: Results, table: str) -> list[str]:
 
 
 def number_of(setting: str) -> int:
-    """What a setting counts, be it trajectories, demonstrations or steps; 0 where nothing."""
+    """The trajectories, demonstrations or steps in the name of a setting; 0 where there are none."""
     found = re.search(r"\d+", setting.rpartition("/")[2])
     return int(found[0]) if found else 0
 
@@ -183,13 +183,13 @@ def mean_of(found: Sequence[Figure]) -> Figure:
 
 
 def is_above(difference: Figure) -> bool:
-    """Whether it lies above 0 by more than `ERRORS` standard errors."""
+    """Return True if it lies above 0 by more than `ERRORS` standard errors."""
     error = difference.error
     return error is not None and difference.mean > ERRORS * error
 
 
 def is_below(figure: Figure, limit: float) -> bool:
-    """Whether it lies below a limit by more than `ERRORS` standard errors."""
+    """Return True if it lies below a limit by more than `ERRORS` standard errors."""
     error = figure.error
     return error is not None and figure.mean + ERRORS * error < limit
 

@@ -32,7 +32,7 @@ def run(scenario: str, seed: int, results: Path, folder: Path) -> None:
 
 
 def settings(module: Any) -> dict[str, Any]:
-    """What the rows of a scenario depend on: all its sizes, and how its policies act."""
+    """The settings that the rows of a scenario depend on: all its sizes, and how its policies act."""
     found = {"sizes": module.SIZES.settings()}
     if hasattr(module, "LARGE"):
         found["large"] = dataclasses.asdict(module.LARGE)

@@ -22,7 +22,7 @@ from reproduce.common.rows import Values
 from reproduce.psec.sizes import Sizes
 
 DATA = Path(__file__).parent / "data"
-"""What teachers recorded."""
+"""Recordings of teachers."""
 UNITS = {
     "return": "reward",
     "cost": "cost",

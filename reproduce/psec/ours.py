@@ -8,7 +8,8 @@ from typing import Any
 
 from expertise.policy.alpha import AlphaConfig, FixedAlpha, TopPAlpha
 from expertise.policy.data import DataConfig
-from reproduce.psec.bench import Bench, Values
+from reproduce.common.rows import Values
+from reproduce.psec.bench import Bench
 from reproduce.psec.sizes import Sizes
 
 TABLE = "one_library"

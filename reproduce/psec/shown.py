@@ -20,7 +20,7 @@ _KEYS = ("trace", "skills", "similarity", "proposals")
 
 
 def path_of(results: Path) -> Path:
-    """Where it is, beside a file of rows."""
+    """The path of the episode, beside a file of rows."""
     return results.with_name(f"{results.stem}_shown.json")
 
 

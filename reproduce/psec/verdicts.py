@@ -190,7 +190,7 @@ def _line(
 
 
 def limits(results: Results) -> str:
-    """What the comparisons do not show, as a Markdown list."""
+    """The limits of the comparisons, as a Markdown list."""
     lines = [*_one_skill(results), *_scales(results), *_steps(results), *_too_safe(results), *_told(results)]
     return "\n".join(f"- {line}" for line in lines) + "\n" if lines else "- Nothing was measured yet.\n"
 
@@ -211,17 +211,14 @@ def _one_skill(results: Results) -> Iterable[str]:
                 above, below = sum(map(is_above, found)), sum(map(_is_below_zero, found))
                 words.append(
                     f"{name}, {other} {text_of(mean_of(found), digits)}, above in {above} and below in "
-                    f"{below} "
-                    f"of {counted(len(found), 'cell')}"
+                    f"{below} of {counted(len(found), 'cell')}"
                 )
     if words:
         yield (
             "Cells with one skill (all of dynamics and of Meta-World's, and of policy shift those without "
-            "a plus) "
-            "show low-rank fine-tuning, not composition. The same skill weighed in other ways is level with "
-            f"{OURS}: {OURS}'s mean over cells less theirs, and in how many cells it lies above or below "
-            "by more "
-            f"than {ERRORS} standard errors: {'; '.join(words)}."
+            "a plus) show low-rank fine-tuning, not composition. The same skill weighed in other ways is "
+            f"level with {OURS}: {OURS}'s mean over cells less theirs, and in how many cells it lies above "
+            f"or below by more than {ERRORS} standard errors: {'; '.join(words)}."
         )
 
 
@@ -234,8 +231,7 @@ def _scales(results: Results) -> Iterable[str]:
             "Meta-World's rows from scratch see observations on the scale of their own 3 demonstrations, "
             f"{OURS}'s on that of the 200 of its base. An independent reading found that the difference of "
             f"{mean_of(found).mean:+.2f} shrinks once both have one scale: a part of it is the scale's, "
-            "and not "
-            "the skills'."
+            "and not the skills'."
         )
 
 
@@ -256,10 +252,9 @@ def _steps(results: Results) -> Iterable[str]:
         words = "; ".join(f"{setting} {text_of(difference, 0)}" for setting, difference in found.items())
         yield (
             "Dynamics shift: IQL, without diffusion and without skills, learnt from the few trajectories "
-            "alone, "
-            f"is above {OURS} in {sum(d.mean > 0 for d in found.values())} of "
-            f"{counted(len(found), 'case')}, in "
-            f"{sum(map(is_above, found.values()))} by more than {ERRORS} standard errors ({words})."
+            f"alone, is above {OURS} in {sum(d.mean > 0 for d in found.values())} of "
+            f"{counted(len(found), 'case')}, in {sum(map(is_above, found.values()))} by more than {ERRORS} "
+            f"standard errors ({words})."
         )
 
 
@@ -273,8 +268,7 @@ def _too_safe(results: Results) -> Iterable[str]:
         if too and _holds(reward, cost.get(OURS), OURS):
             yield (
                 f"Safe control, {task}: {', '.join(too)} are safe and faster than the safety skill, too: "
-                "what "
-                f"holds of {OURS} does not set composition apart."
+                f"what holds of {OURS} does not set composition apart."
             )
 
 
@@ -282,10 +276,9 @@ def _told(results: Results) -> Iterable[str]:
     if settings_of(results, CONTINUAL):
         yield (
             "Meta-World, one task after the other: nothing is forgotten because the task is told. On what "
-            "the "
-            "base knows every skill has weight 0, on a later task its own skill alone counts, so that the "
-            "earlier "
-            "policy acts as it did. A policy that has to find out which task it is in was not measured."
+            "the base knows every skill has weight 0, on a later task its own skill alone counts, so that "
+            "the earlier policy acts as it did. A policy that has to find out which task it is in was not "
+            "measured."
         )
 
 

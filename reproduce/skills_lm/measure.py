@@ -1,4 +1,4 @@
-"""What the two experiments share: rows that are measured once, and bits per byte of one text."""
+"""The bench of both experiments: rows that are measured once, and bits per byte of one text."""
 
 from __future__ import annotations
 

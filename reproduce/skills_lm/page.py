@@ -20,7 +20,7 @@ COMPOSED = (ours.SEQUENCE, ours.TOKEN)
 """Context routers of the second table."""
 
 INTRO = Path(__file__).with_name("intro.md")
-"""What stands above the tables."""
+"""Text above the tables."""
 
 
 def write_page(results: Results) -> list[Path]:

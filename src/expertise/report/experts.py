@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from expertise.report.colours import MAX_DOMAINS, Scale, count_scale, value_scale
 from expertise.report.line_charts import Line, line_chart, token_axis
 from expertise.report.records import LanguageModelRecord, Layer, Token
-from expertise.report.svg_charts import HeatMap, load_bars
+from expertise.report.svg_charts import heat_map, load_bars
 from expertise.report.text import listing, whole
 
 _MAX_LINES = 8
 _MAX_COLUMNS = 40
-_ALL = "all"
 
 
-def _histogram(record: LanguageModelRecord) -> list[list[float]]:
+def _histogram(record: LanguageModelRecord) -> list[list[int]]:
     """Tokens with 1, 2, 3, … parts, per layer, without the empty tail."""
     found = []
     for layer in record.parts_per_token.histogram or ():
@@ -37,7 +36,7 @@ def constant_counts(record: LanguageModelRecord) -> list[int] | None:
         return [len(layer) for layer in histogram] if same else None
     parts = record.parts_per_token
     if parts.std is not None and parts.std < 1e-6:
-        return [round(value) for value in parts.layers] or None
+        return [round(value) for value in parts.layers if value is not None] or None
     return None
 
 
@@ -81,7 +80,7 @@ def _spread_bars(record: LanguageModelRecord, scale: Scale) -> list[dict[str, An
     """Per layer, the share of tokens in each class of counts."""
     means = record.parts_per_token.layers
     found = []
-    for i, (name, counts) in enumerate(zip(_names(record, len(means)), _histogram(record), strict=False)):
+    for i, (name, counts) in enumerate(zip(record.layer_names, _histogram(record), strict=False)):
         total = sum(counts)
         shares = [0.0] * len(scale.labels)
         for above, count in enumerate(counts):
@@ -92,12 +91,6 @@ def _spread_bars(record: LanguageModelRecord, scale: Scale) -> list[dict[str, An
         ]
         found.append({"name": name, "mean": means[i] if i < len(means) else None, "segments": segments})
     return found
-
-
-def _names(record: LanguageModelRecord, known: int) -> list[str]:
-    """Names of at least so many layers."""
-    names = record.layer_names
-    return names + [f"layer {i}" for i in range(len(names), known)]
 
 
 def _table(record: LanguageModelRecord) -> dict[str, Any] | None:
@@ -117,7 +110,7 @@ def _table(record: LanguageModelRecord) -> dict[str, Any] | None:
     columns = [*per_layer.values(), parts.layers]
     body = [
         (name, [cell(column[i] if i < len(column) else None) for column in columns])
-        for i, name in enumerate(_names(record, len(parts.layers)))
+        for i, name in enumerate(record.layer_names)
     ]
     body.append(("all layers", [cell(value) for value in [*means.values(), parts.mean]]))
     return {"columns": [*per_layer, "all text"], "rows": body}
@@ -134,9 +127,9 @@ def _finding(record: LanguageModelRecord) -> str:
             f"Tokens of {most} take the most experts ({by_domain[most]:.2f} on average), "
             f"tokens of {least} the fewest ({by_domain[least]:.2f})."
         )
-    layers = list(parts.layers)
-    if len(layers) > 1:
-        names = _names(record, len(layers))
+    layers = [mean for mean in parts.layers if mean is not None]
+    if 1 < len(layers) == len(record.layers):
+        names = record.layer_names
         top, low = layers.index(max(layers)), layers.index(min(layers))
         sentences.append(
             f"By depth, {names[top]} uses the most ({layers[top]:.2f}), "
@@ -151,13 +144,12 @@ def _finding(record: LanguageModelRecord) -> str:
 
 def counts(record: LanguageModelRecord) -> dict[str, Any]:
     """Charts and tables of the section on parts per token, or the sentence that stands for them."""
-    parts, same = record.parts_per_token, constant_counts(record)
+    same = constant_counts(record)
     if same:
         if len(set(same)) == 1:
             sentence = f"Every token takes exactly {same[0]} expert{'s' * (same[0] > 1)} in each layer"
         else:
-            names = _names(record, len(parts.layers))
-            each = [f"{k} in {name}" for k, name in zip(same, names, strict=False)]
+            each = [f"{k} in {name}" for k, name in zip(same, record.layer_names, strict=False)]
             sentence = f"Every token takes the same number of experts: {listing(each)}"
         return {"constant": f"{sentence}: the router chooses a fixed number, so there is no spread to draw."}
     scale = count_scale(_largest_count(record))
@@ -203,33 +195,34 @@ def load(record: LanguageModelRecord) -> dict[str, Any]:
         busiest = max(busiest, (max(final), final.index(max(final)), name))
         height = _height(len(final), len(layers))
         steps = [f"step {whole(step)}" for step, _ in history]
-        heat = HeatMap(
-            columns=[values for _, values in history],
+        svg = heat_map(
+            [values for _, values in history],
             column_names=steps,
             row_names=[f"expert {e}" for e in range(len(final))],
             alt=f"Load of each expert of {name} over time, as a multiple of the mean load.",
             unit="× the mean load",
             order=range(len(history)),
+            height=height,
         )
         spread = f"busiest {max(final):.2f}×, idlest {min(final):.2f}×"
         maps.append(
             {
                 "name": name,
                 "spread": spread,
-                "svg": heat.svg(height) if len(history) > 1 else None,
+                "svg": svg if len(history) > 1 else None,
                 "bars": load_bars(final, height, f"Last load of each expert of {name}: {spread} the mean."),
                 "first": steps[0] if steps else "",
                 "last": steps[-1] if steps else "",
                 "num_parts": len(final),
             }
         )
-    loads = [value for layer in layers for value in layer.load]
-    unused = sum(value == 0 for value in loads)
+    everything = [value for layer in layers for value in layer.load]
+    unused = sum(value == 0 for value in everything)
     if unused == 0:
         finding = "No expert is unused on the validation text."
     else:
         are = "is" if unused == 1 else "are"
-        finding = f"{unused} of {len(loads)} experts {are} unused on the validation text."
+        finding = f"{unused} of {len(everything)} experts {are} unused on the validation text."
     if maps:
         finding += (
             f" The busiest, expert {busiest[1]} of {busiest[2]}, takes {busiest[0]:.2f} times the mean load."
@@ -265,18 +258,19 @@ def specialists(record: LanguageModelRecord) -> dict[str, Any] | None:
         for e, load_of in enumerate((layer.load or [1.0] * len(lifts))[: len(lifts)]):
             if load_of >= 0.1:
                 strongest = max(strongest, (lifts[e][lead[e]], e, name, names[lead[e]]))
-        heat = HeatMap(
-            columns=lifts,
+        svg = heat_map(
+            lifts,
             column_names=[f"expert {e}" for e in range(len(lifts))],
             row_names=names,
             alt=f"Experts of {name} by domain: how much more often than by chance each sees a domain.",
             unit="× its share of all text",
             order=order,
+            height=max(18, min(24, 200 // len(names))) * len(names),
         )
         maps.append(
             {
                 "name": name,
-                "svg": heat.svg(max(18, min(24, 200 // len(names))) * len(names)),
+                "svg": svg,
                 "information": None if information is None else f"{information:.3f}",
                 "num_parts": len(lifts),
             }
@@ -319,73 +313,45 @@ def learnt(record: LanguageModelRecord) -> list[dict[str, Any]]:
     return tables
 
 
-def _count(token: Token, layer: int) -> float:
-    return float(len(token.parts[layer])) if layer < len(token.parts) else 0.0
-
-
-def _gates(token: Token, layer: int) -> float:
-    return sum(token.gates[layer]) if layer < len(token.gates) else 0.0
-
-
-def _scales(
-    tokens: Iterable[Token], layers: range, measure: Callable[..., float], scale: Scale | None
-) -> dict[str, Scale]:
-    """A scale for each choice of layers; the single layers share one, so that they can be compared."""
-    values = [[measure(token, layer) for layer in layers] for token in tokens]
-    shared = scale or value_scale(list(itertools.chain(*values)))
-    found = {str(layer): shared for layer in layers}
-    if len(layers) > 1:
-        found = {_ALL: value_scale([statistics.fmean(each) for each in values]), **found}
-    return found
-
-
-def _steps(
-    tokens: Iterable[Token], scales: Mapping[str, Scale], layers: range, measure: Callable[..., float]
-) -> list[str]:
-    """One digit per token, the step of the palette, for each choice of layers."""
-    found = []
-    for choice, scale in scales.items():
-        chosen = layers if choice == _ALL else [int(choice)]
-        steps = (scale.step(statistics.fmean(measure(token, i) for i in chosen)) for token in tokens)
-        found.append("".join(map(str, steps)))
-    return found
-
-
 def passages(record: LanguageModelRecord) -> dict[str, Any] | None:
-    """The passages, the choices, the legends, and the data of the page's script; None without any."""
+    """Passages, choices of layers, legends, and the data of the page's script; None without passages."""
     found = [passage for passage in record.passages if passage.tokens]
     layers = range(max([len(token.parts) for token in _tokens(record)], default=0))
     if not found or not layers:
         return None
-    same = constant_counts(record)
-    # Where all tokens take as many parts, their number shows nothing: how much the parts weigh may.
-    measure = _gates if same else _count
-    scales = _scales(_tokens(record), layers, measure, None if same else count_scale(_largest_count(record)))
-    names = _names(record, len(layers))
-    steps = [_steps(passage.tokens, scales, layers, measure) for passage in found]
+    same, names = constant_counts(record), record.layer_names
+    # Where all tokens take as many parts, their number shows nothing: the sum of their gates may.
+    unit = "sum of the gates" if same else "experts"
+
+    def values(token: Token) -> list[float]:
+        """Value in each layer."""
+        if same:
+            return [sum(token.gates[i]) if i < len(token.gates) else 0.0 for i in layers]
+        return [float(len(token.parts[i])) if i < len(token.parts) else 0.0 for i in layers]
+
+    table = [[values(token) for token in passage.tokens] for passage in found]
+    everything = [row for rows in table for row in rows]
+    # The single layers share one scale, so that they can be compared.
+    shared = value_scale(list(itertools.chain(*everything))) if same else count_scale(_largest_count(record))
+    choices = [(str(i), names[i], unit, shared) for i in layers]
+    if len(layers) > 1:
+        of_all = value_scale([statistics.fmean(row) for row in everything])
+        choices = [("all", "all layers", f"{unit}, mean of the layers", of_all), *choices]
+        table = [[[statistics.fmean(row), *row] for row in rows] for rows in table]
     return {
-        "passages": [
-            {
-                "domain": passage.domain or f"passage {i + 1}",
-                "tokens": [(t.text, int(step)) for t, step in zip(passage.tokens, steps[i][0], strict=True)],
-            }
-            for i, passage in enumerate(found)
-        ],
+        "passages": found,
         "choices": [
-            {
-                "value": choice,
-                "label": "all layers" if choice == _ALL else names[int(choice)],
-                "legend": scale.legend,
-                "what": ("sum of the gates" if same else "experts")
-                + (", mean of the layers" if choice == _ALL else ""),
-            }
-            for choice, scale in scales.items()
+            {"value": value, "label": label, "legend": scale.legend, "what": words}
+            for value, label, words, scale in choices
         ],
         "gates": bool(same),
         "data": {
-            "choices": list(scales),
+            "choices": [value for value, *_ in choices],
             "layers": names,
-            "steps": steps,
+            "steps": [
+                [scale.digits(row[c] for row in rows) for c, (*_, scale) in enumerate(choices)]
+                for rows in table
+            ],
             "parts": [[token.parts for token in passage.tokens] for passage in found],
             "gates": [
                 [[[round(g, 2) for g in layer] for layer in token.gates] for token in passage.tokens]

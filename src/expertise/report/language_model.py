@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from expertise.report.colours import RATIO_LEGEND
 from expertise.report.experts import constant_counts, counts, learnt, load, passages, specialists
@@ -12,8 +12,6 @@ from expertise.report.line_charts import Line, line_chart, smooth, thin, token_a
 from expertise.report.page import render_page
 from expertise.report.records import EvaluationPoint, LanguageModelRecord, TrainPoint
 from expertise.report.text import compact, duration, listing, number, whole
-
-Point = TypeVar("Point", TrainPoint, EvaluationPoint)
 
 _SIZES = (
     ("parameters_total", "parameters"),
@@ -98,7 +96,7 @@ def _key_numbers(record: LanguageModelRecord) -> list[tuple[str, str, str]]:
     """(name, value, remark) of the row under the headline; those that are not known are left out."""
     found: list[tuple[str, str, str]] = []
 
-    def add(name: str, value: float | None, shown: Callable[[Any], str], remark: str = "") -> None:
+    def add(name: str, value: int | float | None, shown: Callable[[Any], str], remark: str = "") -> None:
         if value is not None:
             found.append((name, shown(value), remark))
 
@@ -148,17 +146,17 @@ def _best_compressor(record: LanguageModelRecord) -> tuple[str, float] | None:
     return (min(known)[1], min(known)[0]) if known else None
 
 
-def _pick(
-    points: Iterable[Point], value: Callable[[Point], float | None]
+def _known(
+    points: Sequence[TrainPoint | EvaluationPoint], values: Iterable[float | None]
 ) -> tuple[list[float], list[float], str]:
     """Positions, values and the unit of the positions, of the points that have a value."""
-    having = [(point, float(found)) for point in points if (found := value(point)) is not None]
+    having = [(point, value) for point, value in zip(points, values, strict=True) if value is not None]
     x, unit = token_axis([point for point, _ in having])
-    return x, [found for _, found in having], unit
+    return x, [value for _, value in having], unit
 
 
 def _loss_chart(train: Sequence[TrainPoint]) -> dict[str, Any] | None:
-    x, values, x_label = _pick(train, lambda point: point.loss)
+    x, values, x_label = _known(train, [point.loss for point in train])
     if not values:
         return None
     x, values = thin(x, values)
@@ -170,8 +168,6 @@ def _loss_chart(train: Sequence[TrainPoint]) -> dict[str, Any] | None:
         ]
     alt = f"Training loss: from {values[0]:.2f} to {lines[-1].y[-1]:.2f} nats per token."
     return {
-        "title": "Training loss",
-        "unit": "nats per token",
         "svg": line_chart("loss", alt, lines, x_label=x_label),
         "caption": "Every step in grey, a running mean in colour."
         if len(lines) == 2
@@ -184,10 +180,8 @@ def _bits_charts(record: LanguageModelRecord) -> list[dict[str, Any]]:
     names = ["mean", *record.domains[:_MAX_PANELS]]
     if len(names) == 2:
         names = names[1:]
-    curves = {
-        name: _pick(record.curves.evaluations, lambda point, name=name: point.bits_per_byte.get(name))
-        for name in names
-    }
+    points = record.curves.evaluations
+    curves = {name: _known(points, [point.bits_per_byte.get(name) for point in points]) for name in names}
     references = {
         name: [(k, v) for k, bits in (record.compressors or {}).items() if (v := bits.get(name)) is not None]
         for name in names
@@ -260,16 +254,16 @@ def _learning(record: LanguageModelRecord) -> dict[str, Any]:
 def optimizer(record: LanguageModelRecord) -> list[dict[str, Any]]:
     """Small charts of balance losses, biases, gradient norm and learning rate."""
     train = record.curves.train
-    wanted: dict[str, Callable[[TrainPoint], float | None]] = {
-        f"balance loss: {key}": lambda point, key=key: point.balance.get(key)  # type: ignore[misc]
-        for key in sorted({key for point in train for key in point.balance})
+    balance = sorted({key for point in train for key in point.balance})
+    wanted: dict[str, list[float | None]] = {
+        **{f"balance loss: {key}": [point.balance.get(key) for point in train] for key in balance},
+        "largest bias in the choice": [point.largest_bias for point in train],
+        "gradient norm": [point.gradient_norm for point in train],
+        "learning rate": [point.learning_rate for point in train],
     }
-    wanted["largest bias in the choice"] = lambda point: point.largest_bias
-    wanted["gradient norm"] = lambda point: point.gradient_norm
-    wanted["learning rate"] = lambda point: point.learning_rate
     charts = []
-    for i, (title, value) in enumerate(wanted.items()):
-        x, values, x_label = _pick(train, value)
+    for i, (title, logged) in enumerate(wanted.items()):
+        x, values, x_label = _known(train, logged)
         if not values:
             continue
         x, values = thin(x, values, 240)

@@ -199,6 +199,7 @@ def _layer(
     model: LanguageModel, index: int, found: LayerAnalysis, domains: Sequence[str], words: Sequence[str]
 ) -> records.Layer:
     config = model.config.layer(index)
+    assert config is not None
     share, prior, load = found.domain_share(), found.domain_prior(), found.usage.load()
     lift = share / prior.clamp(min=1e-12)
     return records.Layer(

@@ -15,6 +15,7 @@ from expertise.report.skills import similarity, spectrum
 from expertise.report.svg_charts import dot_map, interval_bar, same_scale, timeline
 from expertise.report.text import listing, number, signed
 
+PAGE = "policy.html"
 _TITLES = {
     "normalized_reward": "normalised reward",
     "cost": "cost per episode",

@@ -6,7 +6,6 @@ import base64
 import io
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,14 +16,11 @@ from expertise.policy.acting import Policy
 from expertise.policy.compose import ComposedPolicy
 from expertise.policy.evaluation import Trace
 from expertise.policy.seeds import Evaluations
-from expertise.report.page import write_page
-from expertise.report.policy import render
 from expertise.report.records import Episode, Group, Metric, Outcome, PolicyRecord, SkillEnergy
 from expertise.report.skills import similarity_of
 from expertise.skills.compare import compare_skills
 from expertise.skills.skill import Skill
 
-PAGE = "policy.html"
 NUM_FRAMES = 8
 """Pictures of an episode on the page."""
 FILM_EVERY = 8
@@ -32,39 +28,6 @@ FILM_EVERY = 8
 _FRAME_WIDTH = 240
 _SHOWN = (("success",), ("normalized_reward", "return"), ("normalized_cost", "cost"))
 """Metrics of a page: of each group the first that there is."""
-
-
-def write_policy_page(
-    folder: Path,
-    evaluations: Mapping[str, Evaluations],
-    *,
-    title: str = "policies",
-    ours: str = "",
-    safety: str = "",
-    skills: Sequence[Skill] = (),
-    notes: Sequence[str] = (),
-) -> Path:
-    """Write `policy.html`, and its numbers as `policy.json`, into a folder.
-
-    Args:
-        folder: it is made if it is not there.
-        evaluations: row → episodes, all in one environment; the trace that is shown is of the first seed and
-            the first row that weighs something up, `ours` before others; where none does, of the first row.
-        title: the page's name.
-        ours: the row of the headline; empty: all policies are alike to the page.
-        safety: the skill for safety among those that the shown row weighs; empty: there is none.
-        skills: of one base, to be compared.
-        notes: sentences about how it was measured.
-
-    Returns:
-        The page's path.
-
-    Raises:
-        DataError: there are no evaluations, or they are of several environments.
-        DiskError: the page cannot be written.
-    """
-    record = policy_record(evaluations, title=title, ours=ours, safety=safety, skills=skills, notes=notes)
-    return write_page(folder / PAGE, record, render)
 
 
 def policy_record(
@@ -76,26 +39,45 @@ def policy_record(
     skills: Sequence[Skill] = (),
     notes: Sequence[str] = (),
 ) -> PolicyRecord:
-    """The record that `report.policy.render` draws; arguments and errors as in `write_policy_page`."""
+    """The record that `report.policy.render` draws.
+
+    Args:
+        evaluations: row → episodes, all in one environment; the trace that is shown is of the first seed and
+            the first row that weighs something up, `ours` before others; where none does, of the first row.
+        title: the page's name.
+        ours: the row of the headline; empty: all policies are alike to the page.
+        safety: the skill for safety among those that the shown row weighs; empty: there is none.
+        skills: of one base, to be compared.
+        notes: sentences about how it was measured.
+
+    Raises:
+        DataError: there are no evaluations, or they are of several environments.
+    """
     environments = {found.first.environment for found in evaluations.values()}
     if len(environments) != 1:
         raise DataError(
             "a page of policies needs evaluations of one environment, "
             + (f"not of {', '.join(sorted(environments))}" if environments else "and there are none")
         )
-    compared = compare_skills(skills) if skills else None
     return PolicyRecord(
         title=title,
         environment=environments.pop(),
         ours=ours,
         groups=[Group(metrics=list(_metrics(evaluations)))],
         trace=_episode(evaluations, ours, safety),
-        skills=compared and [SkillEnergy(name=each.name, energy=each.shares()) for each in compared.energies],
-        similarity=compared and similarity_of(compared, [skill.name for skill in skills], "the noise"),
-        proposals=compared and [proposal.reason for proposal in compared.proposals],
+        **(_compared(skills) if skills else {}),
         notes=[*notes, _how(evaluations)],
         versions={"expertise": __version__, "python": platform.python_version()},
     )
+
+
+def _compared(skills: Sequence[Skill]) -> dict[str, Any]:
+    found = compare_skills(skills)
+    return {
+        "skills": [SkillEnergy(name=energy.name, energy=energy.shares()) for energy in found.energies],
+        "similarity": similarity_of(found, [skill.name for skill in skills], "the noise"),
+        "proposals": [proposal.reason for proposal in found.proposals],
+    }
 
 
 def _metrics(evaluations: Mapping[str, Evaluations]) -> Iterator[Metric]:

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -41,10 +41,10 @@ class PartsPerToken:
 
     mean: float | None = None
     std: float | None = field(default=None, metadata=OPTIONAL)
-    layers: Sequence[float] = ()
+    layers: Sequence[float | None] = ()
     domains: ByDomain = field(default_factory=dict)
     domains_by_layer: Mapping[str, Sequence[float | None]] | None = field(default=None, metadata=OPTIONAL)
-    histogram: Sequence[Sequence[float]] | None = field(default=None, metadata=OPTIONAL)
+    histogram: Sequence[Sequence[int]] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ class Token:
 class Passage:
     """The beginning of a domain's text."""
 
-    domain: str | None = None
+    domain: str = ""
     tokens: Sequence[Token] = ()
 
 
@@ -158,11 +158,11 @@ class LanguageModelRecord:
     seed: int | None = None
     domains: Sequence[str] = ()
     curves: Curves = Curves()
-    sizes: Mapping[str, float] = field(default_factory=dict)
+    sizes: Mapping[str, int | float] = field(default_factory=dict)
     timing: Timing = Timing()
     versions: Mapping[str, str] = field(default_factory=dict)
     recipe: str = ""
-    source_changed: bool = False
+    source_changed: bool | None = None
     notes: Sequence[str] = ()
     layers: Sequence[Layer] = ()
     passages: Sequence[Passage] = ()
@@ -350,17 +350,18 @@ def from_json(cls: type[Record], values: Mapping[str, Any]) -> Record:
 
 
 @functools.cache
-def _hints(cls: type[Any]) -> list[tuple[str, Any]]:
-    hints = typing.get_type_hints(cls)
-    return [(each.name, hints[each.name]) for each in dataclasses.fields(cls)]
+def _hints(cls: Hashable) -> list[tuple[str, Any]]:
+    return list(typing.get_type_hints(cls).items())
 
 
 def _typed(hint: Any, value: Any) -> Any:
     inner = typing.get_args(hint)
-    if value is None or not inner:
-        return from_json(hint, value) if dataclasses.is_dataclass(hint) and value is not None else value
-    if isinstance(hint, types.UnionType):
-        return _typed(inner[0], value)
+    if isinstance(hint, types.UnionType) and types.NoneType in inner:
+        return None if value is None else _typed(inner[0], value)
+    if dataclasses.is_dataclass(hint):
+        return from_json(hint, value)  # type: ignore[arg-type]
+    if hint is float:
+        return float(value)
     if typing.get_origin(hint) is Mapping:
         return {key: _typed(inner[1], each) for key, each in value.items()}
-    return [_typed(inner[0], each) for each in value]
+    return [_typed(inner[0], each) for each in value] if typing.get_origin(hint) is Sequence else value

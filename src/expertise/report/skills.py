@@ -122,7 +122,9 @@ def _losses(record: SkillsRecord) -> dict[str, Any] | None:
     named = [("base", False, bits.base)]
     named += [(skill.name, True, bits.skills.get(skill.name, {})) for skill in record.skills]
     named += [("all with weight 1 / K", False, bits.uniform), ("composed", False, bits.composed)]
-    rows = [(*row, {**found, "mean": _mean(record, found)}) for *row, found in named if found]
+    rows: list[tuple[str, bool, ByDomain]] = [
+        (name, is_skill, {**found, "mean": _mean(record, found)}) for name, is_skill, found in named if found
+    ]
     columns = [name for name in record.domains if any(found.get(name) is not None for *_, found in rows)]
     if not columns:
         return None
@@ -201,26 +203,16 @@ def _passages(record: SkillsRecord) -> dict[str, Any] | None:
     padding = [0.0] * len(names)
     weights = [[[*token.alpha, *padding][: len(names)] for token in passage.tokens] for passage in found]
     scale = signed_scale([value for passage in weights for token in passage for value in token])
-    steps = [
-        ["".join(str(scale.step(token[skill])) for token in passage) for skill in range(len(names))]
-        for passage in weights
-    ]
     choices = [(str(skill), name) for skill, name in enumerate(names)]
     return {
-        "passages": [
-            {
-                "domain": passage.domain or f"passage {i + 1}",
-                "tokens": [(t.text, int(step)) for t, step in zip(passage.tokens, steps[i][0], strict=True)],
-            }
-            for i, passage in enumerate(found)
-        ],
+        "passages": found,
         "choices": choices,
         "legend": scale.legend,
         "data": {
             "palette": "d",
             "choices": [choice for choice, _ in choices],
             "names": names,
-            "steps": steps,
+            "steps": [[scale.digits(t[i] for t in tokens) for i in range(len(names))] for tokens in weights],
             "weights": [[[round(v, 3) for v in token] for token in passage] for passage in weights],
         },
     }

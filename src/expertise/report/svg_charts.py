@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -23,45 +22,37 @@ Span = tuple[float, float]
 """Least and greatest value that is drawn."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class HeatMap:
-    """Ratios around 1, as cells in columns and rows.
+def heat_map(
+    columns: Sequence[Sequence[float]],
+    *,
+    column_names: Sequence[str],
+    row_names: Sequence[str],
+    alt: str,
+    unit: str,
+    order: Sequence[int],
+    height: int,
+) -> Markup:
+    """Ratios around 1, `columns[c][r]`, as cells as wide as their container.
 
-    Attributes:
-        columns: values, `columns[c][r]`.
-        column_names: one name per column, as the reader is told it.
-        row_names: one name per row.
-        alt: what a reader who cannot see the map should know.
-        unit: written after a value.
-        order: the columns from left to right, at first.
+    The page's script names the cell that is pointed at, and puts the columns in another order than `order`.
     """
-
-    columns: Sequence[Sequence[float]]
-    column_names: Sequence[str]
-    row_names: Sequence[str]
-    alt: str
-    unit: str
-    order: Sequence[int]
-
-    def svg(self, height: int) -> Markup:
-        """The cells, as wide as their container; the page's script names the one pointed at."""
-        groups = []
-        for place, column in enumerate(self.order):
-            groups.append(f'<g style="transform:translateX({place}px)">{_column(self.columns[column])}</g>')
-        data = {
-            "columns": [[round(float(value), 2) for value in column] for column in self.columns],
-            "names": list(self.column_names),
-            "rows": list(self.row_names),
-            "unit": self.unit,
-            "order": list(self.order),
-        }
-        attribute = escape(json.dumps(data, separators=(",", ":"), ensure_ascii=False))
-        return safe(
-            f'<svg class="heat" role="img" tabindex="0" aria-label="{escape(self.alt)}"'
-            f' data-map="{attribute}"'
-            f' viewBox="0 0 {len(self.columns)} {len(self.row_names)}" preserveAspectRatio="none"'
-            f' style="height:{height}px">{"".join(groups)}</svg>'
-        )
+    groups = [
+        f'<g style="transform:translateX({place}px)">{_column(columns[column])}</g>'
+        for place, column in enumerate(order)
+    ]
+    data = {
+        "columns": [[round(float(value), 2) for value in column] for column in columns],
+        "names": list(column_names),
+        "rows": list(row_names),
+        "unit": unit,
+        "order": list(order),
+    }
+    attribute = escape(json.dumps(data, separators=(",", ":"), ensure_ascii=False))
+    return safe(
+        f'<svg class="heat" role="img" tabindex="0" aria-label="{escape(alt)}" data-map="{attribute}"'
+        f' viewBox="0 0 {len(columns)} {len(row_names)}" preserveAspectRatio="none"'
+        f' style="height:{height}px">{"".join(groups)}</svg>'
+    )
 
 
 def _column(values: Sequence[float]) -> str:
@@ -93,15 +84,9 @@ def load_bars(values: Sequence[float], height: int, alt: str) -> Markup:
 def interval_bar(
     mean: float, error: float, span: Span, alt: str, paper: float | None = None, limit: float | None = None
 ) -> Markup:
-    """A bar from 0, its interval, and marks.
+    """A bar from 0 to `mean` with half its interval, `error`, and marks at the paper's figure and at a limit.
 
-    Args:
-        mean: where it ends.
-        error: half the interval.
-        span: of the axis, 0 in it.
-        alt: what a reader who cannot see it should know.
-        paper: a mark at what the paper has.
-        limit: a line that should not be passed.
+    `span` is the axis, with 0 in it; `alt` is for a reader who cannot see the bar.
     """
 
     def at(value: float) -> str:
@@ -125,13 +110,9 @@ def timeline(
     costly: Sequence[bool] = (),
     risky: Sequence[bool] = (),
 ) -> Markup:
-    """One line per series over the same steps; steps that cost something, or may come to, are shaded.
+    """One line per series over the same steps, in the page's colours; costly and risky steps are shaded.
 
-    Args:
-        series: values, all of one length; each gets the next colour of the page's.
-        span: of the vertical axis, 0 in it.
-        alt: what a reader who cannot see it should know.
-        costly, risky: for each step whether it is so; empty: not known.
+    `span` is the vertical axis, with 0 in it; `alt` is for a reader who cannot see the lines.
     """
     steps = len(series[0])
 
@@ -155,14 +136,7 @@ def timeline(
 
 
 def dot_map(places: Sequence[Sequence[float]], values: Sequence[float], scale: Scale, alt: str) -> Markup:
-    """A dot at each place, coloured by a value; the greatest ones are drawn last.
-
-    Args:
-        places: x and y.
-        values: one for each place.
-        scale: of the values, to the diverging palette.
-        alt: what a reader who cannot see it should know.
-    """
+    """A dot at each place (x, y), coloured by its value; the greatest ones are drawn last."""
     (left, right), (low, high) = (_extent([place[axis] for place in places]) for axis in (0, 1))
     ratio = min(max((high - low) / (right - left), 1 / _WIDEST), _TALLEST)
     height = _WIDTH * ratio

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +15,6 @@ from expertise.cli.policy.table import plain, print_table, rows_of
 from expertise.errors import RecipeError
 
 if TYPE_CHECKING:
-    from expertise.policy.acting import Policy
     from expertise.policy.seeds import Evaluations
 
 FILMS = (".mp4", ".gif")
@@ -69,20 +68,16 @@ def evaluate(
     named, numbers = named_runs(runs), seeds_of(seeds)
     require_policies(*named.values())
     from expertise.policy.evaluate import EvaluationConfig
-    from expertise.policy.extras import needed
     from expertise.policy.load import load
     from expertise.policy.seeds import evaluate_seeds
-    from expertise.report.policy_record import FILM_EVERY, PAGE, composed_of, write_policy_page
+    from expertise.report.page import write_page
+    from expertise.report.policy import PAGE, render
+    from expertise.report.policy_record import FILM_EVERY, composed_of, policy_record
     from expertise.runs.files import require_writable, write_atomic
     from expertise.runs.metrics import finite
     from expertise.runs.progress import say
 
-    if video is not None:
-        if len(named) > 1:
-            raise RecipeError("--video films one policy", "give one run, or leave it out")
-        if video.suffix not in FILMS:
-            raise RecipeError(f"--video {video}: a film ends in {' or '.join(FILMS)}")
-        needed("imageio", "a film")
+    _require_film(video, len(named))
     # Before the first episode, not after the last one.
     for path in (video, out, page and page / PAGE):
         if path is not None:
@@ -99,7 +94,10 @@ def evaluate(
     )
     # All are read before one acts: a wrong path is said at once.
     policies = {name: load(run, device or "cpu") for name, run in named.items()}
-    _require_weighed(safety, policies.values())
+    weighed = {name for policy in policies.values() for name in policy.names}
+    if safety is not None and safety not in weighed:
+        known = ", ".join(sorted(weighed)) or "none"
+        raise RecipeError(f"--safety {safety}: no policy here weighs such a skill", f"weighed are: {known}")
     found: dict[str, Evaluations] = {}
     for name, policy in policies.items():
         if len(named) > 1:
@@ -113,7 +111,8 @@ def evaluate(
     report = None
     if page is not None:
         ours, skills = composed_of(policies)
-        report = write_policy_page(page, found, ours=ours, safety=safety or "", skills=skills)
+        record = policy_record(found, ours=ours, safety=safety or "", skills=skills)
+        report = write_page(page / PAGE, record, render)
     if as_json:
         pages = {} if report is None else {"report": str(report)}
         print_json({**about, **plain(found, named, whole=False), **pages})
@@ -123,13 +122,16 @@ def evaluate(
         print(report)
 
 
-def _require_weighed(skill: str | None, policies: Iterable[Policy]) -> None:
-    weighed = dict.fromkeys(name for policy in policies for name in policy.names)
-    if skill is not None and skill not in weighed:
-        raise RecipeError(
-            f"--safety {skill}: no policy here weighs a skill of this name",
-            f"weighed are: {', '.join(weighed) or 'none'}",
-        )
+def _require_film(video: Path | None, num_policies: int) -> None:
+    from expertise.policy.extras import needed
+
+    if video is None:
+        return
+    if num_policies > 1:
+        raise RecipeError("--video films one policy", "give one run, or leave it out")
+    if video.suffix not in FILMS:
+        raise RecipeError(f"--video {video}: a film ends in {' or '.join(FILMS)}")
+    needed("imageio", "a film")
 
 
 def _write_film(found: Evaluations, path: Path, say: Callable[[str], None]) -> None:
