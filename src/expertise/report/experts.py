@@ -9,7 +9,7 @@ from typing import Any
 
 from expertise.report.colours import MAX_DOMAINS, Scale, count_scale, value_scale
 from expertise.report.line_charts import Line, line_chart, token_axis
-from expertise.report.records import LanguageModelRecord, Layer, Token
+from expertise.report.records import Expert, LanguageModelRecord, Layer, Token
 from expertise.report.svg_charts import heat_map, load_bars
 from expertise.report.text import listing, whole
 
@@ -62,9 +62,11 @@ def _over_time(record: LanguageModelRecord) -> dict[str, Any] | None:
     x, x_label = token_axis([point for point, _ in points])
     names = record.layer_names
     lines = []
-    if 1 < len(names) <= _MAX_LINES and all(len(parts.layers) == len(names) for _, parts in points):
+    if 1 < len(names) <= _MAX_LINES and all(
+        len(parts.layers) == len(names) and None not in parts.layers for _, parts in points
+    ):
         for i, name in enumerate(names):
-            y = [parts.layers[i] for _, parts in points]
+            y = [mean for _, parts in points if (mean := parts.layers[i]) is not None]
             colour = f"y{round(i * 7 / (len(names) - 1))}"
             lines.append(Line(x=x, y=y, label=name, colour=colour, width=1.6))
     means = [parts.mean for _, parts in points if parts.mean is not None]
@@ -288,29 +290,20 @@ def specialists(record: LanguageModelRecord) -> dict[str, Any] | None:
 def learnt(record: LanguageModelRecord) -> list[dict[str, Any]]:
     """Per layer a table of its experts, those of a domain together."""
     rank = {name: i for i, name in enumerate(record.domains)}
-    tables = []
-    for name, layer in zip(record.layer_names, record.layers, strict=True):
-        most = max([part.load or 0.0 for part in layer.parts], default=0.0)
-        parts = sorted(
-            layer.parts, key=lambda part: (rank.get(part.domain or "", len(rank)), -(part.lift or 0))
-        )
-        body = [
-            {
-                "id": "–" if part.id is None else part.id,
-                "domain": part.domain,
-                "colour": colour
-                if (colour := rank.get(part.domain or "", MAX_DOMAINS)) < MAX_DOMAINS
-                else None,
-                "lift": part.lift,
-                "load": part.load,
-                "bar": 100 * (part.load or 0.0) / most if most else 0.0,
-                "tokens": part.tokens,
-            }
-            for part in parts
-        ]
-        if body:
-            tables.append({"name": name, "rows": body})
-    return tables
+
+    def place(part: Expert) -> int:
+        return len(rank) if part.domain is None else rank.get(part.domain, len(rank))
+
+    return [
+        {
+            "name": name,
+            "parts": sorted(layer.parts, key=lambda part: (place(part), -(part.lift or 0.0))),
+            "most": max([part.load or 0.0 for part in layer.parts]) or 1.0,
+            "colours": list(record.domains[:MAX_DOMAINS]),
+        }
+        for name, layer in zip(record.layer_names, record.layers, strict=True)
+        if layer.parts
+    ]
 
 
 def passages(record: LanguageModelRecord) -> dict[str, Any] | None:

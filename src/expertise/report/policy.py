@@ -99,16 +99,8 @@ def _headline(record: PolicyRecord) -> str:
 
 def _bars(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """One block per group, one list of bars per metric in it."""
-    found = []
-    for group in groups:
-        metrics = [_metric(metric) for metric in group.metrics if metric.rows]
-        if metrics:
-            any_limit = any(metric["limit"] for metric in metrics)
-            any_paper = any(metric["has_paper"] for metric in metrics)
-            found.append(
-                {"title": group.title, "metrics": metrics, "has_limit": any_limit, "has_paper": any_paper}
-            )
-    return found
+    blocks = [(group.title, [_metric(metric) for metric in group.metrics if metric.rows]) for group in groups]
+    return [{"title": title, "metrics": metrics} for title, metrics in blocks if metrics]
 
 
 def _metric(metric: Metric) -> dict[str, Any]:

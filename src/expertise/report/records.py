@@ -346,7 +346,8 @@ def to_json(record: Any) -> Any:
 
 def from_json(cls: type[Record], values: Mapping[str, Any]) -> Record:
     """A record from the values of its JSON file, whose unknown entries are ignored and null ones missing."""
-    return cls(**{key: _typed(hint, values[key]) for key, hint in _hints(cls) if values.get(key) is not None})
+    hints = _hints(cls)  # type: ignore[arg-type]
+    return cls(**{key: _typed(hint, values[key]) for key, hint in hints if values.get(key) is not None})
 
 
 @functools.cache
