@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import importlib
 import multiprocessing
@@ -13,13 +12,11 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from expertise.errors import ExpertiseError
 from expertise.runs.results import Results
+from reproduce.common import command
 from reproduce.psec.bench import Bench
 from reproduce.psec.page import write_psec_page
 
-ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "docs/results/psec.json"
 SCENARIOS = ("policy_shift", "safe", "dynamics", "many_tasks", "ours")
 """Modules beside this one, each with `SIZES` and `measure`."""
 SEEDS = {"policy_shift": (0, 1, 2, 3, 4), "safe": (0, 1, 2, 3, 4)}
@@ -31,11 +28,11 @@ def run(scenario: str, seed: int, results: Path, folder: Path) -> None:
     module = importlib.import_module(f"reproduce.psec.{scenario}")
     kept = Results(results, settings(module), scenario)
     work = folder / scenario / f"seed-{seed}"
-    module.measure(Bench(module.SIZES, kept, seed, work, lambda line: print(line, flush=True)))
+    module.measure(Bench(module.SIZES, kept, seed, work, command.say))
 
 
 def settings(module: Any) -> dict[str, Any]:
-    """What the rows of a scenario depend on: all its sizes, and how its policies act."""
+    """The settings that the rows of a scenario depend on: all its sizes, and how its policies act."""
     found = {"sizes": module.SIZES.settings()}
     if hasattr(module, "LARGE"):
         found["large"] = dataclasses.asdict(module.LARGE)
@@ -46,13 +43,9 @@ def settings(module: Any) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m reproduce.psec", description=__doc__)
+    parser = command.parser("psec", __doc__)
     parser.add_argument("scenario", nargs="*", help=f"{', '.join(SCENARIOS)}; none: all")
-    parser.add_argument("--seeds", type=int, nargs="+", help="only these")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="seeds side by side")
-    parser.add_argument("--folder", type=Path, default=ROOT / "runs/psec", help="for trainings")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the rows; the page stands beside it")
-    parser.add_argument("--page", action="store_true", help="write the page from the rows and train nothing")
     chosen = parser.parse_args(arguments)
     unknown = sorted(set(chosen.scenario) - set(SCENARIOS))
     if unknown:
@@ -62,15 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for scenario in chosen.scenario or SCENARIOS
         for seed in chosen.seeds or SEEDS.get(scenario, (0, 1, 2))
     ]
-    try:
-        if not chosen.page:
-            _run_all(jobs, chosen.workers)
-        for path in write_psec_page(Results(chosen.results)):
-            print(path)
-    except ExpertiseError as error:
-        print("\n".join([f"error: {error.message}", *(f"  {hint}" for hint in error.hints)]), file=sys.stderr)
-        return 128 + getattr(error, "signal_number", 2 - 128)
-    return 0
+    return command.run(chosen, lambda: _run_all(jobs, chosen.workers), write_psec_page)
 
 
 def _run_all(jobs: Sequence[tuple[str, int, Path, Path]], workers: int) -> None:

@@ -17,11 +17,13 @@ from expertise.policy.growing import FullConfig, GrowthConfig
 from expertise.policy.learn import CompositionRecipe, LearnRecipe, PolicyRecipe, SkillRecipe, learn
 from expertise.policy.objective import Uniform, Weights
 from expertise.policy.policy import PolicyConfig
-from expertise.runs.results import Results, Row
+from expertise.runs.results import Results
+from reproduce.common import rows
+from reproduce.common.rows import Values
 from reproduce.psec.sizes import Sizes
 
 DATA = Path(__file__).parent / "data"
-"""What teachers recorded."""
+"""Recordings of teachers."""
 UNITS = {
     "return": "reward",
     "cost": "cost",
@@ -31,11 +33,9 @@ UNITS = {
 }
 LEVELS = {"NSEC": "noise", "ASEC": "actions"}
 """Baseline → where it composes."""
-Values = Mapping[str, float]
-"""Metric → value."""
 
 
-class Bench:
+class Bench(rows.Bench):
     """Trainings, episodes and rows of one seed.
 
     Args:
@@ -49,29 +49,8 @@ class Bench:
     def __init__(
         self, sizes: Sizes, results: Results, seed: int, folder: Path, say: Callable[[str], None]
     ) -> None:
-        self.sizes, self.results, self.seed, self.folder, self.say = sizes, results, seed, folder, say
-
-    def once(self, table: str, setting: str, row: str, measure: Callable[[], Values], metric: str) -> None:
-        """Measure a row unless it is there, which its `metric` says; all its metrics are kept together."""
-        if not self.results.has(table, setting, row, metric, self.seed):
-            self.keep(table, setting, row, measure())
-
-    def keep(self, table: str, setting: str, row: str, values: Values) -> None:
-        """Keep what was measured."""
-        self.results.add(
-            Row(
-                table=table,
-                setting=setting,
-                row=row,
-                metric=metric,
-                unit=UNITS.get(metric, "1"),
-                seed=self.seed,
-                value=value,
-            )
-            for metric, value in values.items()
-        )
-        shown = ", ".join(f"{metric} {value:.3f}" for metric, value in values.items())
-        self.say(f"{table} | {setting} | {row} | seed {self.seed}: {shown}")
+        super().__init__(results, seed, folder, say, UNITS)
+        self.sizes = sizes
 
     def data(self, name: str, **which: Any) -> list[DataConfig]:
         """A data set of `data`, or of the package, or some of its trajectories."""

@@ -12,7 +12,8 @@ from expertise.policy.baselines.direct import DirectConfig
 from expertise.policy.data import DataConfig
 from expertise.policy.learn import CriticsRecipe, DirectRecipe, PlainOptimizer
 from expertise.policy.objective import Advantage
-from reproduce.psec.bench import Bench, Values
+from reproduce.common.rows import Values
+from reproduce.psec.bench import Bench
 from reproduce.psec.sizes import Sizes
 
 TABLE = "dynamics_shift"

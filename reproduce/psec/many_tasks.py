@@ -12,7 +12,8 @@ from expertise.policy.alpha import ALPHA
 from expertise.policy.data import DataConfig
 from expertise.policy.data.collect import CollectConfig, DataSetConfig, collect
 from expertise.policy.data.rollouts import SCRIPT, RolloutConfig
-from reproduce.psec.bench import LEVELS, Bench, Values
+from reproduce.common.rows import Values
+from reproduce.psec.bench import LEVELS, Bench
 from reproduce.psec.sizes import Sizes
 
 TABLE, CONTINUAL = "meta_world", "meta_world_continual"

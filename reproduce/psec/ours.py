@@ -9,7 +9,8 @@ from typing import Any
 from expertise.mixture.routers.configs import RouterConfig
 from expertise.policy.alpha import ALPHA
 from expertise.policy.data import DataConfig
-from reproduce.psec.bench import Bench, Values
+from reproduce.common.rows import Values
+from reproduce.psec.bench import Bench
 from reproduce.psec.sizes import Sizes
 
 TABLE = "one_library"

@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from expertise.report.policy import render
-from expertise.report.policy_paper import paper_value
-from expertise.report.policy_parts import metric_title
-from expertise.report.results import Column, Figure, dot_chart, figures, markdown_table
+from expertise.errors import counted
+from expertise.report.policy import metric_title, render
+from expertise.report.records import Curve, Group, Metric, Outcome, PolicyRecord
 from expertise.runs.files import write_atomic
 from expertise.runs.results import Results, Row
+from reproduce.common.page import (
+    ERRORS,
+    Column,
+    Figure,
+    dot_chart,
+    figures,
+    markdown_table,
+    metric_of,
+    number_of,
+    settings_of,
+)
 from reproduce.psec import shown
-from reproduce.psec.limits import limits
+from reproduce.psec.paper import paper_value
 from reproduce.psec.verdicts import (
     CONTINUAL,
     DYNAMICS,
-    ERRORS,
     LIBRARY,
     MAIN,
     META,
     MULTI,
+    OURS,
     SHIFT,
     SMALL,
-    counted,
-    metric_of,
-    number_of,
-    settings_of,
+    limits,
     verdicts,
 )
 
@@ -53,44 +60,30 @@ ORDER = (
 )
 """Rows from top to bottom; others follow as they came."""
 SAFE_METRICS = ("normalized_reward", "normalized_cost")
-TITLES = {
-    SHIFT: "Policy shift",
-    MULTI: "Safe control, cost limit 5",
-    TEN: "Safe control, cost limit 10",
-    ALONE: "Safe control, cost limit 5, one action and no critic",
-    DYNAMICS: "Dynamics shift",
-    META: "Many tasks (Meta-World)",
-    CONTINUAL: "One task after the other: success on each",
-    LIBRARY: "One library for all scenarios of a robot",
-    ABLATION: "Ablations",
-    TRAINING: "Training efficiency",
+TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
+    SHIFT: ("Policy shift", ("return",)),
+    MULTI: ("Safe control, cost limit 5", SAFE_METRICS),
+    TEN: ("Safe control, cost limit 10", SAFE_METRICS),
+    ALONE: ("Safe control, cost limit 5, one action and no critic", SAFE_METRICS),
+    DYNAMICS: ("Dynamics shift", ("normalized_reward", "return")),
+    META: ("Many tasks (Meta-World)", ("success",)),
+    CONTINUAL: ("One task after the other: success on each", ("success",)),
+    LIBRARY: ("One library for all scenarios of a robot", ("return",)),
+    ABLATION: ("Ablations", ("return", "normalized_reward", "success")),
+    TRAINING: ("Training efficiency", ("return",)),
 }
-"""Table → what it is called, in the page's order."""
-WANTED = {
-    SHIFT: ("return",),
-    MULTI: SAFE_METRICS,
-    TEN: SAFE_METRICS,
-    ALONE: SAFE_METRICS,
-    DYNAMICS: ("normalized_reward", "return"),
-    META: ("success",),
-    CONTINUAL: ("success",),
-    LIBRARY: ("return",),
-    ABLATION: ("return", "normalized_reward", "success"),
-    TRAINING: ("return",),
-}
-"""Table → its metrics; of dynamics and ablations the first that there is."""
+"""Table → its title and metrics, in the page's order; of dynamics and ablations the first that there is."""
 HOLDS = (
     f"A claim *holds* where every difference that it rests on is more than {ERRORS} standard errors over "
-    "seeds "
-    "on the claimed side. With three to five seeds that is a first look, not a proof.\n"
+    "seeds on the claimed side. With three to five seeds that is a first look, not a proof.\n"
 )
-"""What stands above the verdicts."""
+"""Text above the verdicts."""
 UNTIL = (
     "An independent reading of these rows found this. It stands here until the scenarios are measured anew.\n"
 )
-"""What stands above the limits."""
+"""Text above the limits."""
 INTRO = Path(__file__).with_name("intro.md")
-"""What stands above the tables."""
+"""Text above the tables."""
 
 
 def write_psec_page(results: Results, path: Path | None = None) -> list[Path]:
@@ -129,7 +122,7 @@ def page_text(results: Results, pictures: dict[tuple[str, str], str]) -> str:
     """
     parts = [INTRO.read_text("utf-8").rstrip() + "\n", "## What holds\n", HOLDS, verdicts(results)]
     parts += ["## What the comparisons do not show\n", UNTIL, limits(results)]
-    for table, title in TITLES.items():
+    for table, (title, _) in TABLES.items():
         if not settings_of(results, table):
             continue
         parts.append(f"## {title}\n")
@@ -143,7 +136,7 @@ def page_text(results: Results, pictures: dict[tuple[str, str], str]) -> str:
 
 def metrics_of(results: Results, table: str) -> list[str]:
     """The metrics of a table that are shown."""
-    wanted = WANTED[table]
+    _, wanted = TABLES[table]
     return list(wanted) if table in (MULTI, TEN, ALONE) else [metric_of(results, table, wanted)]
 
 
@@ -153,42 +146,43 @@ def order_of(results: Results, table: str) -> list[str]:
     return [*(name for name in ORDER if name in there), *(name for name in there if name not in ORDER)]
 
 
-def record(results: Results) -> dict[str, Any]:
+def record(results: Results) -> PolicyRecord:
     """The record of the page for a browser."""
     groups = []
-    for table, title in TITLES.items():
+    for table, (title, _) in TABLES.items():
         metrics = [
-            {"name": metric, "setting": setting, "rows": _lines(results, table, setting, metric, rows)}
+            Metric(name=metric, setting=setting, rows=_lines(results, table, setting, metric, rows))
             for setting, settings in _blocks(results, table).items()
             for metric in metrics_of(results, table)
             if (rows := [row for s in settings for row in results.select(table, metric, s)])
         ]
         if metrics:
-            groups.append({"title": title, "metrics": metrics})
-    return {
-        "title": "PSEC",
-        "environment": "every scenario, means over seeds",
-        "groups": groups,
-        "curves": _curves(results),
-        **shown.read(results.path),
-        "notes": [
+            groups.append(Group(title=title, metrics=metrics))
+    return dataclasses.replace(
+        shown.read(results.path),
+        title="PSEC",
+        environment="every scenario, means over seeds",
+        ours=OURS,
+        groups=groups,
+        curves=_curves(results),
+        notes=[
             line.removeprefix("- ")
             for text in (verdicts(results), limits(results))
             for line in text.replace("**", "").splitlines()
         ],
-        "versions": {k: str(v) for k, v in results.environment.items() if k not in ("settings", "cores")},
-    }
+        versions={k: str(v) for k, v in results.environment.items() if k not in ("settings", "cores")},
+    )
 
 
 def _blocks(results: Results, table: str) -> dict[str, list[str]]:
-    """What is drawn as one block → its settings: tasks of Meta-World are many, their mean is drawn."""
+    """Block → its settings; of Meta-World's many tasks the mean is drawn."""
     if table == META:
         return _targets(results, META)
     settings = sorted(settings_of(results, table), key=lambda setting: setting != MAIN)
     return {setting: [setting] for setting in settings}
 
 
-def _lines(results: Results, table: str, setting: str, metric: str, rows: Column) -> list[dict[str, Any]]:
+def _lines(results: Results, table: str, setting: str, metric: str, rows: Column) -> list[Outcome]:
     """Rows of a block: for each its mean over seeds, of each seed's mean over settings."""
     by_seed: dict[str, dict[int, list[float]]] = {}
     for row in rows:
@@ -198,12 +192,12 @@ def _lines(results: Results, table: str, setting: str, metric: str, rows: Column
         for name, seeds in by_seed.items()
     }
     return [
-        {
-            "name": name,
-            "mean": found[name].mean,
-            "error": found[name].error or 0.0,
-            "paper": _paper(table, setting, name, metric),
-        }
+        Outcome(
+            name=name,
+            mean=found[name].mean,
+            error=found[name].error or 0.0,
+            paper=_paper(table, setting, name, metric),
+        )
         for name in order_of(results, table)
         if name in found
     ]
@@ -271,7 +265,7 @@ def _paper(table: str, setting: str, name: str, metric: str) -> float | None:
     return paper_value(setting, name, metric) if table in (SHIFT, TEN, ABLATION, META) else None
 
 
-def _curves(results: Results) -> list[dict[str, Any]]:
+def _curves(results: Results) -> list[Curve]:
     """Return over numbers of trajectories, for each target that has several, and over steps of training."""
     steps = sorted(settings_of(results, TRAINING), key=_number)
     # Points of one curve are of one network: where a cell was measured with two, the small one's.
@@ -280,17 +274,17 @@ def _curves(results: Results) -> list[dict[str, Any]]:
         for target, own in _targets(results, SHIFT).items()
     ]
     charts = []
-    for table, title, x_label, settings in [*wanted, (TRAINING, TITLES[TRAINING], "steps", steps)]:
+    for table, title, x_label, settings in [*wanted, (TRAINING, TABLES[TRAINING][0], "steps", steps)]:
         lines: dict[str, list[list[float]]] = {}
         for setting in settings:
             found = figures(results.select(table, "return", setting))
             for name in order_of(results, table):
                 # The base learns from none of them: its line would be level, and take a ninth colour.
                 if name in found and name != "Base":
-                    lines.setdefault(name, []).append([number_of(setting), found[name].mean])
+                    lines.setdefault(name, []).append([float(number_of(setting)), found[name].mean])
         several = {name: points for name, points in lines.items() if len({x for x, _ in points}) > 1}
         if several:
-            charts.append({"title": title, "x_label": x_label, "log": table == SHIFT, "lines": several})
+            charts.append(Curve(title=title, x_label=x_label, log=table == SHIFT, lines=several))
     return charts
 
 

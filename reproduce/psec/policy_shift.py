@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from expertise.policy.alpha import ALPHA
-from reproduce.psec.bench import LEVELS, Bench, Values
+from reproduce.common.rows import Values
+from reproduce.psec.bench import LEVELS, Bench
 from reproduce.psec.sizes import Sizes
 from reproduce.psec.verdicts import SMALL
 

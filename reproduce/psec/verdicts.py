@@ -1,4 +1,4 @@
-"""Which of the paper's claims hold here: each from the rows alone, with the figures it rests on.
+"""The paper's claims that hold here, and what the comparisons do not show, from the rows alone.
 
 A claim holds where every difference that it rests on lies more than `ERRORS` standard errors on the claimed
 side.
@@ -6,12 +6,24 @@ side.
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
-from expertise.report.results import Figure, figures, paired
+from expertise.errors import counted
 from expertise.runs.results import Results, Row
+from reproduce.common.page import (
+    ERRORS,
+    Figure,
+    figures,
+    is_above,
+    is_below,
+    mean_of,
+    metric_of,
+    number_of,
+    paired,
+    settings_of,
+    text_of,
+)
 
 OURS, SAFE = "PSEC", "safety skill"
 SHIFT, MULTI, DYNAMICS, META = "policy_shift", "multi_objective", "dynamics_shift", "meta_world"
@@ -30,8 +42,8 @@ GAINS = (
     ("other skills", "Base", "other skills over the bare base"),
 )
 """Of one library: a row, the row it is measured against, and what the difference is of."""
-ERRORS = 2
-"""So many standard errors above 0 counts as above, and below a limit as below."""
+ALIKE = ("NSEC (LoRA)", "ASEC (LoRA)", "fixed weights")
+"""Rows over the very skills that PSEC composes."""
 _SEEDS, _MAIN_SEEDS = 3, 5
 """Below so many nothing is said to hold or not; in the cell that was fixed beforehand."""
 _TASKS = 5
@@ -43,28 +55,6 @@ def verdicts(results: Results) -> str:
     lines = [*_shift(results), *_cells(results), *_safe(results), *_dynamics(results)]
     lines += [*_meta(results), _kept(results), *_library(results)]
     return "\n".join(f"- {line}" for line in lines) + "\n"
-
-
-def settings_of(results: Results, table: str) -> list[str]:
-    """The settings of a table, in the order in which they came."""
-    return list(dict.fromkeys(row.setting for row in results.rows if row.table == table))
-
-
-def number_of(setting: str) -> int:
-    """What a setting counts, be it trajectories, demonstrations or steps; 0 where nothing."""
-    found = re.search(r"\d+", setting.rpartition("/")[2])
-    return int(found[0]) if found else 0
-
-
-def counted(number: int, one: str, many: str = "") -> str:
-    """A number of things in words; `many` where an s behind `one` is not the plural."""
-    return f"{number} {one if number == 1 else many or f'{one}s'}"
-
-
-def metric_of(results: Results, table: str, wanted: Sequence[str]) -> str:
-    """The first of some metrics that a table has; the first of all where it has none."""
-    there = {row.metric for row in results.rows if row.table == table}
-    return next((metric for metric in wanted if metric in there), wanted[0])
 
 
 def _shift(results: Results) -> Iterable[str]:
@@ -153,14 +143,6 @@ def _meta(results: Results) -> Iterable[str]:
     yield _line(claim, [over], lambda figure: enough and is_above(figure), words)
 
 
-def mean_of(found: Sequence[Figure]) -> Figure:
-    """The mean of several figures, seed by seed; of the seeds that all of them have."""
-    seeds = set.intersection(*(set(figure.values) for figure in found)) if found else set()
-    return Figure(
-        values={seed: statistics.fmean(figure.values[seed] for figure in found) for seed in sorted(seeds)}
-    )
-
-
 def _kept(results: Results) -> str:
     claim = (
         "Meta-World, one task after the other, the policy being told which task it is in: success on every "
@@ -207,19 +189,103 @@ def _line(
     return f"{claim}: {verdict} ({'; '.join(words)})."
 
 
-def is_above(difference: Figure) -> bool:
-    """Whether it lies above 0 by more than `ERRORS` standard errors."""
-    error = difference.error
-    return error is not None and difference.mean > ERRORS * error
+def limits(results: Results) -> str:
+    """The limits of the comparisons, as a Markdown list."""
+    lines = [*_one_skill(results), *_scales(results), *_steps(results), *_too_safe(results), *_told(results)]
+    return "\n".join(f"- {line}" for line in lines) + "\n" if lines else "- Nothing was measured yet.\n"
 
 
-def is_below(figure: Figure, limit: float) -> bool:
-    """Whether it lies below a limit by more than `ERRORS` standard errors."""
-    error = figure.error
-    return error is not None and figure.mean + ERRORS * error < limit
+def _one_skill(results: Results) -> Iterable[str]:
+    """With one skill there is nothing to compose: rows over that skill say what the way to weigh it does."""
+    shift = [setting for setting in settings_of(results, SHIFT) if "+" not in setting]
+    meta = [setting for setting in settings_of(results, META) if not setting.endswith("/0")]
+    cells = {
+        "policy shift": (0, [results.select(SHIFT, "return", setting) for setting in shift]),
+        "Meta-World": (3, [results.select(META, "success", setting) for setting in meta]),
+    }
+    words = []
+    for name, (digits, settings) in cells.items():
+        for other in ALIKE:
+            found = [difference for rows in settings if (difference := paired(rows, OURS, other))]
+            if found:
+                above, below = sum(map(is_above, found)), sum(map(_is_below_zero, found))
+                words.append(
+                    f"{name}, {other} {text_of(mean_of(found), digits)}, above in {above} and below in "
+                    f"{below} of {counted(len(found), 'cell')}"
+                )
+    if words:
+        yield (
+            "Cells with one skill (all of dynamics and of Meta-World's, and of policy shift those without "
+            "a plus) show low-rank fine-tuning, not composition. The same skill weighed in other ways is "
+            f"level with {OURS}: {OURS}'s mean over cells less theirs, and in how many cells it lies above "
+            f"or below by more than {ERRORS} standard errors: {'; '.join(words)}."
+        )
 
 
-def text_of(difference: Figure, digits: int) -> str:
-    """A difference with its standard error and its number of seeds."""
-    around = "" if difference.error is None else f" ± {difference.error:.{digits}f}"
-    return f"{difference.mean:+.{digits}f}{around}, {counted(len(difference.values), 'seed')}"
+def _scales(results: Results) -> Iterable[str]:
+    few = [setting for setting in settings_of(results, META) if setting.endswith("/3")]
+    rows = [results.select(META, "success", setting) for setting in few]
+    found = [difference for each in rows if (difference := paired(each, OURS, "Scratch"))]
+    if found:
+        yield (
+            "Meta-World's rows from scratch see observations on the scale of their own 3 demonstrations, "
+            f"{OURS}'s on that of the 200 of its base. An independent reading found that the difference of "
+            f"{mean_of(found).mean:+.2f} shrinks once both have one scale: a part of it is the scale's, "
+            "and not the skills'."
+        )
+
+
+def _steps(results: Results) -> Iterable[str]:
+    sizes = results.environment.get("settings", {}).get("dynamics", {}).get("sizes", {})
+    if settings_of(results, DYNAMICS) and sizes:
+        both = sizes["base_steps"] + sizes["skill_steps"]
+        yield (
+            f"Dynamics shift: Scratch has {sizes['scratch_steps']:,} steps, {OURS}'s base and skill together "
+            f"{both:,}. An independent reading found that Scratch with 16,000 comes level under gravity."
+        )
+    found = {
+        setting: difference
+        for setting in settings_of(results, DYNAMICS)
+        if (difference := paired(results.select(DYNAMICS, "return", setting), "IQL", OURS))
+    }
+    if any(difference.mean > 0 for difference in found.values()):
+        words = "; ".join(f"{setting} {text_of(difference, 0)}" for setting, difference in found.items())
+        yield (
+            "Dynamics shift: IQL, without diffusion and without skills, learnt from the few trajectories "
+            f"alone, is above {OURS} in {sum(d.mean > 0 for d in found.values())} of "
+            f"{counted(len(found), 'case')}, in {sum(map(is_above, found.values()))} by more than {ERRORS} "
+            f"standard errors ({words})."
+        )
+
+
+def _too_safe(results: Results) -> Iterable[str]:
+    """Safe control as it is claimed, by rows other than PSEC."""
+    for task in settings_of(results, MULTI):
+        reward = results.select(MULTI, "normalized_reward", task)
+        cost = figures(results.select(MULTI, "normalized_cost", task))
+        others = [name for name in figures(reward) if name not in (OURS, SAFE)]
+        too = [name for name in others if _holds(reward, cost.get(name), name)]
+        if too and _holds(reward, cost.get(OURS), OURS):
+            yield (
+                f"Safe control, {task}: {', '.join(too)} are safe and faster than the safety skill, too: "
+                f"what holds of {OURS} does not set composition apart."
+            )
+
+
+def _told(results: Results) -> Iterable[str]:
+    if settings_of(results, CONTINUAL):
+        yield (
+            "Meta-World, one task after the other: nothing is forgotten because the task is told. On what "
+            "the base knows every skill has weight 0, on a later task its own skill alone counts, so that "
+            "the earlier policy acts as it did. A policy that has to find out which task it is in was not "
+            "measured."
+        )
+
+
+def _holds(reward: Sequence[Row], cost: Figure | None, name: str) -> bool:
+    more = paired(reward, name, SAFE)
+    return cost is not None and more is not None and is_below(cost, 1.0) and is_above(more)
+
+
+def _is_below_zero(difference: Figure) -> bool:
+    return is_below(difference, 0.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import importlib.util
@@ -12,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from expertise.errors import ExpertiseError
 from expertise.runs.results import Results
+from reproduce.common import command
 from reproduce.skills_lm.llama import Llama
 from reproduce.skills_lm.measure import Bench
 from reproduce.skills_lm.ours import Ours
@@ -22,8 +21,7 @@ from reproduce.skills_lm.plan import Plan
 from reproduce.skills_lm.search import Search
 from reproduce.skills_lm.text import write_pools
 
-ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "docs/results/skills_lm.json"
+RESULTS = command.results_of("skills_lm")
 
 
 def run(plan: Plan, results_path: Path, folder: Path, say: Callable[[str], None]) -> None:
@@ -62,24 +60,9 @@ def digest(text: Path) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m reproduce.skills_lm", description=__doc__)
-    parser.add_argument("--folder", type=Path, default=ROOT / "runs/skills_lm", help="for text and trainings")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the rows; the page stands beside it")
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", help="only these, so that others may run beside; default: all"
-    )
-    parser.add_argument("--page", action="store_true", help="write the page from the rows and train nothing")
-    chosen = parser.parse_args(arguments)
-    try:
-        if not chosen.page:
-            plan = Plan() if chosen.seeds is None else dataclasses.replace(Plan(), seeds=tuple(chosen.seeds))
-            run(plan, chosen.results, chosen.folder, lambda line: print(line, flush=True))
-        for path in write_page(Results(chosen.results)):
-            print(path)
-    except ExpertiseError as error:
-        print("\n".join([f"error: {error.message}", *(f"  {hint}" for hint in error.hints)]), file=sys.stderr)
-        return 128 + getattr(error, "signal_number", 2 - 128)
-    return 0
+    chosen = command.parser("skills_lm", __doc__).parse_args(arguments)
+    plan = Plan() if chosen.seeds is None else dataclasses.replace(Plan(), seeds=tuple(chosen.seeds))
+    return command.run(chosen, lambda: run(plan, chosen.results, chosen.folder, command.say), write_page)
 
 
 if __name__ == "__main__":

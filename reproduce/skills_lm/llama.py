@@ -22,7 +22,8 @@ from expertise.runs.files import atomic_folder
 from expertise.runs.loop import Losses
 from expertise.skills import Library, Skill, compose
 from expertise.skills.composed_json import Reads
-from reproduce.skills_lm.measure import BITS, Bench, Values
+from reproduce.common.rows import Values
+from reproduce.skills_lm.measure import BITS, Bench
 from reproduce.skills_lm.ours import BASE, PAIR, SEQUENCE, TOKEN, one_hot
 from reproduce.skills_lm.plan import TARGETS, Plan, dense_router
 

@@ -1,4 +1,4 @@
-"""What the two experiments share: rows that are measured once, and bits per byte of one text."""
+"""The bench of both experiments: rows that are measured once, and bits per byte of one text."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from expertise.lm.evaluate import DomainText, domain_texts, evaluate
 from expertise.lm.skills import LearntSkill, evaluate_weights, learn_router
 from expertise.mixture.routers.configs import RouterConfig
 from expertise.mixture.routes import Routes
-from expertise.runs.results import Results, Row
+from expertise.runs.results import Results
 from expertise.skills import Skill, composition_of
 from expertise.skills.composed_json import Reads
+from reproduce.common import rows
+from reproduce.common.rows import Values
 from reproduce.skills_lm.plan import Plan, Use, file_of, target_name
 
 BITS, VALIDATION = "test_bits_per_byte", "bits_per_byte"
@@ -27,13 +29,11 @@ SECONDS, PARTS, TRAINED = "core_seconds", "mean_active_parts", "trained_paramete
 UNITS = {BITS: "bits/byte", VALIDATION: "bits/byte", SECONDS: "s", PARTS: "skills/token", TRAINED: "1"}
 
 
-Values = dict[str, float]
-"""Metric → value."""
 Decider = tuple[RouterConfig, Reads]
 """A router, and what it reads."""
 
 
-class Bench:
+class Bench(rows.Bench):
     """Rows of one seed.
 
     Args:
@@ -54,30 +54,19 @@ class Bench:
         text: Path,
         say: Callable[[str], None],
     ) -> None:
-        self.plan, self.results, self.seed = plan, results, seed
-        self.folder, self.text, self.say = folder, text, say
+        super().__init__(results, seed, folder, say, UNITS)
+        self.plan, self.text = plan, text
 
     def once(
         self, table: str, setting: str, row: str, measure: Callable[[], Values], metric: str = BITS
     ) -> None:
-        """Measure a row unless it is there, which its `metric` says; all its metrics are kept together."""
-        if self.results.has(table, setting, row, metric, self.seed):
-            return
-        started = time.process_time()
-        values = {**measure(), SECONDS: round(time.process_time() - started, 1)}
-        self.results.add(
-            Row(
-                table=table,
-                setting=setting,
-                row=row,
-                metric=name,
-                unit=UNITS[name],
-                seed=self.seed,
-                value=value,
-            )
-            for name, value in values.items()
-        )
-        self.say(f"{table} | {setting} | {row} | seed {self.seed}: {values[metric]:.4f} bits per byte")
+        """Measure a row unless it is there, with the processor's seconds."""
+
+        def timed() -> Values:
+            started = time.process_time()
+            return {**measure(), SECONDS: round(time.process_time() - started, 1)}
+
+        super().once(table, setting, row, timed, metric)
 
     def value(self, table: str, setting: str, row: str) -> float:
         """Bits per byte of a row that was measured."""

@@ -11,7 +11,8 @@ from expertise.lm.causal import CausalLM
 from expertise.lm.skills import LearntSkill, learn_skill
 from expertise.lm.train import train
 from expertise.skills import Library, Skill, compose
-from reproduce.skills_lm.measure import BITS, Bench, Decider, Values, search_weights
+from reproduce.common.rows import Values
+from reproduce.skills_lm.measure import BITS, Bench, Decider, search_weights
 from reproduce.skills_lm.plan import (
     COMMON,
     SKILLS,

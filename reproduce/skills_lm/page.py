@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from expertise.report.results import Column, dot_chart, figures, markdown_table, wins
 from expertise.runs.files import write_atomic
 from expertise.runs.results import Results
+from reproduce.common.page import Column, dot_chart, figures, markdown_table, settings_of, wins
 from reproduce.skills_lm import llama, ours, search
 from reproduce.skills_lm.measure import BITS, PARTS, SECONDS, TRAINED, VALIDATION
 from reproduce.skills_lm.plan import COMMON, SKILLS, TARGETS, target_name
@@ -20,7 +20,7 @@ COMPOSED = (ours.SEQUENCE, ours.TOKEN)
 """Context routers of the second table."""
 
 INTRO = Path(__file__).with_name("intro.md")
-"""What stands above the tables."""
+"""Text above the tables."""
 
 
 def write_page(results: Results) -> list[Path]:
@@ -104,11 +104,6 @@ def _rates(results: Results) -> list[str]:
             {setting: results.select(search.SEARCH, VALIDATION, setting) for setting in settings},
         ),
     ]
-
-
-def settings_of(results: Results, table: str) -> list[str]:
-    """The settings of a table, in the order in which they came."""
-    return list(dict.fromkeys(row.setting for row in results.rows if row.table == table))
 
 
 def _wins(columns: Mapping[str, Column]) -> str:

@@ -6,7 +6,8 @@ import dataclasses
 import functools
 
 from expertise.lm.skills import learn_router, learn_skill
-from reproduce.skills_lm.measure import VALIDATION, Values
+from reproduce.common.rows import Values
+from reproduce.skills_lm.measure import VALIDATION
 from reproduce.skills_lm.ours import NEW, SEQUENCE, TOKEN, Ours, router_work
 from reproduce.skills_lm.plan import SKILLS, TARGETS, Plan, file_of, target_name
 

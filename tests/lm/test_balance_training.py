@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -229,8 +228,8 @@ def test_a_coefficient_reaches_the_gradient_and_never_the_reported_loss(
 
 
 def test_every_balance_loss_is_in_the_metrics_and_on_the_page(tmp_path: Path, small_recipe: Make) -> None:
-    from expertise.report.learning import optimizer
-    from expertise.report.run import run_record
+    from expertise.report.language_model import optimizer
+    from expertise.report.language_model_record import run_record
 
     settings = [f"balance.{name}=0.01" for name in COEFFICIENTS]
     recipe = small_recipe(TOP_K, *settings, "balance.device_groups=2", "balance.per=sequence")
@@ -238,7 +237,7 @@ def test_every_balance_loss_is_in_the_metrics_and_on_the_page(tmp_path: Path, sm
     for line in lines(tmp_path / "run"):
         assert {f"balance_{name}" for name in COEFFICIENTS} <= set(line)
     record = run_record(tmp_path / "run", device="cpu", say=quiet)
-    titles = [chart["title"].partition(" ×")[0] for chart in optimizer(json.loads(json.dumps(record)))]
+    titles = [chart["title"].partition(" ×")[0] for chart in optimizer(record)]
     assert [f"balance loss: {name}" for name in sorted(COEFFICIENTS)] == titles[:4]
     assert "largest bias in the choice" in titles
 

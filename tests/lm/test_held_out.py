@@ -15,7 +15,7 @@ from expertise.errors import RunError
 from expertise.lm.data import HELD_OUT, DataConfig, SourceTable, TokenizerConfig, held_out, prepare
 from expertise.lm.evaluate.run import evaluate_run
 from expertise.lm.train import train
-from expertise.report.run import write_report
+from expertise.report.language_model_record import write_report
 
 Make = Callable[..., Any]
 
@@ -208,7 +208,7 @@ def test_looks_at_less_than_a_character_have_no_value(tmp_path: Path, small_reci
 @pytest.mark.parametrize(("size", "shown"), [(4095, False), (4096, True)])
 def test_compressors_are_shown_on_enough_text_only(tmp_path: Path, size: int, shown: bool) -> None:
     from expertise.lm.evaluate import domain_texts
-    from expertise.report.run import _compressors
+    from expertise.report.language_model_record import _compressors
 
     source, held, more = (tmp_path / f"{name}.txt" for name in ("source", "held", "more"))
     source.write_text(" ".join(f"stone {i}" for i in range(900)))

@@ -19,8 +19,9 @@ def _page(case: str) -> str:
     from report_records import ODD, record
 
     from expertise.report.language_model import render
+    from expertise.report.records import LanguageModelRecord, from_json
 
-    return render(record() if case == "demo" else ODD[case]())
+    return render(from_json(LanguageModelRecord, record() if case == "demo" else ODD[case]()))
 
 
 @pytest.fixture(scope="session")

@@ -75,11 +75,16 @@ def evaluations(**changes: Any) -> dict[str, Evaluations]:
 def record() -> dict[str, Any]:
     """All that a page can show."""
     from expertise.report.policy_record import policy_record
+    from expertise.report.records import to_json
 
     lines = {name: [[n, scale * math.log(n + 1)] for n in (1, 3, 10, 30)] for name, scale in _LINES}
     curve = {"title": "S→W", "x_label": "trajectories", "log": True, "lines": lines}
-    made = policy_record(evaluations(), title="demo", curves=[curve], notes=["Made up."])
+    found = policy_record(evaluations(), title="demo", ours="PSEC", safety="safety", notes=["Made up."])
+    made = to_json(found)
+    for metric, figure in zip(made["groups"][0]["metrics"], (0.15, 0.95), strict=True):
+        metric["rows"][2]["paper"] = figure
     return made | {
+        "curves": [curve],
         "skills": [{"name": name, "energy": [0.5, 0.9, 1.0]} for name in NAMES],
         "similarity": {"Cosine of what they change": [[1.0, -0.2], [-0.2, 1.0]]},
         "proposals": ["nothing to propose"],
@@ -95,6 +100,7 @@ def _hostile() -> dict[str, Any]:
     made["title"] = made["environment"] = made["trace"]["method"] = evil + "\ud800"
     made["groups"][0]["metrics"][0]["rows"][0]["name"] = evil * 4
     made["trace"]["names"] = [evil, "cost " + evil]
+    made["trace"]["safety"] = "cost " + evil
     made["trace"]["frames"] = ['x" onerror="alert(1)']
     made["curves"][0]["title"] = evil
     made["curves"][0]["lines"][evil] = [[1, 2.0], [3, 4.0]]

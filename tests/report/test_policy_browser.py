@@ -11,6 +11,7 @@ from browser import DESKTOP, PHONE, overflow
 from policy_records import ODD, record
 
 from expertise.report.policy import render
+from expertise.report.records import PolicyRecord, from_json
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def visit(open_page: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
 
     def go(made: dict[str, Any], *arguments: Any, **options: Any) -> Any:
         path = tmp_path / "policy.html"
-        path.write_text(render(made), encoding="utf-8")
+        path.write_text(render(from_json(PolicyRecord, made)), encoding="utf-8")
         return open_page(path, *arguments, **options)
 
     return go

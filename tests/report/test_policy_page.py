@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import re
 from pathlib import Path
@@ -17,12 +16,16 @@ from policy_records import NAMES, ODD, STEPS, composed, evaluation, evaluations,
 
 from expertise.errors import DataError
 from expertise.policy.seeds import Evaluations
-from expertise.report.policy import render
-from expertise.report.policy_charts import dot_map, interval_bar, timeline
-from expertise.report.policy_paper import paper_value
-from expertise.report.policy_parts import leaning
-from expertise.report.policy_record import PAGE, RECORD, policy_record, write_policy_page
+from expertise.report import policy
+from expertise.report.page import write_page
+from expertise.report.policy_record import policy_record
+from expertise.report.records import PolicyRecord, from_json
+from expertise.report.svg_charts import dot_map, interval_bar, timeline
 from expertise.skills.skill import Factors, Skill
+
+
+def render(values: dict[str, Any]) -> str:
+    return policy.render(from_json(PolicyRecord, values))
 
 
 @pytest.mark.parametrize("case", ["demo", *ODD])
@@ -44,6 +47,7 @@ def test_the_page_says_what_was_earned_and_when_it_leans_on_safety() -> None:
     assert float(found[1]) == pytest.approx(reward, abs=0.02)
     assert float(found[2]) == pytest.approx(0.4, abs=0.2)
     assert "the best other safe policy, safety skill" in text
+    assert "the paper’s figure" in text
     assert (
         f"Where the safety critic sees a cost ahead ({STEPS // 4} of {STEPS} steps) the mean weight of "
         "safety is 1.25, elsewhere 0.25: it leans on safety there." in text
@@ -51,7 +55,9 @@ def test_the_page_says_what_was_earned_and_when_it_leans_on_safety() -> None:
 
 
 def _sentence(**changes: Any) -> str:
-    return leaning(policy_record(rows_of(PSEC=composed(**changes)))["trace"])
+    trace = policy_record(rows_of(PSEC=composed(**changes)), safety="safety").trace
+    assert trace is not None
+    return policy.leaning(trace)
 
 
 def test_without_a_critic_costs_tell_where_it_was_dangerous() -> None:
@@ -77,59 +83,68 @@ def test_a_critic_that_never_fears_is_asked_where_it_fears_most() -> None:
 
 def test_nothing_is_said_of_safety_where_no_skill_is_for_it() -> None:
     assert _sentence(names=("walk", "run")) == ""
-    page = render(policy_record(rows_of(PSEC=composed(names=("walk", "run")))))
+    page = policy.render(policy_record(rows_of(PSEC=composed(names=("walk", "run"))), safety="safety"))
     assert page.count('class="dots"') == 3
 
 
-def test_metrics_have_their_intervals_and_the_papers_figures() -> None:
-    metrics = policy_record(evaluations())["groups"][0]["metrics"]
-    assert [metric["name"] for metric in metrics] == ["normalized_reward", "normalized_cost"]
-    by_name = {row["name"]: row for row in metrics[1]["rows"]}
-    # The paper's limit is 10, theirs 5: the same cost is another share of it.
-    assert by_name["PSEC"]["paper"] is None
-    ten = {
-        row: Evaluations(by_seed={0: dataclasses.replace(found.first, cost_limit=10.0)})
-        for row, found in evaluations().items()
-    }
-    rewards, costs = policy_record(ten)["groups"][0]["metrics"]
-    assert [row["paper"] for row in rewards["rows"]] == [0.67, None, 0.15]
-    assert [row["paper"] for row in costs["rows"]] == [11.38, None, 0.95]
-    assert by_name["safety skill"]["paper"] is None
+def test_metrics_have_their_intervals_and_no_paper_beside_them() -> None:
+    metrics = policy_record(evaluations()).groups[0].metrics
+    assert [metric.name for metric in metrics] == ["normalized_reward", "normalized_cost"]
+    # A row's name gives it no figure of any paper: whoever makes a record says what stands beside it.
+    assert {row.paper for metric in metrics for row in metric.rows} == {None}
+    by_name = {row.name: row for row in metrics[1].rows}
     summary = evaluations()["PSEC"].summary()
-    assert by_name["PSEC"]["mean"] == summary["normalized_cost"]
-    assert by_name["PSEC"]["error"] == summary["normalized_cost_error"] > 0
+    assert by_name["PSEC"].mean == summary["normalized_cost"]
+    assert by_name["PSEC"].error == summary["normalized_cost_error"] > 0
     walker = {"environment": "dmc/walker-walk", "has_cost": False, "has_success": True}
     found = policy_record(rows_of(PSEC=evaluation(600, 0, **walker), NSEC=evaluation(300, 0, **walker)))
-    assert [metric["name"] for metric in found["groups"][0]["metrics"]] == ["success", "return"]
-    assert (found["trace"]["names"], found["trace"]["alpha"]) == ([], None)
+    assert [metric.name for metric in found.groups[0].metrics] == ["success", "return"]
+    assert found.trace is not None
+    assert (found.trace.names, found.trace.alpha) == ([], None)
     # Nothing is weighed up: where it was is shown alone, and where there are no places nothing.
-    assert 'class="timeline"' not in render(found)
+    assert 'class="timeline"' not in policy.render(found)
     nothing = evaluation(600, 0, positions=None)
-    assert 'id="episode"' not in render(policy_record(rows_of(BC=nothing)))
+    assert 'id="episode"' not in policy.render(policy_record(rows_of(BC=nothing)))
     filmed = {"frames": [np.zeros((24, 32, 3), np.uint8)] * 2, "frame_steps": [0, 40]}
-    page = render(policy_record(rows_of(BC=evaluation(600, 0, **filmed))))
+    page = policy.render(policy_record(rows_of(BC=evaluation(600, 0, **filmed))))
     assert page.count("<img") == 2
     assert 'class="timeline"' not in page
 
 
+def test_roles_come_with_the_record_and_not_from_names() -> None:
+    rows = rows_of(BC=evaluation(900, 57), mine=composed(names=("fast", "slow")), PSEC=composed())
+    page = PageReader(policy.render(policy_record(rows, ours="mine", safety="slow"))).text
+    assert "mine reaches normalised reward" in page
+    assert "the mean weight of slow is 1.25" in page
+    plain = policy.render(policy_record(rows))
+    assert "3 policies, side by side." in plain
+    assert "the mean weight of" not in plain
+    # The row that is shown weighs no skill of that name.
+    made = policy_record(rows, ours="mine", safety="safety")
+    assert made.trace is not None
+    assert (made.trace.method, made.trace.safety) == ("mine", "")
+
+
 def test_several_seeds_stand_together_on_a_page() -> None:
     found = Evaluations(by_seed={0: composed(), 7: evaluation(600, 2)})
-    made = policy_record({"PSEC": found, **rows_of(BC=evaluation(900, 57))})
-    assert made["notes"][-1].startswith(
-        "5 episodes of each policy, every one from the same starts, under each"
-    )
-    row = made["groups"][0]["metrics"][0]["rows"][0]
-    assert (row["mean"], row["error"]) == (
+    made = policy_record({"BC": rows_of(BC=evaluation(900, 57))["BC"], "PSEC": found})
+    assert made.notes[-1].startswith("5 episodes of each policy, every one from the same starts, under each")
+    row = made.groups[0].metrics[0].rows[1]
+    assert (row.mean, row.error) == (
         found.summary()["normalized_reward"], found.summary()["normalized_reward_error"],
     )  # fmt: skip
-    assert made["trace"]["method"] == "PSEC"
+    assert made.trace is not None
+    assert made.trace.method == "PSEC", "the one that weighs something up"
 
 
 def test_pictures_are_spread_over_the_episode_and_stand_in_the_page() -> None:
-    trace = policy_record(evaluations())["trace"]
-    assert trace["frame_steps"] == [0, 8, 20, 28, 40, 48, 60, 68]
-    assert all(frame.startswith("data:image/jpeg;base64,") for frame in trace["frames"])
-    assert policy_record(evaluations(frames=(), frame_steps=()))["trace"]["frames"] == []
+    trace = policy_record(evaluations()).trace
+    assert trace is not None
+    assert trace.frame_steps == [0, 8, 20, 28, 40, 48, 60, 68]
+    assert all(frame.startswith("data:image/jpeg;base64,") for frame in trace.frames)
+    unfilmed = policy_record(evaluations(frames=(), frame_steps=())).trace
+    assert unfilmed is not None
+    assert unfilmed.frames == []
 
 
 def test_a_page_is_written_with_its_record(tmp_path: Path) -> None:
@@ -145,9 +160,10 @@ def test_a_page_is_written_with_its_record(tmp_path: Path) -> None:
         )
         for name in NAMES
     ]
-    page = write_policy_page(tmp_path, evaluations(), title="safe", skills=skills)
-    assert page == tmp_path / PAGE
-    made = json.loads((tmp_path / RECORD).read_text("utf-8"))
+    found = policy_record(evaluations(), title="safe", skills=skills)
+    page = write_page(tmp_path / policy.PAGE, found, policy.render)
+    assert page == tmp_path / policy.PAGE
+    made = json.loads(page.with_suffix(".json").read_text("utf-8"))
     assert page.read_text("utf-8") == render(made)
     assert set(made["similarity"]) == {
         "Cosine of what they change",
@@ -161,25 +177,6 @@ def test_evaluations_of_several_environments_do_not_go_on_one_page() -> None:
         policy_record(rows_of(one=evaluation(1, 0), two=evaluation(1, 0, environment="a/b")))
     with pytest.raises(DataError, match="there are none"):
         policy_record({})
-
-
-@pytest.mark.parametrize(
-    ("setting", "row", "metric", "value"),
-    [
-        ("bullet/BallRun", "PSEC", "normalized_reward", 0.15),
-        ("CarCircle", "NSEC", "normalized_cost", 2.62),
-        ("S→W/10", "PSEC", "return", 688.0),
-        ("S+W→R/10", "Scratch", "return", 25.5),
-        ("S→W/3", "PSEC", "return", None),
-        ("rank 8", "PSEC", "return", 680.0),
-        ("stick-pull/10", "PSEC", "success", 0.74),
-        ("stick-pull/10", "Scratch", "success", None),
-        ("bullet/BallRun", "PSEC", "cost", None),
-        ("bullet/BallRun", "Joint", "normalized_cost", None),
-    ],
-)
-def test_figures_of_the_paper(setting: str, row: str, metric: str, value: float | None) -> None:
-    assert paper_value(setting, row, metric) == value
 
 
 def test_charts_put_values_where_they_belong() -> None:

@@ -18,6 +18,7 @@ from report_records import ODD, record, small
 
 import expertise.report
 from expertise.report.language_model import render
+from expertise.report.records import LanguageModelRecord, from_json, to_json
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,9 @@ def test_the_same_record_gives_the_same_bytes_in_another_process(demo: str, tmp_
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from report_records import record\n"
     )
     script += "from expertise.report.language_model import render\n"
-    script += "open(sys.argv[1], 'w', encoding='utf-8').write(render(record()))"
+    script += "from expertise.report.records import LanguageModelRecord, from_json\n"
+    script += "page = render(from_json(LanguageModelRecord, record()))\n"
+    script += "open(sys.argv[1], 'w', encoding='utf-8').write(page)"
     target = tmp_path / "page.html"
     subprocess.run(
         [sys.executable, "-c", script, target], check=True, env=os.environ | {"PYTHONHASHSEED": "7"}
@@ -43,20 +46,28 @@ def test_the_same_record_gives_the_same_bytes_in_another_process(demo: str, tmp_
     assert target.read_bytes() == demo.encode()
 
 
-def test_a_record_is_left_as_it_was() -> None:
-    made = ODD["hostile"]()
+@pytest.mark.parametrize("case", ["demo", "hostile", "just begun", "dense"])
+def test_a_record_that_went_through_json_gives_the_same_page(case: str) -> None:
+    made = from_json(LanguageModelRecord, record() if case == "demo" else ODD[case]())
     before = copy.deepcopy(made)
-    assert render(made) == render(made)
+    page = render(made)
     assert made == before
+    values = json.loads(json.dumps(to_json(made)))
+    assert render(from_json(LanguageModelRecord, values)) == page
+    assert to_json(from_json(LanguageModelRecord, values)) == values
 
 
-def test_a_record_that_went_through_json_gives_the_same_page(demo: str) -> None:
-    assert render(json.loads(json.dumps(record()))) == demo
+def test_what_is_optional_is_left_out_of_the_file() -> None:
+    assert "summary" not in to_json(LanguageModelRecord())
+    assert to_json(LanguageModelRecord())["timing"] == {"seconds": None, "tokens_per_second": None}
+    later = {"title": "old", "not known yet": 1, "summary": {"bits_per_byte": {"mean": 2.0}}}
+    made = from_json(LanguageModelRecord, later)
+    assert (made.title, made.bits_per_byte, made.parts_per_token.layers) == ("old", {"mean": 2.0}, ())
 
 
 def test_size_and_time_of_the_demo(demo: str) -> None:
     start = time.perf_counter()
-    render(record())
+    render(from_json(LanguageModelRecord, record()))
     assert time.perf_counter() - start < 4
     assert len(demo.encode()) < 1_500_000
 
@@ -108,13 +119,13 @@ def test_top_k_is_said_and_not_drawn(page_of: Callable[[str], str]) -> None:
 def test_unused_experts_are_counted() -> None:
     made = small(domains=("code",), num_layers=2, evaluations=2, steps=10)
     made["layers"][1]["load"][3] = 0.0
-    assert "1 of 64 experts is unused" in render(made)
+    assert "1 of 64 experts is unused" in render(from_json(LanguageModelRecord, made))
 
 
 def test_a_model_worse_than_the_compressors_is_told_plainly() -> None:
     made = small(evaluations=1, steps=3)
     made["summary"]["bits_per_byte"] = dict.fromkeys(made["summary"]["bits_per_byte"], 3.3)
-    page = render(made)
+    page = render(from_json(LanguageModelRecord, made))
     assert "needs 3.3 bits per byte where lzma needs 2.5" in page
     assert "in 0 of 6 domains" in page
 
@@ -129,7 +140,7 @@ def test_importing_the_package_is_cheap() -> None:
 
 
 def test_skipped_steps_are_noted_with_the_last_reason() -> None:
-    from expertise.report.run import _skipped
+    from expertise.report.language_model_record import _skipped
 
     lines = [{"kind": "train", "step": 1}]
     assert _skipped(lines) == []

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import expertise.report
 from expertise.report.colours import NUM_STEPS, count_scale, ratio_step, signed_scale, value_scale
-from expertise.report.figures import Line, _spread_labels, line_chart, smooth, thin
+from expertise.report.line_charts import Line, _spread_labels, line_chart, smooth, thin
 from expertise.report.text import compact, duration, listing, pieces, plain, signed, whole
 
 

@@ -10,6 +10,7 @@ import pytest
 from browser import DESKTOP, PHONE, overflow
 from skills_records import ODD, SKILLS, record
 
+from expertise.report.records import SkillsRecord, from_json
 from expertise.report.skills import render
 
 
@@ -19,7 +20,7 @@ def visit(open_page: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
 
     def go(made: dict[str, Any], *arguments: Any, **options: Any) -> Any:
         path = tmp_path / "skills.html"
-        path.write_text(render(made), encoding="utf-8")
+        path.write_text(render(from_json(SkillsRecord, made)), encoding="utf-8")
         return open_page(path, *arguments, **options)
 
     return go

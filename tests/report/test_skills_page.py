@@ -11,7 +11,12 @@ import pytest
 from page_reader import PageReader, require_sound
 from skills_records import ODD, SKILLS, record
 
-from expertise.report.skills import render
+from expertise.report import skills
+from expertise.report.records import SkillsRecord, from_json, to_json
+
+
+def render(values: dict[str, Any]) -> str:
+    return skills.render(from_json(SkillsRecord, values))
 
 
 @pytest.mark.parametrize("case", ["demo", *ODD])
@@ -20,11 +25,11 @@ def test_every_record_gives_one_sound_file(case: str) -> None:
 
 
 def test_a_record_is_left_as_it_was_and_may_have_gone_through_json() -> None:
-    made = ODD["hostile"]()
+    made = from_json(SkillsRecord, ODD["hostile"]())
     before = copy.deepcopy(made)
-    page = render(made)
+    page = skills.render(made)
     assert made == before
-    assert render(json.loads(json.dumps(made))) == page
+    assert render(json.loads(json.dumps(to_json(made)))) == page
 
 
 def test_the_page_says_what_composing_gave() -> None:

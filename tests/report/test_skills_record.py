@@ -22,7 +22,8 @@ from expertise.lm.train import train
 from expertise.mixture.routers.configs import RouterConfig
 from expertise.mixture.routers.context import Context
 from expertise.mixture.routers.top_p import TopP
-from expertise.report.skills_record import PAGE, RECORD, skills_record, write_skills_report
+from expertise.report.records import SkillsRecord, from_json, to_json
+from expertise.report.skills_record import PAGE, skills_record, write_skills_report
 from expertise.skills import Library, Skill, compose
 from expertise.skills.composed import save_composed
 from expertise.skills.learn import SkillConfig, fresh
@@ -75,7 +76,7 @@ def record_of(
     assert isinstance(model, LanguageModel)
     prepared = prepare_for(base, DataConfig(source=str(text)), lambda line: None)
     texts = domain_texts(prepared, "validation", 600, base.context)
-    return skills_record(model, texts, 4), model, texts
+    return to_json(skills_record(model, texts, 4)), model, texts
 
 
 def test_losses_are_those_of_an_evaluation(
@@ -164,7 +165,7 @@ def test_a_composed_models_folder_gives_its_page(composed: Path, small_text: Pat
     assert "mixed · 2 skills, on base" in read.text
     assert "skill a" in read.text
     assert "made up" in read.text
-    made = json.loads((composed / RECORD).read_text("utf-8"))
+    made = json.loads((composed / PAGE).with_suffix(".json").read_text("utf-8"))
     assert made["skills"][0]["date"]
     # The page beside it does no harm to the model.
     open_model(composed)
@@ -185,6 +186,6 @@ def test_a_page_of_a_real_record_is_sound(base: LanguageModel, small_text: Path,
     from expertise.report.skills import render
 
     made, _, _ = record_of(base, small_text, skills, router=ROUTER, reads="pooled")
-    page = render(made)
-    assert page == render(json.loads(json.dumps(made)))
+    page = render(from_json(SkillsRecord, made))
+    assert page == render(from_json(SkillsRecord, json.loads(json.dumps(made))))
     assert "from the mean of the hidden states so far" in PageReader(page).text

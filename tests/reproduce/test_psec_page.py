@@ -13,9 +13,9 @@ from expertise.policy.evaluation import Episode, Evaluation, Trace
 from expertise.policy.network import PlainNetwork
 from expertise.runs.results import Results, Row
 from reproduce.psec import shown
-from reproduce.psec.limits import limits
 from reproduce.psec.page import page_text, record, write_psec_page
-from reproduce.psec.verdicts import verdicts
+from reproduce.psec.paper import paper_value
+from reproduce.psec.verdicts import limits, verdicts
 
 
 def results(path: Path, *rows: Row) -> Results:
@@ -231,18 +231,18 @@ def test_the_record_has_means_over_tasks_and_curves(tmp_path: Path) -> None:
     found.add(rows("training", "step 50", "return", {"PSEC": [2.0]}))
     found.add(shift([680.0] * 5, "S→W/10, 0.15 M"))
     made = record(found)
-    assert made["curves"][1]["lines"] == {"PSEC": [[50.0, 2.0], [200.0, 4.0]]}
-    moved, tasks, _ = made["groups"]
-    assert [metric["setting"] for metric in moved["metrics"]] == ["S→W/10", "S→W/1", "S→W/10, 0.15 M"]
-    assert moved["metrics"][0]["rows"][0] == pytest.approx(
-        {"name": "PSEC", "mean": 688.0, "error": 11.5758, "paper": 688.0}, abs=1e-3
-    )
-    (metric,) = tasks["metrics"]
-    assert metric["setting"] == "3 demonstrations"
-    assert metric["rows"] == [
-        {"name": "PSEC", "mean": pytest.approx(0.55), "error": pytest.approx(0.05), "paper": None}
-    ]
-    assert made["curves"][0]["lines"]["PSEC"] == [[1.0, 3.0], [10.0, 680.0]]
+    assert made.curves[1].lines == {"PSEC": [[50.0, 2.0], [200.0, 4.0]]}
+    moved, tasks, _ = made.groups
+    assert [metric.setting for metric in moved.metrics] == ["S→W/10", "S→W/1", "S→W/10, 0.15 M"]
+    first = moved.metrics[0].rows[0]
+    assert (first.name, first.mean, first.paper) == ("PSEC", 688.0, 688.0)
+    assert first.error == pytest.approx(11.5758, abs=1e-3)
+    (metric,) = tasks.metrics
+    assert metric.setting == "3 demonstrations"
+    (row,) = metric.rows
+    assert (row.name, row.paper) == ("PSEC", None)
+    assert (row.mean, row.error) == pytest.approx((0.55, 0.05))
+    assert made.curves[0].lines["PSEC"] == [[1.0, 3.0], [10.0, 680.0]]
 
 
 def test_an_episode_that_was_kept_stands_on_the_page(tmp_path: Path) -> None:
@@ -274,3 +274,22 @@ def test_an_episode_that_was_kept_stands_on_the_page(tmp_path: Path) -> None:
     assert "An episode of bullet/BallCircle: up to 10 steps before a cost" in text
     assert "PSEC in BallCircle, seed 0" in text
     assert text.count('class="dots"') == 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "row", "metric", "value"),
+    [
+        ("bullet/BallRun", "PSEC", "normalized_reward", 0.15),
+        ("CarCircle", "NSEC", "normalized_cost", 2.62),
+        ("S→W/10", "PSEC", "return", 688.0),
+        ("S+W→R/10", "Scratch", "return", 25.5),
+        ("S→W/3", "PSEC", "return", None),
+        ("rank 8", "PSEC", "return", 680.0),
+        ("stick-pull/10", "PSEC", "success", 0.74),
+        ("stick-pull/10", "Scratch", "success", None),
+        ("bullet/BallRun", "PSEC", "cost", None),
+        ("bullet/BallRun", "Joint", "normalized_cost", None),
+    ],
+)
+def test_figures_of_the_paper(setting: str, row: str, metric: str, value: float | None) -> None:
+    assert paper_value(setting, row, metric) == value

@@ -34,7 +34,7 @@ def demo(
     if not folder.is_run(run):
         refuse_early(recipe, run)
     from expertise.lm import train as training
-    from expertise.report.run import write_report
+    from expertise.report.language_model_record import write_report
 
     if training.is_finished(run, recipe):
         say(f"{run} is finished; drawing its page again")

@@ -13,7 +13,7 @@ def inspect(run: Run, device: Device = None, threads: Threads = None, as_json: J
     Example: expertise inspect runs/demo
     """
     require_there(str(run))
-    from expertise.report.run import write_report
+    from expertise.report.language_model_record import write_report
     from expertise.runs.device import limit_threads
     from expertise.runs.progress import say
 

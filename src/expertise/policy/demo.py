@@ -40,7 +40,9 @@ ENVIRONMENT = "bullet/BallRun"
 DATA = f"{PREFIX}BallRun"
 REWARD, SAFETY = "reward", "safety"
 """The skills."""
-ROWS = {"base": "base", "reward skill": REWARD, "safety skill": SAFETY, "PSEC": "psec"}
+OURS = "PSEC"
+"""The policy that composes them."""
+ROWS = {"base": "base", "reward skill": REWARD, "safety skill": SAFETY, OURS: "psec"}
 """Policy → folder of its run."""
 LIBRARY = "library"
 """Folder of the skills."""
@@ -107,7 +109,7 @@ def demo(folder: Path, say: Callable[[str], None], config: DemoConfig | None = N
         learn(recipe, folder / name, say)
     found = {}
     for row, name in ROWS.items():
-        film = config.film_every if row == "PSEC" else 0
+        film = config.film_every if row == OURS else 0
         acting = EvaluationConfig(
             environment=ENVIRONMENT, episodes=config.episodes, cost_limit=config.max_cost, film_every=film
         )

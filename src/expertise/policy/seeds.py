@@ -84,7 +84,9 @@ def alike(found: Mapping[str, Evaluations]) -> dict[str, Evaluations]:
     none, every episode cost 0.
     """
     each = [evaluation for one in found.values() for evaluation in one.by_seed.values()]
-    facts = {key: any(getattr(one, key) for one in each) for key in ("has_cost", "has_success")}
+    facts: dict[str, Any] = {
+        key: any(getattr(one, key) for one in each) for key in ("has_cost", "has_success")
+    }
     return {
         name: Evaluations(by_seed={s: dataclasses.replace(e, **facts) for s, e in one.by_seed.items()})
         for name, one in found.items()

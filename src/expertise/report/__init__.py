@@ -1,5 +1,5 @@
-"""What a human sees: pages that are one self-contained file, drawn from a plain record of a run.
+"""Pages for readers: each is one self-contained file, drawn from a typed record (`records.py`).
 
-`language_model.render(record)` makes `report.html` of a language model. Nothing here knows a model or torch:
-a page is a function of its record alone, and the same record gives the same bytes.
+`render(record)` of `language_model`, `skills` and `policy` draws a page, a function of its record alone: the
+same record gives the same bytes. `*_record.py` measure what the pages show.
 """

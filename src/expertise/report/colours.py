@@ -1,10 +1,11 @@
-"""Which step of a palette a value takes. The palettes themselves are in `style.css`, once per mode."""
+"""Steps of the palettes for values. The palettes themselves are in `style.css`, once per mode."""
 
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from expertise.report.text import signed
@@ -17,6 +18,11 @@ RATIO_EDGES = (0.25, 0.4, 0.625, 0.87, 1.15, 1.6, 2.5, 4.0)
 
 NUM_SIGNED = 9
 """Steps of the diverging palette."""
+
+_EDGES = [f"{round(edge, 2):g}" for edge in RATIO_EDGES]
+_BETWEEN = [f"{low}–{high}" for low, high in itertools.pairwise(_EDGES)]
+RATIO_LEGEND = list(enumerate([f"under {_EDGES[0]}", *_BETWEEN, f"over {_EDGES[-1]}"]))
+"""Steps and labels of the diverging palette."""
 
 MAX_DOMAINS = 8
 """Domains that get a colour of their own, `k0` to `k7`; the ninth gets none."""
@@ -48,6 +54,15 @@ class Scale:
     def step(self, value: float) -> int:
         """The palette step of a value."""
         return self.steps[self.index(value)]
+
+    def digits(self, values: Iterable[float]) -> str:
+        """The palette steps of values, one digit each."""
+        return "".join(str(self.step(value)) for value in values)
+
+    @property
+    def legend(self) -> list[tuple[int, str]]:
+        """Palette step and label of each class."""
+        return list(zip(self.steps, self.labels, strict=True))
 
 
 def _spread(count: int, most: int = NUM_STEPS) -> tuple[int, ...]:

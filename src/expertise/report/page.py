@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expertise.report import text
+from expertise.report.records import Record, to_json
+from expertise.runs.files import write_atomic
+from expertise.runs.metrics import finite
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -36,10 +42,8 @@ def _environment() -> Environment:
         signed=text.signed,
         compact=text.compact,
         whole=text.whole,
-        duration=text.duration,
         listing=text.listing,
         pieces=text.pieces,
-        plain=text.plain,
     )
     return environment
 
@@ -54,6 +58,18 @@ def render_page(template: str, **values: Any) -> str:
     page = _environment().get_template(template).render(**values)
     # Half a character, as a byte-level tokenizer may leave in a name, cannot be written as UTF-8.
     return page.encode("utf-8", "replace").decode("utf-8")
+
+
+def write_page(path: Path, record: Record, render: Callable[[Record], str]) -> Path:
+    """Write a record as JSON, and the page that `render` draws of it beside it; the page's path.
+
+    Raises:
+        DiskError: the files cannot be written.
+    """
+    values = json.dumps(finite(to_json(record)), ensure_ascii=False, allow_nan=False)
+    write_atomic(path.with_suffix(".json"), values + "\n")
+    write_atomic(path, render(record))
+    return path
 
 
 def safe(markup: str) -> Markup:

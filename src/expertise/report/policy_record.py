@@ -1,13 +1,11 @@
-"""What the page of policies shows, from episodes of several policies in one environment."""
+"""The record of the page of policies, from episodes of several policies in one environment."""
 
 from __future__ import annotations
 
 import base64
 import io
-import json
 import platform
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,15 +16,11 @@ from expertise.policy.acting import Policy
 from expertise.policy.compose import ComposedPolicy
 from expertise.policy.evaluation import Trace
 from expertise.policy.seeds import Evaluations
-from expertise.report.alike import similarity_of
-from expertise.report.policy import render
-from expertise.report.policy_paper import COST_LIMIT, paper_value
-from expertise.runs.files import write_atomic
-from expertise.runs.metrics import finite
+from expertise.report.records import Episode, Group, Metric, Outcome, PolicyRecord, SkillEnergy
+from expertise.report.skills import similarity_of
 from expertise.skills.compare import compare_skills
 from expertise.skills.skill import Skill
 
-PAGE, RECORD = "policy.html", "policy.json"
 NUM_FRAMES = 8
 """Pictures of an episode on the page."""
 FILM_EVERY = 8
@@ -36,110 +30,81 @@ _SHOWN = (("success",), ("normalized_reward", "return"), ("normalized_cost", "co
 """Metrics of a page: of each group the first that there is."""
 
 
-def write_policy_page(
-    path: Path,
-    evaluations: Mapping[str, Evaluations],
-    *,
-    title: str = "policies",
-    skills: Sequence[Skill] = (),
-    curves: Sequence[Mapping[str, Any]] = (),
-    notes: Sequence[str] = (),
-) -> Path:
-    """Write `policy.html`, and its numbers as `policy.json`, into a folder.
-
-    Args:
-        path: the folder.
-        evaluations: row → episodes, all in one environment; the trace that is shown is of the first seed and
-            the first row that weighs something up, PSEC before others; where none does, of the first row.
-        title: the page's name.
-        skills: of one base, to be compared.
-        curves: as in the record of `report.policy`.
-        notes: sentences about how it was measured.
-
-    Returns:
-        The page's path.
-
-    Raises:
-        DataError: there are no evaluations, or they are of several environments.
-        DiskError: the page cannot be written.
-    """
-    record = policy_record(evaluations, title=title, skills=skills, curves=curves, notes=notes)
-    write_atomic(path / RECORD, json.dumps(finite(record), ensure_ascii=False, allow_nan=False) + "\n")
-    write_atomic(path / PAGE, render(record))
-    return path / PAGE
-
-
 def policy_record(
     evaluations: Mapping[str, Evaluations],
     *,
     title: str = "policies",
+    ours: str = "",
+    safety: str = "",
     skills: Sequence[Skill] = (),
-    curves: Sequence[Mapping[str, Any]] = (),
     notes: Sequence[str] = (),
-) -> dict[str, Any]:
-    """The record that `report.policy.render` draws; arguments and errors as in `write_policy_page`."""
+) -> PolicyRecord:
+    """The record that `report.policy.render` draws.
+
+    Args:
+        evaluations: row → episodes, all in one environment; the trace that is shown is of the first seed and
+            the first row that weighs something up, `ours` before others; where none does, of the first row.
+        title: the page's name.
+        ours: the row of the headline; empty: all policies are alike to the page.
+        safety: the skill for safety among those that the shown row weighs; empty: there is none.
+        skills: of one base, to be compared.
+        notes: sentences about how it was measured.
+
+    Raises:
+        DataError: there are no evaluations, or they are of several environments.
+    """
     environments = {found.first.environment for found in evaluations.values()}
     if len(environments) != 1:
         raise DataError(
             "a page of policies needs evaluations of one environment, "
             + (f"not of {', '.join(sorted(environments))}" if environments else "and there are none")
         )
-    (environment,) = environments
+    return PolicyRecord(
+        title=title,
+        environment=environments.pop(),
+        ours=ours,
+        groups=[Group(metrics=list(_metrics(evaluations)))],
+        trace=_episode(evaluations, ours, safety),
+        **(_compared(skills) if skills else {}),
+        notes=[*notes, _how(evaluations)],
+        versions={"expertise": __version__, "python": platform.python_version()},
+    )
+
+
+def _compared(skills: Sequence[Skill]) -> dict[str, Any]:
+    found = compare_skills(skills)
     return {
-        "title": title,
-        "environment": environment,
-        "groups": [_group(environment, evaluations)],
-        "curves": [dict(curve) for curve in curves],
-        "trace": _trace(evaluations),
-        **_skills(skills),
-        "notes": [*notes, _how(evaluations)],
-        "versions": {"expertise": __version__, "python": platform.python_version()},
+        "skills": [SkillEnergy(name=energy.name, energy=energy.shares()) for energy in found.energies],
+        "similarity": similarity_of(found, [skill.name for skill in skills], "the noise"),
+        "proposals": [proposal.reason for proposal in found.proposals],
     }
 
 
-def _group(environment: str, evaluations: Mapping[str, Evaluations]) -> dict[str, Any]:
+def _metrics(evaluations: Mapping[str, Evaluations]) -> Iterator[Metric]:
     summaries = {row: evaluation.summary() for row, evaluation in evaluations.items()}
-    metrics = []
     for names in _SHOWN:
         name = next((n for n in names if all(n in summary for summary in summaries.values())), None)
         if name is not None:
-            lines = [
-                {
-                    "name": row,
-                    "mean": summary[name],
-                    "error": summary.get(f"{name}_error"),
-                    "paper": _paper(environment, row, name, evaluations[row]),
-                }
+            outcomes = [
+                Outcome(name=row, mean=summary[name], error=summary.get(f"{name}_error"))
                 for row, summary in summaries.items()
             ]
-            metrics.append({"name": name, "rows": lines})
-    return {"title": "", "metrics": metrics}
+            yield Metric(name=name, rows=outcomes)
 
 
-def _paper(environment: str, row: str, metric: str, evaluation: Evaluations) -> float | None:
-    """The paper's figure, but for costs that are measured by another limit than its own."""
-    if metric == "normalized_cost" and evaluation.first.cost_limit != COST_LIMIT:
-        return None
-    return paper_value(environment, row, metric)
-
-
-def _trace(evaluations: Mapping[str, Evaluations]) -> dict[str, Any]:
-    traces = [(row, trace) for row in _order(evaluations) for trace in evaluations[row].first.traces]
+def _episode(evaluations: Mapping[str, Evaluations], ours: str, safety: str) -> Episode | None:
+    order = sorted(evaluations, key=lambda row: row != ours)
+    traces = [(row, trace) for row in order for trace in evaluations[row].first.traces]
     if not traces:
-        return {}
+        return None
     row, trace = next((each for each in traces if each[1].alpha is not None), traces[0])
-    first = evaluations[row].first
-    return {
-        "method": row,
-        "names": list(first.names),
-        **(trace.to_json() | ({} if first.has_cost else {"costs": []})),
-        **_film(trace),
-    }
-
-
-def _order(rows: Iterable[str]) -> list[str]:
-    """Whose episode is shown rather than others': PSEC's, then as they came."""
-    return sorted(rows, key=lambda row: row != "PSEC")
+    first, values = evaluations[row].first, trace.to_json()
+    if not first.has_cost:
+        values["costs"] = []
+    names = list(first.names)
+    return Episode(
+        method=row, safety=safety if safety in names else "", names=names, **{**values, **_film(trace)}
+    )
 
 
 def _film(trace: Trace) -> dict[str, Any]:
@@ -167,21 +132,10 @@ def _url(frame: Any) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def skills_shown(policies: Mapping[str, Policy]) -> list[Skill]:
-    """What there is to compare: the skills of the policy whose trace is shown, if it composes any."""
-    weighing = next((policies[row] for row in _order(policies) if policies[row].names), None)
-    return weighing.skills if isinstance(weighing, ComposedPolicy) else []
-
-
-def _skills(skills: Sequence[Skill]) -> dict[str, Any]:
-    if not skills:
-        return {}
-    found, names = compare_skills(skills), [skill.name for skill in skills]
-    return {
-        "skills": [{"name": energy.name, "energy": energy.shares()} for energy in found.energies],
-        "similarity": similarity_of(found, names, "the noise"),
-        "proposals": [proposal.reason for proposal in found.proposals],
-    }
+def composed_of(policies: Mapping[str, Policy]) -> tuple[str, Sequence[Skill]]:
+    """The first row that composes skills, and these skills; an empty name where none does."""
+    found = ((row, policy.skills) for row, policy in policies.items() if isinstance(policy, ComposedPolicy))
+    return next(found, ("", ()))
 
 
 def _how(evaluations: Mapping[str, Evaluations]) -> str:

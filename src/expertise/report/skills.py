@@ -1,92 +1,82 @@
-"""The page of skills and of what is composed of them: who is good at what, how alike, and who is used where.
-
-A record holds plain values, every one of which may be missing:
-
-- `title`, `base` (in words), `domains`, `notes`, `versions`
-- `composition`: `router` and `reads`, or `weights` (skill → alpha) where these are constant
-- `skills`: `name`, `purpose`, `rank`, `parameters`, `weights` (how many the skill adapts), `data`, `date`,
-  `parents`, `energy` (share of ΔW's squared norm within the first 1, 2, … ranks, mean over the weights)
-- `bits_per_byte`: `base`, `uniform` and `composed`, each domain → value; `skills`, each skill → the same
-- `similarity`: measure → K × K values
-- `proposals`: sentences
-- `alpha`: domain → skill → `mean` and `std` over the tokens of held-out text
-- `passages`: `domain`, and `tokens` with `text` and `alpha` (one number per skill)
-"""
+"""The page of skills and of what is composed of them, `skills.html`: losses, similarity, weights in text."""
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from expertise.errors import counted
 from expertise.report.colours import signed_scale
+from expertise.report.line_charts import Line, line_chart
 from expertise.report.page import render_page
-from expertise.report.record import domains, look, mean, rows
-from expertise.report.skills_parts import by_domain, legend, passages, similarity, skill_names, spectrum
+from expertise.report.records import ByDomain, SkillEnergy, SkillsRecord, Spread
 from expertise.report.text import compact, listing, number, signed
 
-Row = tuple[str, ...]
-"""Where a row of the table of losses stands in `bits_per_byte`."""
+if TYPE_CHECKING:
+    from expertise.skills.compare import Comparison
 
-_BASE, _COMPOSED, _UNIFORM = ("base",), ("composed",), ("uniform",)
-_ROW_NAMES: dict[Row, str] = {_BASE: "base", _UNIFORM: "all with weight 1 / K", _COMPOSED: "composed"}
+Similarity = Mapping[str, Sequence[Sequence[float]]]
+"""Measure → K × K values."""
+
+_READS = {
+    "token": ": one choice per token, from its hidden state",
+    "pooled": ": from the mean of the hidden states so far",
+    "context": ": from a context vector that the caller gives",
+    "layer": ": each layer by itself, from its own input",
+}
+_ENERGY = 0.9
+_MAX_CHARTS = 24
 
 
-def render(record: Mapping[str, Any]) -> str:
-    """Draw the page.
-
-    Args:
-        record: what is known, as `skills_record` gives it; every entry may be missing.
-
-    Returns:
-        One HTML file that loads nothing. The same record gives the same text.
-    """
+def render(record: SkillsRecord) -> str:
+    """Draw the page: one HTML file that loads nothing. The same record gives the same text."""
     return render_page(
         "skills.html",
-        title=str(look(record, "title", default="skills")),
+        title=record.title,
         subtitle=_subtitle(record),
         headline=_headline(record),
         lede=_lede(record),
         key_numbers=_key_numbers(record),
         losses=_losses(record),
-        similarity=similarity(record),
-        proposals=[str(line) for line in rows(record, "proposals")],
-        by_domain=by_domain(record),
-        passages=passages(record),
-        spectrum=spectrum(record),
-        facts=_facts(record),
-        versions=[(str(k), str(v)) for k, v in look(record, "versions", default={}).items()],
-        notes=[str(note) for note in rows(record, "notes")],
+        similarity=similarity(record.skills, record.similarity),
+        proposals=record.proposals,
+        by_domain=_by_domain(record),
+        passages=_passages(record),
+        spectrum=spectrum(record.skills),
+        skills=record.skills,
+        versions=list(record.versions.items()),
+        notes=record.notes,
     )
 
 
-def _bits(record: Mapping[str, Any], row: Row) -> float | None:
-    """Mean over the domains that the row has."""
-    found = look(record, "bits_per_byte", *row, default={})
-    values = [float(found[name]) for name in domains(record) if look(found, name) is not None]
-    return mean(values) if values else None
+def _mean(record: SkillsRecord, bits: ByDomain) -> float | None:
+    """Mean over the domains that a row has."""
+    values = [value for name in record.domains if (value := bits.get(name)) is not None]
+    return sum(values) / len(values) if values else None
 
 
-def _subtitle(record: Mapping[str, Any]) -> str:
-    skills = len(skill_names(record))
-    words = [f"{skills} skill{'s' * (skills != 1)}"] if skills else []
-    base = look(record, "base")
-    return ", ".join([*words, *([f"on {base}"] if base else [])])
+def _subtitle(record: SkillsRecord) -> str:
+    words = [counted(len(record.skills), "skill")] if record.skills else []
+    return ", ".join([*words, *([f"on {record.base}"] if record.base else [])])
 
 
-def _best_skill(record: Mapping[str, Any]) -> tuple[str, float] | None:
-    found = [
-        (name, bits) for name in skill_names(record) if (bits := _bits(record, ("skills", name))) is not None
-    ]
+def _best_skill(record: SkillsRecord) -> tuple[str, float] | None:
+    means = {
+        skill.name: _mean(record, record.bits_per_byte.skills.get(skill.name, {})) for skill in record.skills
+    }
+    found = [(name, bits) for name, bits in means.items() if bits is not None]
     return min(found, key=lambda each: each[1]) if found else None
 
 
-def _headline(record: Mapping[str, Any]) -> str:
-    """One sentence: what composing gave."""
-    composed, base, best = _bits(record, _COMPOSED), _bits(record, _BASE), _best_skill(record)
+def _headline(record: SkillsRecord) -> str:
+    """One sentence: bits per byte of the composed model, the base and the best skill."""
+    bits, best = record.bits_per_byte, _best_skill(record)
+    composed, base = _mean(record, bits.composed), _mean(record, bits.base)
     if composed is None:
-        names = skill_names(record)
-        return f"A library of {counted(len(names), 'skill')}." if names else "There are no skills yet."
+        library = f"A library of {counted(len(record.skills), 'skill')}."
+        return library if record.skills else "There are no skills yet."
     others = [value for value in (base, best[1] if best else None) if value is not None]
     # Two decimals would hide which is less where they are close.
     digits = 2 if all(abs(composed - other) >= 0.015 for other in others) else 3
@@ -96,94 +86,88 @@ def _headline(record: Mapping[str, Any]) -> str:
     return f"The composed model needs {number(composed, digits)} bits per byte{against}."
 
 
-def _lede(record: Mapping[str, Any]) -> str:
-    """How the weights of the skills come about."""
-    reads = {
-        "token": "one choice per token, from its hidden state",
-        "pooled": "from the mean of the hidden states so far",
-        "context": "from a context vector that the caller gives",
-        "layer": "each layer by itself, from its own input",
-    }
-    router, weights = look(record, "composition", "router"), look(record, "composition", "weights")
-    if router is not None:
-        how = reads.get(str(look(record, "composition", "reads", default="")), "")
-        return f"A {str(router).replace('_', '-')} router weighs the skills{': ' * bool(how)}{how}."
-    if weights:
-        each = listing(f"{name} {signed(value)}" for name, value in weights.items())
+def _lede(record: SkillsRecord) -> str:
+    """A sentence on the origin of the skills' weights."""
+    found = record.composition
+    if found.router is not None:
+        how = _READS.get(found.reads or "", "")
+        return f"A {found.router.replace('_', '-')} router weighs the skills{how}."
+    if found.weights:
+        each = listing(f"{name} {signed(value)}" for name, value in found.weights.items())
         return f"The skills have constant weights: {each}."
     return "Each skill is a set of low-rank weights beside the frozen ones of the base."
 
 
-def _key_numbers(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _key_numbers(record: SkillsRecord) -> list[tuple[str, str, str]]:
     found = []
-    composed, base, best = _bits(record, _COMPOSED), _bits(record, _BASE), _best_skill(record)
+    bits, best = record.bits_per_byte, _best_skill(record)
+    composed, base = _mean(record, bits.composed), _mean(record, bits.base)
     if composed is not None:
         versus = f"base: {number(base)}" if base is not None else ""
         found.append(("bits per byte, composed", number(composed), versus))
     if best is not None:
         found.append(("best single skill", number(best[1]), best[0]))
-    skills = rows(record, "skills")
-    sizes = [int(size) for skill in skills if (size := look(skill, "parameters")) is not None]
+    sizes = [skill.parameters for skill in record.skills if skill.parameters is not None]
     if sizes:
         found.append(("parameters of all skills", compact(sum(sizes)), ""))
-    ranks = sorted({int(rank) for skill in skills if (rank := look(skill, "rank")) is not None})
+    ranks = sorted({skill.rank for skill in record.skills if skill.rank is not None})
     if ranks:
         found.append(("rank", str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}–{ranks[-1]}", ""))
     return found
 
 
-def _losses(record: Mapping[str, Any]) -> dict[str, Any] | None:
+def _losses(record: SkillsRecord) -> dict[str, Any] | None:
     """Rows by domains: bits per byte, coloured by what they save against the base."""
-    wanted = [_BASE, *(("skills", name) for name in skill_names(record)), _UNIFORM, _COMPOSED]
-    present = [row for row in wanted if look(record, "bits_per_byte", *row)]
-    columns = [
-        name
-        for name in domains(record)
-        if any(look(record, "bits_per_byte", *row, name) is not None for row in present)
+    bits = record.bits_per_byte
+    named = [("base", False, bits.base)]
+    named += [(skill.name, True, bits.skills.get(skill.name, {})) for skill in record.skills]
+    named += [("all with weight 1 / K", False, bits.uniform), ("composed", False, bits.composed)]
+    rows: list[tuple[str, bool, ByDomain]] = [
+        (name, is_skill, {**found, "mean": _mean(record, found)}) for name, is_skill, found in named if found
     ]
-    if not present or not columns:
+    columns = [name for name in record.domains if any(found.get(name) is not None for *_, found in rows)]
+    if not columns:
         return None
-
-    def value(row: Row, column: str) -> float | None:
-        found = _bits(record, row) if column == "mean" else look(record, "bits_per_byte", *row, column)
-        return None if found is None else float(found)
-
     shown = [*columns, *(["mean"] if len(columns) > 1 else [])]
-    saved = {
-        (row, column): before - now
-        for row in present
-        for column in shown
-        if (before := value(_BASE, column)) is not None and (now := value(row, column)) is not None
-    }
-    scale = signed_scale(list(saved.values()))
+    base = {**bits.base, "mean": _mean(record, bits.base)}
+
+    def saved(found: ByDomain, column: str) -> float | None:
+        before, now = base.get(column), found.get(column)
+        return None if before is None or now is None else before - now
+
+    known = [value for *_, found in rows for column in shown if (value := saved(found, column)) is not None]
+    scale = signed_scale(known)
     least = {
-        column: min(found for row in present if (found := value(row, column)) is not None) for column in shown
+        column: min(value for *_, found in rows if (value := found.get(column)) is not None)
+        for column in shown
     }
     body = []
-    for row in present:
-        cells = []
-        for column in shown:
-            found = value(row, column)
-            step = scale.step(saved[row, column]) if (row, column) in saved else None
-            cells.append((found, step, found is not None and found == least[column]))
-        body.append((_ROW_NAMES.get(row, row[-1]), row not in _ROW_NAMES, cells))
+    for name, is_skill, found in rows:
+        cells = [
+            (
+                found.get(column),
+                None if (value := saved(found, column)) is None else scale.step(value),
+                found.get(column) == least[column],
+            )
+            for column in shown
+        ]
+        body.append((name, is_skill, cells))
+    others = [found for *_, found in rows[:-1]] if bits.composed else []
     return {
         "columns": shown,
         "rows": body,
-        "legend": legend(scale),
-        "finding": _won(record, present, columns),
+        "legend": scale.legend,
+        "finding": _won(bits.composed, others, columns) if others else "",
     }
 
 
-def _won(record: Mapping[str, Any], present: Sequence[Row], columns: Sequence[str]) -> str:
-    if _COMPOSED not in present or len(present) < 2:
-        return ""
-    won = []
-    for column in columns:
-        others = [look(record, "bits_per_byte", *row, column) for row in present if row != _COMPOSED]
-        own = look(record, "bits_per_byte", *_COMPOSED, column)
-        if own is not None and all(float(own) < float(other) for other in others if other is not None):
-            won.append(column)
+def _won(composed: ByDomain, others: Sequence[ByDomain], columns: Sequence[str]) -> str:
+    won = [
+        column
+        for column in columns
+        if (own := composed.get(column)) is not None
+        and all(value is None or own < value for value in (other.get(column) for other in others))
+    ]
     if not won:
         return "In no column does the composed model need the fewest bits."
     if len(won) == len(columns):
@@ -193,18 +177,122 @@ def _won(record: Mapping[str, Any], present: Sequence[Row], columns: Sequence[st
     )
 
 
-def _facts(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What the library knows of each skill."""
-    return [
-        {
-            "name": name,
-            "purpose": str(look(skill, "purpose", default="")),
-            "rank": look(skill, "rank"),
-            "parameters": look(skill, "parameters"),
-            "weights": look(skill, "weights"),
-            "data": str(look(skill, "data", default="")),
-            "date": str(look(skill, "date", default=""))[:10],
-            "parents": listing(rows(skill, "parents")),
-        }
-        for name, skill in zip(skill_names(record), rows(record, "skills"), strict=True)
+def _by_domain(record: SkillsRecord) -> dict[str, Any] | None:
+    """Mean alpha of each skill in each domain."""
+    columns = [name for name in record.domains if record.alpha.get(name)]
+    if not columns or not record.skills:
+        return None
+    table = {
+        skill.name: [record.alpha[domain].get(skill.name, Spread()) for domain in columns]
+        for skill in record.skills
+    }
+    scale = signed_scale([each.mean for row in table.values() for each in row if each.mean is not None])
+    body = [
+        (name, [(each.mean, each.std, None if each.mean is None else scale.step(each.mean)) for each in row])
+        for name, row in table.items()
     ]
+    return {"columns": columns, "rows": body, "legend": scale.legend}
+
+
+def _passages(record: SkillsRecord) -> dict[str, Any] | None:
+    """Held-out text whose tokens are coloured by the weight of a skill."""
+    names = [skill.name for skill in record.skills]
+    found = [passage for passage in record.passages if passage.tokens]
+    if not names or not found:
+        return None
+    padding = [0.0] * len(names)
+    weights = [[[*token.alpha, *padding][: len(names)] for token in passage.tokens] for passage in found]
+    scale = signed_scale([value for passage in weights for token in passage for value in token])
+    choices = [(str(skill), name) for skill, name in enumerate(names)]
+    return {
+        "passages": found,
+        "choices": choices,
+        "legend": scale.legend,
+        "data": {
+            "palette": "d",
+            "choices": [choice for choice, _ in choices],
+            "names": names,
+            "steps": [[scale.digits(t[i] for t in tokens) for i in range(len(names))] for tokens in weights],
+            "weights": [[[round(v, 3) for v in token] for token in passage] for passage in weights],
+        },
+    }
+
+
+def similarity(skills: Sequence[SkillEnergy], measures: Similarity) -> list[dict[str, Any]]:
+    """One table of coloured cells per measure."""
+    names = [skill.name for skill in skills]
+    found = []
+    for measure, table in measures.items():
+        if len(table) != len(names) or len(table) < 2:
+            continue
+        others = [(table[i][j], names[i], names[j]) for i in range(len(names)) for j in range(i)]
+        scale = signed_scale([value for value, *_ in others])
+        most = max(others)
+        body = [
+            (names[i], [(v, None if i == j else scale.step(v)) for j, v in enumerate(line)])
+            for i, line in enumerate(table)
+        ]
+        found.append(
+            {
+                "measure": measure,
+                "columns": names,
+                "rows": body,
+                "legend": scale.legend,
+                "most": f"{most[2]} and {most[1]} are most alike: {signed(most[0])}.",
+            }
+        )
+    return found
+
+
+def spectrum(skills: Sequence[SkillEnergy]) -> list[dict[str, Any]]:
+    """One small chart per skill: the share of its energy within the first ranks."""
+    charts = []
+    for i, skill in [(i, skill) for i, skill in enumerate(skills) if skill.energy][:_MAX_CHARTS]:
+        energy, ranks = skill.energy, range(1, len(skill.energy) + 1)
+        enough = next(
+            (rank for rank, value in zip(ranks, energy, strict=True) if value >= _ENERGY), len(energy)
+        )
+        share = f"{round(100 * _ENERGY)} %"
+        svg = line_chart(
+            f"energy-{i}",
+            f"{skill.name}: the first of {len(energy)} ranks holds {100 * energy[0]:.0f} % of the energy, "
+            f"{enough} hold {share}.",
+            [Line(x=[float(rank) for rank in ranks], y=energy, show_value=False)],
+            references=[("", _ENERGY)],
+            x_label="rank",
+            limits=(0.0, 1.04),
+            size=(310, 185),
+            digits=1,
+        )
+        charts.append(
+            {"title": skill.name, "remark": f"rank {enough} of {len(energy)} holds {share}", "svg": svg}
+        )
+    return charts
+
+
+def similarity_of(found: Comparison, names: Sequence[str], added_to: str) -> Similarity:
+    """The tables of a comparison; a measure that some pair does not have is left out.
+
+    Args:
+        found: the comparison.
+        names: of the skills, in the order of rows and columns.
+        added_to: the outputs that their agreement was measured on.
+    """
+    titles = (
+        "Cosine of what they change",
+        f"Agreement of what they add to {added_to}",
+        "Overlap of the outputs that they reach",
+    )
+    values: dict[frozenset[str], tuple[float | None, ...]] = {}
+    for pair in found.pairs:
+        cosines = [math.cos(math.radians(a)) ** 2 for layer in pair.layers.values() for a in layer.out_angles]
+        overlap = statistics.fmean(cosines) if cosines else None
+        values[frozenset((pair.first, pair.second))] = (pair.cosine, pair.agreement, overlap)
+    return {
+        title: [
+            [1.0 if one == other else round(values[frozenset((one, other))][i] or 0.0, 4) for other in names]
+            for one in names
+        ]
+        for i, title in enumerate(titles)
+        if len(names) > 1 and all(each[i] is not None for each in values.values())
+    }

@@ -1,12 +1,10 @@
-"""What the page of skills shows, measured on a composed language model and held-out text."""
+"""The record of the page of skills, measured on a composed language model and held-out text."""
 
 from __future__ import annotations
 
-import json
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,18 +21,17 @@ from expertise.lm.evaluate.run import open_with_text
 from expertise.lm.recipe import EvaluationConfig
 from expertise.lm.skills import comparison
 from expertise.mixture.routers.base import Router
-from expertise.report.alike import similarity_of
-from expertise.report.skills import render
+from expertise.report import records
+from expertise.report.page import write_page
+from expertise.report.skills import render, similarity_of
 from expertise.report.text import vocabulary
-from expertise.runs.files import write_atomic
-from expertise.runs.metrics import finite
 from expertise.skills import Comparison, Library, compare_skills, composition_of, skills_of
 from expertise.skills.card import Card
 from expertise.skills.composed import SKILLS
 from expertise.skills.composed_json import read_composed
 from expertise.skills.skill import Skill
 
-PAGE, RECORD = "skills.html", "skills.json"
+PAGE = "skills.html"
 PASSAGE_TOKENS = 256
 MAX_BYTES = 65_536
 """Held-out text of each domain that a page is made of, unless more is asked for."""
@@ -49,7 +46,8 @@ def skills_record(
     title: str = "skills",
     base: str = "",
     cards: Mapping[str, Card | None] | None = None,
-) -> dict[str, Any]:
+    notes: Sequence[str] = (),
+) -> records.SkillsRecord:
     """Look at a composed model.
 
     Args:
@@ -59,6 +57,7 @@ def skills_record(
         title: the page's name.
         base: what the base is called.
         cards: what is known of each skill beside its weights.
+        notes: sentences about how it was measured.
 
     Returns:
         The record that `report.skills.render` draws.
@@ -69,32 +68,27 @@ def skills_record(
     bits = comparison(model, texts, batch_size)
     routers = list(composition.routers().values())
     constant = composition.default_weights().tolist()
-    return {
-        "title": title,
-        "base": base,
-        "domains": [text.domain for text in texts],
-        "composition": {
-            "router": _kind(routers[0]) if routers else None,
-            "reads": composition.reads if routers else None,
-            "weights": None if routers else dict(zip(composition.names, constant, strict=True)),
-        },
-        "skills": [_skill(skill, found, (cards or {}).get(skill.name)) for skill in skills],
-        "bits_per_byte": {
-            "base": bits.base.bits_per_byte,
-            "skills": {name: each.bits_per_byte for name, each in bits.skills.items()},
-            "uniform": bits.uniform.bits_per_byte,
-            "composed": bits.composed.bits_per_byte,
-        },
-        "similarity": similarity_of(found, [skill.name for skill in skills], "the logits"),
-        "proposals": [proposal.reason for proposal in found.proposals],
-        "alpha": {text.domain: _alpha(model, text, batch_size) for text in texts} if routers else {},
-        "passages": [_passage(model, text) for text in texts] if routers else [],
-        "versions": {
-            "expertise": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-    }
+    return records.SkillsRecord(
+        title=title,
+        base=base,
+        domains=[text.domain for text in texts],
+        composition=records.Weights(router=_kind(routers[0]), reads=composition.reads)
+        if routers
+        else records.Weights(weights=dict(zip(composition.names, constant, strict=True))),
+        skills=[_skill(skill, found, (cards or {}).get(skill.name)) for skill in skills],
+        bits_per_byte=records.SkillBits(
+            base=bits.base.bits_per_byte,
+            skills={name: each.bits_per_byte for name, each in bits.skills.items()},
+            uniform=bits.uniform.bits_per_byte,
+            composed=bits.composed.bits_per_byte,
+        ),
+        similarity=similarity_of(found, [skill.name for skill in skills], "the logits"),
+        proposals=[proposal.reason for proposal in found.proposals],
+        alpha={text.domain: _alpha(model, text, batch_size) for text in texts} if routers else {},
+        passages=[_passage(model, text) for text in texts] if routers else [],
+        versions={"expertise": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        notes=notes,
+    )
 
 
 def write_skills_report(
@@ -141,11 +135,9 @@ def write_skills_report(
         title=path.resolve().name,
         base=Path(str(base or composed.base.path)).name,
         cards={name: library.card(name) for name in composed.skills},
+        notes=[f"measured on {opened.look.words}", *opened.look.notes],
     )
-    record["notes"] = [f"measured on {opened.look.words}", *opened.look.notes]
-    write_atomic(path / RECORD, json.dumps(finite(record), ensure_ascii=False, allow_nan=False) + "\n")
-    write_atomic(path / PAGE, render(record))
-    return path / PAGE
+    return write_page(path / PAGE, record, render)
 
 
 def _kind(router: Router) -> str:
@@ -153,24 +145,24 @@ def _kind(router: Router) -> str:
     return str(type(router).Config.name)  # type: ignore[attr-defined]
 
 
-def _skill(skill: Skill, found: Comparison, card: Card | None) -> dict[str, Any]:
+def _skill(skill: Skill, found: Comparison, card: Card | None) -> records.SkillFacts:
     ranks = [factors.rank for factors in skill.factors.values()]
     (energy,) = [each for each in found.energies if each.name == skill.name]
-    return {
-        "name": skill.name,
-        "purpose": card.purpose if card else "",
-        "rank": max(ranks),
-        "parameters": skill.num_params(),
-        "weights": len(ranks),
-        "data": card.data if card else None,
-        "date": card.date if card else None,
-        "parents": list(card.parents) if card else [],
-        "energy": energy.shares(),
-    }
+    return records.SkillFacts(
+        name=skill.name,
+        energy=energy.shares(),
+        purpose=card.purpose if card else "",
+        rank=max(ranks),
+        parameters=skill.num_params(),
+        weights=len(ranks),
+        data=card.data if card else None,
+        date=card.date if card else None,
+        parents=list(card.parents) if card else [],
+    )
 
 
 def _added_logits(model: CausalLM, texts: list[DomainText], name: str) -> Tensor:
-    """What a skill alone adds to the base's logits, on the beginning of every domain's text."""
+    """Return the logits that a skill alone adds to the base's, on the beginning of every domain's text."""
     composition = composition_of(model.core)
     found = []
     for text in texts:
@@ -186,7 +178,7 @@ def _added_logits(model: CausalLM, texts: list[DomainText], name: str) -> Tensor
     return torch.cat(found)
 
 
-def _alpha(model: CausalLM, text: DomainText, batch_size: int) -> dict[str, dict[str, float]]:
+def _alpha(model: CausalLM, text: DomainText, batch_size: int) -> dict[str, records.Spread]:
     """Mean and standard deviation of each skill's weight over the tokens that count."""
     names = Alpha(model).names
     tables = [torch.empty(0, len(names), dtype=torch.float64)]
@@ -198,10 +190,12 @@ def _alpha(model: CausalLM, text: DomainText, batch_size: int) -> dict[str, dict
     if not len(alpha):
         return {}
     mean, std = alpha.mean(0).tolist(), alpha.std(0, correction=0).tolist()
-    return {name: {"mean": round(mean[i], 4), "std": round(std[i], 4)} for i, name in enumerate(names)}
+    return {
+        name: records.Spread(mean=round(mean[i], 4), std=round(std[i], 4)) for i, name in enumerate(names)
+    }
 
 
-def _passage(model: CausalLM, text: DomainText) -> dict[str, Any]:
+def _passage(model: CausalLM, text: DomainText) -> records.Passage:
     """The first tokens of a text with the weight of every skill."""
     start = opening(text, min(PASSAGE_TOKENS, model.context))
     ids = start.tokens[0].tolist()
@@ -211,10 +205,10 @@ def _passage(model: CausalLM, text: DomainText) -> dict[str, Any]:
         found = alpha.last(1, len(ids))
     weights = [[0.0] * len(alpha.names)] * len(ids) if found is None else found.tolist()
     words = vocabulary(model.tokenizer, model.vocab_size)
-    return {
-        "domain": text.domain,
-        "tokens": [
-            {"text": words[token], "alpha": [round(value, 3) for value in values]}
+    return records.Passage(
+        domain=text.domain,
+        tokens=[
+            records.Token(text=words[token], alpha=[round(value, 3) for value in values])
             for token, values in zip(ids, weights, strict=True)
         ],
-    }
+    )

@@ -68,7 +68,7 @@ def listing(words: Iterable[str]) -> str:
 
 
 def _symbol(character: str, spaces: bool) -> str | None:
-    """What stands for a character that cannot be seen, or None for one that can."""
+    """The symbol for a character that cannot be seen, or None for one that can."""
     code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:
         # A byte that was no UTF-8, as Python's "surrogateescape" keeps it; a page cannot be written with it.

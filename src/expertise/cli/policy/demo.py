@@ -26,14 +26,22 @@ def demo(
     """
     from expertise.policy import demo as steps
     from expertise.policy.seeds import Evaluations
-    from expertise.report.policy_record import write_policy_page
+    from expertise.report import policy as report
+    from expertise.report.page import write_page
+    from expertise.report.policy_record import policy_record
     from expertise.runs.progress import say
 
     found = steps.demo(folder, say)
     rows = {row: Evaluations(by_seed={0: evaluation}) for row, evaluation in found.items()}
-    page = write_policy_page(
-        folder, rows, title="Safe control", skills=steps.skills(folder), notes=[steps.NOTE]
+    record = policy_record(
+        rows,
+        title="Safe control",
+        ours=steps.OURS,
+        safety=steps.SAFETY,
+        skills=steps.skills(folder),
+        notes=[steps.NOTE],
     )
+    page = write_page(folder / report.PAGE, record, report.render)
     if as_json:
         print_json({**steps.result(folder, found), "report": str(page)})
         return

@@ -56,6 +56,12 @@ def evaluate(
     page: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Draw them side by side on a page, policy.html.")
     ] = None,
+    safety: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SKILL", help="With --page: the skill for safety; the page says when it counts."
+        ),
+    ] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -67,20 +73,16 @@ def evaluate(
     named, numbers = named_runs(runs), seeds_of(seeds)
     require_policies(*named.values())
     from expertise.policy.evaluate import EvaluationConfig
-    from expertise.policy.extras import needed
     from expertise.policy.load import load
     from expertise.policy.seeds import alike, evaluate_seeds
-    from expertise.report.policy_record import FILM_EVERY, PAGE, skills_shown, write_policy_page
+    from expertise.report.page import write_page
+    from expertise.report.policy import PAGE, render
+    from expertise.report.policy_record import FILM_EVERY, composed_of, policy_record
     from expertise.runs.files import require_writable, write_atomic
     from expertise.runs.metrics import finite
     from expertise.runs.progress import say
 
-    if video is not None:
-        if len(named) > 1:
-            raise RecipeError("--video films one policy", "give one run, or leave it out")
-        if video.suffix not in FILMS:
-            raise RecipeError(f"--video {video}: a film ends in {' or '.join(FILMS)}")
-        needed("imageio", "a film")
+    _require_film(video, len(named))
     # Before the first episode, not after the last one.
     for path in (video, out, page and page / PAGE):
         if path is not None:
@@ -97,6 +99,10 @@ def evaluate(
     )
     # All are read before one acts: a wrong path is said at once.
     policies = {name: load(run, device or "cpu") for name, run in named.items()}
+    weighed = {name for policy in policies.values() for name in policy.names}
+    if safety is not None and safety not in weighed:
+        known = ", ".join(sorted(weighed)) or "none"
+        raise RecipeError(f"--safety {safety}: no policy here weighs such a skill", f"weighed are: {known}")
     found: dict[str, Evaluations] = {}
     for name, policy in policies.items():
         if len(named) > 1:
@@ -108,7 +114,11 @@ def evaluate(
     about = {"candidates": candidates, "pick": pick}
     if out is not None:
         write_atomic(out, json.dumps(finite({**about, **plain(found, named, whole=True)}), indent=1) + "\n")
-    report = None if page is None else write_policy_page(page, found, skills=skills_shown(policies))
+    report = None
+    if page is not None:
+        ours, skills = composed_of(policies)
+        record = policy_record(found, ours=ours, safety=safety or "", skills=skills)
+        report = write_page(page / PAGE, record, render)
     if as_json:
         pages = {} if report is None else {"report": str(report)}
         print_json({**about, **plain(found, named, whole=False), **pages})
@@ -116,6 +126,18 @@ def evaluate(
     print_table(rows_of(found))
     if report is not None:
         print(report)
+
+
+def _require_film(video: Path | None, num_policies: int) -> None:
+    from expertise.policy.extras import needed
+
+    if video is None:
+        return
+    if num_policies > 1:
+        raise RecipeError("--video films one policy", "give one run, or leave it out")
+    if video.suffix not in FILMS:
+        raise RecipeError(f"--video {video}: a film ends in {' or '.join(FILMS)}")
+    needed("imageio", "a film")
 
 
 def _write_film(found: Evaluations, path: Path, say: Callable[[str], None]) -> None:

@@ -1,4 +1,4 @@
-"""What policies came to, side by side."""
+"""Results of policies, side by side."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def report(
     read_composed(composed)
     require_model(base)
     text = text_of(data, kind, domain)
-    from expertise.report.skills_record import RECORD, write_skills_report
+    from expertise.report.skills_record import write_skills_report
     from expertise.runs.device import limit_threads
     from expertise.runs.progress import say
 
@@ -62,6 +62,6 @@ def report(
         device=device or "auto",
     )
     if as_json:
-        print_json({"report": str(page), "record": str(page.with_name(RECORD))})
+        print_json({"report": str(page), "record": str(page.with_suffix(".json"))})
     else:
         print(page)

@@ -6,19 +6,24 @@ import json
 import lzma
 import platform
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from expertise import __version__
 from expertise.errors import counted
+from expertise.report import records
 from expertise.report.language_model import render
+from expertise.report.page import write_page
 from expertise.report.text import vocabulary
 from expertise.runs import checkpoint, folder
-from expertise.runs.files import write_atomic
-from expertise.runs.metrics import finite, read_lines
+from expertise.runs.metrics import read_lines
 
-PAGE, RECORD = "report.html", "report.json"
+if TYPE_CHECKING:
+    from expertise.lm.analysis import LayerAnalysis, Passage
+    from expertise.lm.model import LanguageModel
+
+PAGE = "report.html"
 
 ANALYSED_BYTES = 65_536
 """Held-out text of each domain that the page's tables are counted on, in bytes, at least."""
@@ -32,7 +37,7 @@ def write_report(
     run: Path,
     say: Callable[[str], None],
     *,
-    samples: list[dict[str, Any]] | None = None,
+    samples: Sequence[Mapping[str, str]] | None = None,
     device: str = "auto",
 ) -> Path:
     """Draw a run's page from what it has so far.
@@ -52,16 +57,16 @@ def write_report(
         DiskError: the page cannot be written.
     """
     folder.require_run(run)
-    if samples is None and (run / RECORD).is_file():
-        samples = json.loads((run / RECORD).read_text("utf-8")).get("samples")
-    record = run_record(run, say, device) | {"samples": samples or []}
-    write_atomic(run / RECORD, json.dumps(finite(record), ensure_ascii=False, allow_nan=False) + "\n")
-    write_atomic(run / PAGE, render(record))
-    return run / PAGE
+    last = (run / PAGE).with_suffix(".json")
+    if samples is None and last.is_file():
+        samples = json.loads(last.read_text("utf-8")).get("samples")
+    return write_page(run / PAGE, run_record(run, say, device, samples or ()), render)
 
 
-def run_record(run: Path, say: Callable[[str], None], device: str) -> dict[str, Any]:
-    """All that the page shows, as plain values."""
+def run_record(
+    run: Path, say: Callable[[str], None], device: str, samples: Sequence[Mapping[str, str]] = ()
+) -> records.LanguageModelRecord:
+    """The record of a run's page; arguments and errors as in `write_report`."""
     import torch
 
     from expertise.lm.evaluate.texts import run_text
@@ -77,54 +82,53 @@ def run_record(run: Path, say: Callable[[str], None], device: str) -> dict[str, 
     by_kind = config.num_params_by_kind()
     last = lines[-1] if lines else {"step": 0, "tokens": 0}
     finished = saved is not None and saved.step >= recipe.train.steps
-    record: dict[str, Any] = {
-        "title": run.resolve().name,
-        "state": "finished" if finished else "training",
-        "step": last["step"],
-        "steps": recipe.train.steps,
-        "tokens": last["tokens"],
-        "seed": recipe.train.seed,
-        "domains": list(prepared.domains_of("validation")),
-        "curves": _curves(lines),
-        "sizes": {
+    curves = _curves(lines)
+    found = _looked_at(saved, recipe, prepared, device) if saved else {}
+    if curves.evaluations:
+        bits = curves.evaluations[-1].bits_per_byte
+        found["summary"] = records.Summary(**found.get("summary", {}), bits_per_byte=bits)
+    return records.LanguageModelRecord(
+        title=run.resolve().name,
+        state="finished" if finished else "training",
+        step=last["step"],
+        steps=recipe.train.steps,
+        tokens=last["tokens"],
+        seed=recipe.train.seed,
+        domains=list(prepared.domains_of("validation")),
+        curves=curves,
+        sizes={
             "parameters_total": config.num_params(),
             "parameters_activated": config.num_active_params(),
             "flops_per_sequence": config.flops_per_sequence(),
             **by_kind,
             "embedding": by_kind["embedding"] + by_kind["head"],
         },
-        "timing": _timing(read_lines(run / "timing.jsonl")),
-        "versions": {
-            "expertise": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "recipe": (run / folder.RECIPE).read_text("utf-8"),
-        "source_changed": look.changed,
-        "notes": [*look.notes, *_skipped(lines)],
-        "layers": [],
-        "passages": [],
-    }
-    if saved:
-        record |= _looked_at(saved, recipe, prepared, device)
-    evaluations = record["curves"]["evaluations"]
-    if evaluations:
-        record["summary"] = record.get("summary", {}) | {"bits_per_byte": evaluations[-1]["bits_per_byte"]}
-    return record
+        timing=_timing(read_lines(run / "timing.jsonl")),
+        versions={"expertise": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        recipe=(run / folder.RECIPE).read_text("utf-8"),
+        source_changed=look.changed,
+        notes=[*look.notes, *_skipped(lines)],
+        samples=[records.from_json(records.Sample, sample) for sample in samples],
+        **found,
+    )
 
 
-def _curves(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+def _curves(lines: Sequence[Mapping[str, Any]]) -> records.Curves:
     train = []
     for line in lines:
         if line["kind"] == "train":
             balance = {k.removeprefix("balance_"): v for k, v in line.items() if k.startswith("balance_")}
-            kept = {k: line[k] for k in ("step", "tokens", "loss", "learning_rate", "gradient_norm")}
-            biases = {"largest_bias": max(line["largest_bias"])} if line.get("largest_bias") else {}
-            train.append(kept | biases | {"balance": balance})
-    return {"train": train, "evaluations": [line for line in lines if line["kind"] == "evaluation"]}
+            largest = max(line["largest_bias"]) if line.get("largest_bias") else None
+            train.append(
+                records.from_json(records.TrainPoint, {**line, "balance": balance, "largest_bias": largest})
+            )
+    evaluations = [
+        records.from_json(records.EvaluationPoint, line) for line in lines if line["kind"] == "evaluation"
+    ]
+    return records.Curves(train=train, evaluations=evaluations)
 
 
-def _skipped(lines: list[dict[str, Any]]) -> list[str]:
+def _skipped(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     skipped = [line for line in lines if line["kind"] == "skipped"]
     if not skipped:
         return []
@@ -133,16 +137,16 @@ def _skipped(lines: list[dict[str, Any]]) -> list[str]:
     return [f"{number} skipped, from {first} to {last}: the last because {what} was not finite"]
 
 
-def _timing(lines: list[dict[str, Any]]) -> dict[str, float | None]:
+def _timing(lines: Sequence[Mapping[str, Any]]) -> records.Timing:
     training = [line for line in lines if "tokens_per_second" in line]
     seconds = sum(line["seconds"] for line in training)
     tokens = sum(line["seconds"] * line["tokens_per_second"] for line in training)
     waited = sum(line.get("evaluation_seconds", 0.0) for line in lines)
-    return {"seconds": seconds + waited, "tokens_per_second": tokens / seconds if seconds else None}
+    return records.Timing(seconds=seconds + waited, tokens_per_second=tokens / seconds if seconds else None)
 
 
 def _looked_at(saved: checkpoint.Checkpoint, recipe: Any, prepared: Any, device: str) -> dict[str, Any]:
-    """What the newest checkpoint does on validation text."""
+    """Fields of the record: the newest checkpoint on validation text; `summary` holds fields, too."""
     from expertise.lm.analysis import analyse_layers, passage
     from expertise.lm.evaluate import domain_texts
     from expertise.lm.load import load_checkpoint
@@ -153,25 +157,23 @@ def _looked_at(saved: checkpoint.Checkpoint, recipe: Any, prepared: Any, device:
     layers = analyse_layers(model, texts, recipe.evaluation.batch_size, recipe.train.bfloat16)
     # Compressors are compared with the curve of evaluations, so they get exactly the bytes of that curve.
     measured = domain_texts(prepared, "validation", recipe.evaluation.bytes_per_domain, model.config.context)
-    passages = [passage(model, text, PASSAGE_TOKENS) for text in texts]
     words = vocabulary(model.tokenizer, model.config.vocab_size)
-    domains = tuple(text.domain for text in texts)
+    domains = [text.domain for text in texts]
     return {
-        "summary": _summary(layers, domains),
+        "summary": _usage(layers, domains),
         "compressors": _compressors(prepared.tokenizer, measured),
         "layers": [_layer(model, index, found, domains, words) for index, found in layers.items()],
-        "passages": [_passage(found, words) for found in passages],
+        "passages": [_passage(passage(model, text, PASSAGE_TOKENS), words) for text in texts],
     }
 
 
-def _summary(layers: Mapping[int, Any], domains: tuple[str, ...]) -> dict[str, Any]:
-    if not layers:
-        return {}
+def _usage(layers: Mapping[int, LayerAnalysis], domains: Sequence[str]) -> dict[str, Any]:
+    """Fields of the summary that count experts; empty where there are none."""
     usages = [layer.usage for layer in layers.values()]
-    histogram = sum(usage.histogram.sum(0) for usage in usages).double()
-    if not histogram.sum():
+    if not any(usage.histogram.sum() for usage in usages):
         return {}
-    numbers = _range_like(histogram)
+    histogram = sum(usage.histogram.sum(0) for usage in usages).double()  # type: ignore[union-attr]
+    numbers = histogram.new_tensor(range(len(histogram)))
     share = histogram / histogram.sum()
     mean = float((share * numbers).sum())
     by_domain = [usage.parts_per_token_by_domain() for usage in usages]
@@ -179,59 +181,51 @@ def _summary(layers: Mapping[int, Any], domains: tuple[str, ...]) -> dict[str, A
     varies = int((histogram > 0).sum()) > 1
     largest = max(usage.max_parts for usage in usages)
     return {
-        "parts_per_token": {
-            "mean": mean,
-            "std": float((share * (numbers - mean) ** 2).sum().sqrt()),
-            "layers": [usage.parts_per_token() for usage in usages],
-            "domains": {d: _mean([row[i] for row in by_domain]) for i, d in enumerate(domains)},
-            "domains_by_layer": {d: [row[i] for row in by_domain] for i, d in enumerate(domains)},
-            "histogram": [usage.histogram.sum(0)[1:].tolist() for usage in usages],
-        },
+        "parts_per_token": records.PartsPerToken(
+            mean=mean,
+            std=float((share * (numbers - mean) ** 2).sum().sqrt()),
+            layers=[usage.parts_per_token() for usage in usages],
+            domains={d: _mean([row[i] for row in by_domain]) for i, d in enumerate(domains)},
+            domains_by_layer={d: [row[i] for row in by_domain] for i, d in enumerate(domains)},
+            histogram=[usage.histogram.sum(0)[1:].tolist() for usage in usages],
+        ),
         "share_at_max_parts": float(share[largest]) if varies else None,
         "max_parts": largest if varies else None,
         "tokens_counted": usages[0].num_tokens,
     }
 
 
-def _mean(values: list[float | None]) -> float | None:
-    """The mean; None where one of them is not known."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
-
-
-def _range_like(histogram: Any) -> Any:
-    return histogram.new_tensor(range(len(histogram)))
-
-
-def _layer(model: Any, index: int, found: Any, domains: tuple[str, ...], words: list[str]) -> dict[str, Any]:
+def _layer(
+    model: LanguageModel, index: int, found: LayerAnalysis, domains: Sequence[str], words: Sequence[str]
+) -> records.Layer:
     config = model.config.layer(index)
+    assert config is not None
     share, prior, load = found.domain_share(), found.domain_prior(), found.usage.load()
     lift = share / prior.clamp(min=1e-12)
-    return {
-        "layer": index,
-        "num_parts": config.parts.num_parts,
-        "always_hidden": config.always.hidden,
-        "part_hidden": getattr(config.parts, "hidden", getattr(config.parts, "rank", 0)),
-        "load": load.tolist(),
-        "domain_share": share.tolist(),
-        "domain_prior": prior.tolist(),
-        "mutual_information": found.mutual_information(),
-        "parts": [
-            {
-                "id": part,
-                "load": float(load[part]),
-                "domain": domains[int(lift[part].argmax())],
-                "lift": float(lift[part].max()),
-                "tokens": [words[token] for token in found.favourite_tokens(part, FAVOURITES)],
-            }
+    return records.Layer(
+        layer=index,
+        num_parts=config.parts.num_parts,
+        always_hidden=config.always.hidden,
+        part_hidden=getattr(config.parts, "hidden", getattr(config.parts, "rank", 0)),
+        load=load.tolist(),
+        domain_share=share.tolist(),
+        domain_prior=prior.tolist(),
+        mutual_information=found.mutual_information(),
+        parts=[
+            records.Expert(
+                id=part,
+                load=float(load[part]),
+                domain=domains[int(lift[part].argmax())],
+                lift=float(lift[part].max()),
+                tokens=[words[token] for token in found.favourite_tokens(part, FAVOURITES)],
+            )
             for part in range(config.parts.num_parts)
         ],
-    }
+    )
 
 
-def _passage(found: Any, words: list[str]) -> dict[str, Any]:
-    layers = list(found.routes.values())
-    tables = [(r.part_ids, r.gates, r.parts_per_token().tolist()) for r in layers]
+def _passage(found: Passage, words: Sequence[str]) -> records.Passage:
+    tables = [(r.part_ids, r.gates, r.parts_per_token().tolist()) for r in found.routes.values()]
     tokens = []
     for position, token in enumerate(found.token_ids):
         parts, gates = [], []
@@ -240,8 +234,14 @@ def _passage(found: Any, words: list[str]) -> dict[str, Any]:
             ids = list(range(number)) if part_ids is None else part_ids[position, :number].tolist()
             parts.append(ids)
             gates.append([round(float(gate), 4) for gate in values[position, :number]])
-        tokens.append({"text": words[token], "parts": parts, "gates": gates})
-    return {"domain": found.domain, "tokens": tokens}
+        tokens.append(records.Token(text=words[token], parts=parts, gates=gates))
+    return records.Passage(domain=found.domain, tokens=tokens)
+
+
+def _mean(values: list[float | None]) -> float | None:
+    """The mean; None where one of them is not known."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def _compressors(tokenizer: Any, texts: list[Any]) -> dict[str, dict[str, float | None]]:

@@ -10,19 +10,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from expertise.runs.results import Row
+from expertise.errors import counted
+from expertise.runs.results import Results, Row
 
 Column = Sequence[Row]
 """The rows of one setting, all of one metric."""
 
 
+ERRORS = 2
+"""So many standard errors above 0 counts as above, and below a limit as below."""
 Spread = Literal["std", "error"]
-"""What stands behind a mean: the deviation over seeds, or the standard error."""
+"""The number behind a mean: the deviation over seeds, or the standard error."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """What several seeds gave."""
+    """Values of several seeds."""
 
     values: Mapping[int, float]
     """Seed → value."""
@@ -108,7 +111,7 @@ def wins(rows: Column, row: str, others: Sequence[str]) -> tuple[int, int]:
 
 
 def paired(rows: Column, row: str, other: str) -> Figure | None:
-    """What a row has more than another, seed by seed; None where no seed has both."""
+    """A row less another, seed by seed; None where no seed has both."""
     found = figures(rows)
     if row not in found or other not in found:
         return None
@@ -152,3 +155,46 @@ def dot_chart(order: Sequence[str], columns: Mapping[str, Column], x_label: str)
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "expertise-results"}):
         canvas.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
     return re.sub(r"[ \t]+\n", "\n", buffer.getvalue())
+
+
+def settings_of(results: Results, table: str) -> list[str]:
+    """The settings of a table, in the order in which they came."""
+    return list(dict.fromkeys(row.setting for row in results.rows if row.table == table))
+
+
+def number_of(setting: str) -> int:
+    """The trajectories, demonstrations or steps in the name of a setting; 0 where there are none."""
+    found = re.search(r"\d+", setting.rpartition("/")[2])
+    return int(found[0]) if found else 0
+
+
+def metric_of(results: Results, table: str, wanted: Sequence[str]) -> str:
+    """The first of some metrics that a table has; the first of all where it has none."""
+    there = {row.metric for row in results.rows if row.table == table}
+    return next((metric for metric in wanted if metric in there), wanted[0])
+
+
+def mean_of(found: Sequence[Figure]) -> Figure:
+    """The mean of several figures, seed by seed; of the seeds that all of them have."""
+    seeds = set.intersection(*(set(figure.values) for figure in found)) if found else set()
+    return Figure(
+        values={seed: statistics.fmean(figure.values[seed] for figure in found) for seed in sorted(seeds)}
+    )
+
+
+def is_above(difference: Figure) -> bool:
+    """Return True if it lies above 0 by more than `ERRORS` standard errors."""
+    error = difference.error
+    return error is not None and difference.mean > ERRORS * error
+
+
+def is_below(figure: Figure, limit: float) -> bool:
+    """Return True if it lies below a limit by more than `ERRORS` standard errors."""
+    error = figure.error
+    return error is not None and figure.mean + ERRORS * error < limit
+
+
+def text_of(difference: Figure, digits: int) -> str:
+    """A difference with its standard error and its number of seeds."""
+    around = "" if difference.error is None else f" ± {difference.error:.{digits}f}"
+    return f"{difference.mean:+.{digits}f}{around}, {counted(len(difference.values), 'seed')}"

@@ -1,4 +1,4 @@
-"""What PSEC's paper reports (arXiv 2502.05932, Tables 1 and 2), by our names of settings and rows.
+"""Figures of PSEC's paper (arXiv 2502.05932, Tables 1 and 2), by our names of settings and rows.
 
 Its data are other ones (DSRL's and its own walkers), so its figures stand beside ours and are no target.
 """
@@ -18,9 +18,6 @@ SAFE: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "AntCircle": {"BC": (0.65, 19.45), "ASEC": (0.46, 5.55), "NSEC": (0.36, 2.08), "PSEC": (0.20, 0.00)},
 }
 """Task of Bullet → row → normalised reward and cost (Table 1)."""
-
-COST_LIMIT = 10.0
-"""Of an episode of those tasks."""
 
 SHIFT: Mapping[str, Mapping[str, float]] = {
     "S→W/10": {"Scratch": 58.9, "ASEC": 65.7, "NSEC": 320.9, "PSEC (MLP)": 424.1, "PSEC": 688.0},
@@ -48,7 +45,7 @@ META: Mapping[str, float] = {
 
 
 def paper_value(setting: str, row: str, metric: str) -> float | None:
-    """What the paper has for a row; None: nothing.
+    """The paper's figure for a row; None: it has none.
 
     Args:
         setting: a task, with or without `bullet/`, or a shift such as `S→W/10`.

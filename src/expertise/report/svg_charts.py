@@ -1,12 +1,14 @@
-"""Bars with intervals, alpha over time and maps, as inline SVG that stretches with the page."""
+"""Charts drawn as inline SVG that stretches with the page: heat maps, bars, weights over time, dot maps."""
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from expertise.report.colours import MAX_DOMAINS, Scale
+from expertise.report.colours import MAX_DOMAINS, Scale, ratio_step
 from expertise.report.page import safe
 
 if TYPE_CHECKING:
@@ -20,18 +22,71 @@ Span = tuple[float, float]
 """Least and greatest value that is drawn."""
 
 
+def heat_map(
+    columns: Sequence[Sequence[float]],
+    *,
+    column_names: Sequence[str],
+    row_names: Sequence[str],
+    alt: str,
+    unit: str,
+    order: Sequence[int],
+    height: int,
+) -> Markup:
+    """Ratios around 1, `columns[c][r]`, as cells as wide as their container.
+
+    The page's script names the cell that is pointed at, and puts the columns in another order than `order`.
+    """
+    groups = [
+        f'<g style="transform:translateX({place}px)">{_column(columns[column])}</g>'
+        for place, column in enumerate(order)
+    ]
+    data = {
+        "columns": [[round(float(value), 2) for value in column] for column in columns],
+        "names": list(column_names),
+        "rows": list(row_names),
+        "unit": unit,
+        "order": list(order),
+    }
+    attribute = escape(json.dumps(data, separators=(",", ":"), ensure_ascii=False))
+    return safe(
+        f'<svg class="heat" role="img" tabindex="0" aria-label="{escape(alt)}" data-map="{attribute}"'
+        f' viewBox="0 0 {len(columns)} {len(row_names)}" preserveAspectRatio="none"'
+        f' style="height:{height}px">{"".join(groups)}</svg>'
+    )
+
+
+def _column(values: Sequence[float]) -> str:
+    """One path per colour, with neighbours of the same colour drawn as one."""
+    shapes: dict[int, list[str]] = {}
+    row = 0
+    for step, same in itertools.groupby(ratio_step(float(value)) for value in values):
+        length = len(list(same))
+        # A hair more than one wide: else the page shows through between columns.
+        shapes.setdefault(step, []).append(f"M0 {row}h1.02v{length}H0z")
+        row += length
+    return "".join(f'<path class="d{step}" d="{"".join(parts)}"/>' for step, parts in sorted(shapes.items()))
+
+
+def load_bars(values: Sequence[float], height: int, alt: str) -> Markup:
+    """Horizontal bars, one per row of a heat map that stands beside it, with a line at 1."""
+    most = max(max(values, default=1.0) * 1.04, 1.25)
+    shapes = "".join(
+        f'<path class="d{ratio_step(float(value))}" d="M0 {row}.1h{value:.3f}v.8H0z"/>'
+        for row, value in enumerate(values)
+    )
+    return safe(
+        f'<svg class="bars" role="img" aria-label="{escape(alt)}" viewBox="0 0 {most:.3f} {len(values)}"'
+        f' preserveAspectRatio="none" style="height:{height}px">{shapes}'
+        f'<path class="one" d="M1 0V{len(values)}"/></svg>'
+    )
+
+
 def interval_bar(
     mean: float, error: float, span: Span, alt: str, paper: float | None = None, limit: float | None = None
 ) -> Markup:
-    """A bar from 0, its interval, and marks.
+    """A bar from 0 to `mean` with half its interval, `error`, and marks at the paper's figure and at a limit.
 
-    Args:
-        mean: where it ends.
-        error: half the interval.
-        span: of the axis, 0 in it.
-        alt: what a reader who cannot see it should know.
-        paper: a mark at what the paper has.
-        limit: a line that should not be passed.
+    `span` is the axis, with 0 in it; `alt` is for a reader who cannot see the bar.
     """
 
     def at(value: float) -> str:
@@ -55,13 +110,9 @@ def timeline(
     costly: Sequence[bool] = (),
     risky: Sequence[bool] = (),
 ) -> Markup:
-    """One line per series over the same steps; steps that cost something, or may come to, are shaded.
+    """One line per series over the same steps, in the page's colours; costly and risky steps are shaded.
 
-    Args:
-        series: values, all of one length; each gets the next colour of the page's.
-        span: of the vertical axis, 0 in it.
-        alt: what a reader who cannot see it should know.
-        costly, risky: for each step whether it is so; empty: not known.
+    `span` is the vertical axis, with 0 in it; `alt` is for a reader who cannot see the lines.
     """
     steps = len(series[0])
 
@@ -85,14 +136,7 @@ def timeline(
 
 
 def dot_map(places: Sequence[Sequence[float]], values: Sequence[float], scale: Scale, alt: str) -> Markup:
-    """A dot at each place, coloured by a value; the greatest ones are drawn last.
-
-    Args:
-        places: x and y.
-        values: one for each place.
-        scale: of the values, to the diverging palette.
-        alt: what a reader who cannot see it should know.
-    """
+    """A dot at each place (x, y), coloured by its value; the greatest ones are drawn last."""
     (left, right), (low, high) = (_extent([place[axis] for place in places]) for axis in (0, 1))
     ratio = min(max((high - low) / (right - left), 1 / _WIDEST), _TALLEST)
     height = _WIDTH * ratio
@@ -105,7 +149,7 @@ def dot_map(places: Sequence[Sequence[float]], values: Sequence[float], scale: S
 
 
 def same_scale(places: Sequence[Sequence[float]]) -> bool:
-    """Whether both axes of `dot_map` have one scale for these places."""
+    """Return True if both axes of `dot_map` have one scale for these places."""
     (left, right), (low, high) = (_extent([place[axis] for place in places]) for axis in (0, 1))
     return 1 / _WIDEST <= (high - low) / (right - left) <= _TALLEST
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from expertise.report import text
 from expertise.report.page import safe
+from expertise.report.records import EvaluationPoint, TrainPoint
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -29,6 +30,12 @@ _SENTINELS = {
     **{f"k{i}": f"#0a0b3{i}" for i in range(8)},
 }
 _MAX_POINTS = 400
+_UNITS = (
+    (1e12, "trillion tokens"),
+    (1e9, "billion tokens"),
+    (1e6, "million tokens"),
+    (1e3, "thousand tokens"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +57,16 @@ class Line:
     colour: str = "accent"
     width: float = 2.0
     show_value: bool = True
+
+
+def token_axis(points: Sequence[TrainPoint | EvaluationPoint]) -> tuple[list[float], str]:
+    """Positions of points of a curve and their unit: numbers of tokens, or steps where none are known."""
+    if any(point.tokens is None for point in points):
+        return [float(i if point.step is None else point.step) for i, point in enumerate(points)], "steps"
+    counts = [float(point.tokens or 0) for point in points]
+    largest = max(counts, default=0.0)
+    size, name = next(((size, name) for size, name in _UNITS if largest >= size), (1.0, "tokens"))
+    return [count / size for count in counts], name
 
 
 def thin(x: Sequence[float], y: Sequence[float], most: int = _MAX_POINTS) -> tuple[list[float], list[float]]:

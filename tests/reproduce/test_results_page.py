@@ -6,8 +6,8 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from expertise.report.results import dot_chart, figures, markdown_table, wins
 from expertise.runs.results import Row
+from reproduce.common.page import dot_chart, figures, markdown_table, wins
 
 
 def rows(setting: str = "a", **values: list[float]) -> list[Row]:
