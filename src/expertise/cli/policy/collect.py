@@ -1,4 +1,4 @@
-"""`expertise policy collect`."""
+"""The command `expertise policy collect`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def collect(
             help="A recipe's name (policy-collect) or a .toml file's path: teachers and data sets."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="The folder for teachers and data; made if need be.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder for teachers and data; created if missing.")],
     set_: Set = None,
     as_json: Json = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""`expertise policy evaluate`."""
+"""The command `expertise policy evaluate`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def evaluate(
         ),
     ],
     environment: Annotated[
-        str, typer.Option("--environment", help="Where it acts, such as bullet/BallRun or dmc/walker-walk.")
+        str, typer.Option("--environment", help="The simulator, such as bullet/BallRun or dmc/walker-walk.")
     ],
     episodes: Annotated[int, typer.Option(min=1, help="Episodes under each seed.")] = 20,
     seeds: Annotated[str, typer.Option(help="As 0,1,2; every policy meets the same episodes.")] = "0",
@@ -54,7 +54,7 @@ def evaluate(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Let policies act: return, cost and success over many episodes, and what they lean on.
+    """Run policies in a simulator: return, cost and success over many episodes, and weights of skills.
 
     Example: expertise policy evaluate BC=runs/base PSEC=runs/psec --environment bullet/BallRun --seeds 0,1,2
     --cost-limit 5 --page runs/page
@@ -76,7 +76,7 @@ def evaluate(
         if video.suffix not in FILMS:
             raise RecipeError(f"--video {video}: a film ends in {' or '.join(FILMS)}")
         needed("imageio", "a film")
-    # Before the first episode, not after the last one.
+    # Checked before the first episode instead of after the last one.
     for path in (video, out, page and page / PAGE):
         if path is not None:
             require_writable(path)
@@ -90,7 +90,7 @@ def evaluate(
         stop_at_success=stop_at_success,
         film_every=1 if video is not None else FILM_EVERY if page is not None else 0,
     )
-    # All are read before one acts: a wrong path is said at once.
+    # All policies are read before the first one acts, so that a wrong path is reported at once.
     policies = {name: load(run, device or "cpu") for name, run in named.items()}
     found: dict[str, Evaluations] = {}
     for name, policy in policies.items():
@@ -113,7 +113,7 @@ def evaluate(
 
 
 def _write_film(found: Evaluations, path: Path, say: Callable[[str], None]) -> None:
-    """The first episode's pictures, where there are any: why there are none has been said."""
+    """Write a film of the first episode, if it has pictures; a lack of them has been reported before."""
     from expertise.policy.evaluation import write_film
 
     frames = found.first.traces[0].frames
