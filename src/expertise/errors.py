@@ -1,4 +1,4 @@
-"""Every mistake that a user can make ends in one of these; a command prints it as one line and exits with 2.
+"""The errors that a user's mistake raises; a command prints one as a line and exits with code 2.
 
     ExpertiseError
     ├── RecipeError      a recipe or an option does not fit: unknown key, wrong value, fields that disagree
@@ -19,7 +19,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 
 _LONG = 160
-"""Characters of another library's error that are shown."""
+"""The most characters of another library's error that are shown."""
 
 
 class ExpertiseError(Exception):
@@ -52,8 +52,8 @@ class SkillError(ExpertiseError):
     """A skill or a library of skills is missing, damaged, belongs to another base, or cannot be composed."""
 
 
-# What does not follow from an extra's name. "safety" is none: its package asks for an older Gymnasium, which
-# only --no-deps overrules, and an extra cannot say that.
+# How to install what `pip install 'expertise[extra]'` does not. "safety" is no extra: its package asks for an
+# older Gymnasium, and only --no-deps installs it beside a newer one.
 _HOW_TO_INSTALL = {
     "policy": ("pip install 'expertise[policy]'", "in a copy of the sources: make setup-policy"),
     "safety": (
@@ -90,14 +90,14 @@ class DivergedError(ExpertiseError):
 
 
 def first_line(error: Exception) -> str:
-    """What an error of another library says, on one line that is not long: some quote the bytes they met."""
+    """The first line of another library's error, shortened; some quote the bytes that they met."""
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
     line = (str(text).splitlines() or [type(error).__name__])[0]
     return line if len(line) <= _LONG else f"{line[:_LONG]}…"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for a mistyped name: the nearest known one, else all of them.
+    """A hint for a mistyped name: the nearest known name, or all of them where none is near.
 
     Args:
         name: what the user wrote.
@@ -112,7 +112,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
-    """A number with its noun: "1 record", "12,345 records".
+    """Format a number with its noun: "1 record", "12,345 records".
 
     Args:
         number: how many.
@@ -123,7 +123,7 @@ def counted(number: int, noun: str, plural: str = "") -> str:
 
 
 def amount(number: int) -> str:
-    """A number that may be large: "12,345", "1.23 M"."""
+    """Format a number that may be large: "12,345", "1.23 M"."""
     return f"{number:,}" if number < 1_000_000 else f"{number / 1e6:,.2f} M"
 
 

@@ -18,7 +18,7 @@ def public_names(package: str, homes: Mapping[str, tuple[str, ...]]) -> None:
     """
 
     class Package(ModuleType):
-        """A package that knows where its names live."""
+        """A module that imports its public names when they are first read."""
 
         def __getattr__(self, name: str) -> Any:
             for module, names in homes.items():

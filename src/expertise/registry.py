@@ -1,4 +1,4 @@
-"""One table of names per family (routers, parts, dispatches, domains, commands): name → where it lives."""
+"""Registries: one table per family (routers, parts, dispatches, commands) from a name to an import path."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from expertise.errors import RecipeError, nearest
 
 
 class Registry(Mapping[str, Any]):
-    """Names to import paths; an entry is imported when it is first asked for.
+    """A mapping from names to objects; each object is imported when it is first asked for.
 
     Args:
         family: what the entries are, in the singular; used in messages.
@@ -27,7 +27,7 @@ class Registry(Mapping[str, Any]):
         self._configs = configs
         self._loaded: dict[str, Any] = {}
 
-    # A registry is itself, not its content: annotations that hold one must be hashable.
+    # Compared and hashed by identity, because annotations that hold a registry must be hashable.
     __hash__ = object.__hash__
     __eq__ = object.__eq__
 
@@ -45,7 +45,7 @@ class Registry(Mapping[str, Any]):
         return self._loaded[name]
 
     def config(self, name: str) -> Any:
-        """The configuration class of an entry; the entry itself is imported only where it alone has it.
+        """The configuration class of an entry, without importing the entry where that is possible.
 
         Raises:
             RecipeError: no entry has this name.

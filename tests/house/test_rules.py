@@ -56,6 +56,30 @@ def test_no_pickle_and_no_evaluation_of_text(path: Path) -> None:
             assert not any(k.arg == "trust_remote_code" for k in node.keywords)
 
 
+# Packages and modules whose docstrings and sentences under fields are held against the rule below.
+PLAIN = ("mixture", "runs", "skills", "cli", "__init__", "__main__", "errors", "lazy", "registry", "shapes")
+
+
+@pytest.mark.parametrize("package", PLAIN)
+def test_docstrings_name_the_thing(package: str) -> None:
+    """No docstring or sentence under a field opens with a question word or consists of one or two words."""
+    riddle = re.compile(r"(What|Who|Whose|Where|Whether|How|When|Which|Why)\b|\S+(\s+\S+)?\Z")
+    paths = [
+        path for path in python_files() if path.relative_to(SOURCE).parts[0] in {package, f"{package}.py"}
+    ]
+    assert paths
+    found = [
+        f"{path.relative_to(SOURCE)}:{node.lineno}: {node.value.value}"
+        for path in paths
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+        and riddle.match(node.value.value.strip())
+    ]
+    assert not found
+
+
 def test_configs_describe_every_field() -> None:
     """A field's sentence is its help and its documentation."""
     for path in python_files():

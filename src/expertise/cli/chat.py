@@ -1,4 +1,4 @@
-"""The parts of `expertise generate --chat`: messages from a file, and a session of questions and answers."""
+"""Chat for `expertise generate --chat`: messages from a file, and a session of questions and answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ASK = "> "
 
 
 def read_source(name: str) -> tuple[bytes, str]:
-    """The content of a file, or of standard input for `-`, and what to call it.
+    """Read a file, or standard input for `-`; returns its content and a name for messages.
 
     Raises:
         DataError: it cannot be read.
@@ -87,7 +87,7 @@ def _answer(
 
 
 def _next_line(number: int) -> str | None:
-    """The next line without its end; None: there is none.
+    """Read the next line without its end; None at the end of the input.
 
     Raises:
         RecipeError: it is not UTF-8.
@@ -109,7 +109,7 @@ def _next_line(number: int) -> str | None:
     except EOFError:
         return None
     except UnicodeError:
-        # Also of a terminal or a locale that hands on such bytes as halves of surrogate pairs.
+        # Some terminals and locales pass such bytes on as halves of surrogate pairs.
         raise RecipeError(f"line {number} of standard input is not UTF-8") from None
     return line.rstrip("\r\n")
 
@@ -121,5 +121,5 @@ def _standard_input() -> Any:
 
 
 def _tell(line: str) -> None:
-    """A line for the person at the terminal, apart from the answers."""
+    """Print a line for the user, apart from the answers."""
     print(line, file=sys.stderr, flush=True)

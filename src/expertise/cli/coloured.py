@@ -1,4 +1,4 @@
-"""Text in colours on a terminal, in words or brackets elsewhere."""
+"""Coloured text on a terminal; words or brackets elsewhere."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 _LEARNT, _ASIDE = "black on #a6dba0", "dim"
 _OPEN, _CLOSE = "[[", "]]"
-"""Around what is learnt where there are no colours."""
+"""Brackets around learnt text where there are no colours."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""All but tabs and ends of lines: printed as they are, they would act on the terminal."""
+"""Control characters except tabs and line ends; printed unchanged they would act on the terminal."""
 
 
 def has_colours() -> bool:
-    """Whether standard output shows colours: it is a terminal that can, and nobody set NO_COLOR."""
+    """True if standard output is a terminal that shows colours and NO_COLOR is not set."""
     if not sys.stdout.isatty():
         return False
     console = _console()
@@ -34,7 +34,7 @@ def _console() -> Console:
 
 
 def write(text: str, style: str = "") -> None:
-    """A piece of text as it is, in a style of `rich` where there are colours; nothing follows it."""
+    """Print text without a line end, in a style of `rich` if there are colours."""
     if style and has_colours():
         _console().print(text, style=style, end="")
     else:
@@ -43,7 +43,7 @@ def write(text: str, style: str = "") -> None:
 
 
 def write_examples(examples: list[Example]) -> None:
-    """Examples of training data, with what is learnt in a colour or in brackets; nothing for none."""
+    """Print examples of training data, with the learnt text in a colour or in brackets."""
     if not examples:
         return
     _write_run("learnt", learnt=True)
@@ -66,17 +66,17 @@ def write_examples(examples: list[Example]) -> None:
 
 
 def examples_json(examples: list[Example]) -> dict[str, Any]:
-    """The same for machines: the key `examples`, where there are any."""
+    """The examples for `--json`: the key `examples`, if there are any."""
     return {"examples": [example.to_json() for example in examples]} if examples else {}
 
 
 def _write_run(text: str, learnt: bool) -> None:
-    """Text that is learnt, or is not, with its control characters spelled out."""
+    """Print a stretch of text that is learnt or not, with its control characters spelled out."""
     text = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
     if not learnt:
         write(text)
     elif has_colours():
-        # The end of a line takes no colour, but may be learnt.
+        # A line end is printed without colour, even if it is learnt.
         write(text.replace("\n", "⏎\n"), _LEARNT)
     else:
         write(f"{_OPEN}{text}{_CLOSE}")

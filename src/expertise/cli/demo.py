@@ -1,4 +1,4 @@
-"""`expertise demo`."""
+"""The command `expertise demo`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from expertise.cli.options import Device, Json, Out, Set, Threads, print_json, settings
 
 PROMPTS = ("def ", "import ", "class ")
-"""What the demo lets the model continue: the text that it was trained on is mostly code."""
+"""Prompts that the demo's model continues; most of its training text is code."""
 
 
 def demo(

@@ -1,4 +1,4 @@
-"""`expertise evaluate`."""
+"""The command `expertise evaluate`."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ from expertise.cli.options import (
 def evaluate(
     model: Model,
     split: Split = None,
-    max_bytes: Annotated[int, typer.Option(min=0, help="Text of each domain, in bytes; 0: all.")] = 0,
+    max_bytes: Annotated[int, typer.Option(min=0, help="Most bytes of text per domain; 0: all.")] = 0,
     mask_top: Annotated[
         float, typer.Option(help="Mask this share of the experts, each token's most probable ones.")
     ] = 0.0,
     renew_softmax: Annotated[
-        bool, typer.Option("--renew-softmax", help="With --mask-top: probabilities anew over the rest.")
+        bool, typer.Option("--renew-softmax", help="With --mask-top: softmax over the other experts only.")
     ] = False,
     drop_always: Annotated[
         bool, typer.Option("--drop-always", help="Drop the shared experts, take one more routed one.")
     ] = False,
     extra_parts: Annotated[
-        int | None, typer.Option(help="So many more routed experts; default 1 with --drop-always, else 0.")
+        int | None,
+        typer.Option(help="Number of further routed experts; default 1 with --drop-always, else 0."),
     ] = None,
-    k: Annotated[int | None, typer.Option("--k", help="Another k than was trained.")] = None,
-    p: Annotated[float | None, typer.Option("--p", help="Another p than was trained.")] = None,
+    k: Annotated[int | None, typer.Option("--k", help="Use this k instead of the trained one.")] = None,
+    p: Annotated[float | None, typer.Option("--p", help="Use this p instead of the trained one.")] = None,
     data: Data = None,
     kind: Kind = None,
     domain: Domain = None,
@@ -48,7 +49,7 @@ def evaluate(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Bits per byte of each domain on held-out text, and how many parts a token took there.
+    """Measure bits per byte of each domain on held-out text, and how many parts a token took there.
 
     Without --data: on the held-out part of the text that a run, or a composed model's router, was trained on,
     as its folder keeps it. With --data: on all of what is given.
@@ -88,7 +89,7 @@ def evaluate(
     print(f"{'domain':<16}{'bits per byte':>14}{'parts per token':>18}")
     parts = result["parts_per_token"]
     for domain, bits in result["bits_per_byte"].items():
-        # A dense model has no layers to tell apart: it takes no parts anywhere.
+        # A dense model has no layers with parts, so its mean stands for every domain.
         whole = domain == "mean" or not parts["layers"]
         shown = parts["mean"] if whole else parts["domains"].get(domain)
         print(f"{domain:<16}{number(bits, 4):>14}{number(shown, 3):>18}")

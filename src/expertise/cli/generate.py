@@ -1,4 +1,4 @@
-"""`expertise generate`."""
+"""The command `expertise generate`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from expertise.lm.text import Piece
 
 COLOURS = ("#d9f0d3", "#a6dba0", "#5aae61", "#fdb863", "#e66101", "#b2182b")
-"""Backgrounds for 1, 2, … parts; the last one serves all greater numbers."""
+"""Backgrounds for 1, 2, … parts; the last one is for all greater numbers."""
 SKILL_COLOURS = ("#a6cee3", "#fdbf6f", "#b2df8a", "#fb9a99", "#cab2d6", "#ffff99", "#8dd3c7", "#d9d9d9")
 """Backgrounds of the first, second, … skill."""
 
@@ -39,12 +39,17 @@ def generate(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=1)] = 100,
     temperature: Annotated[float, typer.Option(min=0, help="0: always the most likely token.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Only so many most likely tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Only tokens that together pass this mass.")] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Sample only from this many most likely tokens.")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="Sample only from the most likely tokens that together pass this mass."),
+    ] = None,
     greedy: Annotated[
         bool, typer.Option("--greedy", help="The most likely token, never repeating a run of four.")
     ] = False,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the sampling; default: a new one.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the sampling; default: a new one.")] = None,
     stop: Annotated[
         str | None, typer.Option(help="Text of the token that ends it; default: the end of text.")
     ] = None,
@@ -64,7 +69,7 @@ def generate(
         typer.Option(
             "--messages",
             metavar="FILE",
-            help="What was said before, for --chat (which it implies): a JSON list of messages, or one per "
+            help="Earlier messages, for --chat (which it implies): a JSON list of messages, or one per "
             "line; - for standard input. Without a prompt its last message is answered.",
         ),
         IS_PATH,
@@ -141,7 +146,7 @@ def generate(
 
 
 def _write_pieces(pieces: Iterator[Piece], show: str | None, quiet: bool) -> list[Piece]:
-    """Print pieces as they come, unless asked to be quiet; all of them."""
+    """Print pieces as they come, unless `quiet`; returns all of them."""
     written = []
     for piece in pieces:
         written.append(piece)
@@ -180,9 +185,9 @@ def _colour(skill: int) -> str:
 
 
 SHOWN = {"parts": _parts, "skills": _skills}
-"""What `--show` takes → a token's background on a terminal, and what stands behind it elsewhere."""
+"""Values of `--show` → functions that give a token's background, and its note where there are no colours."""
 
 
 def _write(text: str, colour: str, note: str) -> None:
-    # No colours in a file or a pipe: there the note stands behind the text.
+    # A file or a pipe has no colours, so the note follows the text.
     write(text if has_colours() or not note else f"{text}[{note}]", f"black on {colour}" if colour else "")

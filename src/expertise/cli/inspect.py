@@ -1,4 +1,4 @@
-"""`expertise inspect`."""
+"""The command `expertise inspect`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from expertise.cli.options import Device, Json, Run, Threads, print_json, requir
 
 
 def inspect(run: Run, device: Device = None, threads: Threads = None, as_json: Json = False) -> None:
-    """Draw a run's page: what each expert learnt, how many experts each token took.
+    """Draw a run's page: the specialisation of each expert, and the number of experts per token.
 
     Works while the run trains, too: it shows the newest checkpoint.
 

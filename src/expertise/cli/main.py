@@ -1,4 +1,4 @@
-"""The command `expertise`: a table of commands, and how each way to end is reported."""
+"""The command `expertise`: a table of commands, and the exit code and message of each way to end."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ COMMANDS = Registry(
         "policy": "expertise.cli.policy:COMMANDS",
     },
 )
-"""To add a command write its module, which must import nothing heavy at its top, and add a line here; a group
-of commands is a registry of its own."""
+"""The commands. To add one, write its module, which must import nothing heavy at its top, and add a line
+here; a group of commands is a registry of its own."""
 
-# Some versions of typer stand on the package click, others bring their own copy of it: ask typer.
+# Some versions of typer use the package click, others their own copy of it, so the names come from typer.
 _USAGE_ERRORS: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 
@@ -76,15 +76,15 @@ def _group(commands: Registry) -> typer.Typer:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command and end the process: 0 done, 2 a mistake of the user, 1 our fault, 128 + n: signal n."""
+    """Run a command and exit: 0 success, 2 a user's mistake, 1 a bug of ours, 128 + n for signal n."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A folder's name may hold bytes that are no text, and some terminals lack our arrows.
+        # A folder's name may hold bytes that are not text, and some terminals lack our arrows.
         sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(run(arguments))
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run a command; its exit code."""
+    """Run a command and return its exit code."""
     from expertise.runs.signals import Terminated, terminating
 
     try:
@@ -102,7 +102,7 @@ def run(arguments: list[str] | None = None) -> int:
     except ExpertiseError as error:
         return _told(error)
     except BrokenPipeError:
-        # The reader of our output went away (`| head`): end quietly, and keep Python from complaining.
+        # The reader of our output has closed the pipe (`| head`): end quietly, without Python's own error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
@@ -121,14 +121,14 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def _told(error: ExpertiseError) -> int:
-    """Print a mistake; the exit code that goes with it."""
+    """Print a mistake and return its exit code."""
     lines = [f"error: {error.message}", *(f"  {hint}" for hint in error.hints)]
     print("\n".join(map(escaped, lines)), file=sys.stderr)
     return 128 + getattr(error, "signal_number", 2 - 128)
 
 
 def _mistake_behind(error: Exception) -> ExpertiseError | None:
-    """The user's mistake behind an error of Python's that may come up wherever a name of a file is used."""
+    """The user's mistake that caused a Python error, for errors that any use of a file name may raise."""
     if isinstance(error, UnicodeEncodeError):
         try:
             require_utf8(error.object, "a name or a text:")

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how results are printed."""
+"""Options that several commands share, and printing of results."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from expertise.lm.data.config import DataConfig
 
 IS_PATH = "a path"
-"""Marks an option that takes a path as text: it may be a name or an id instead, or have one before it."""
+"""Marks an option that takes a path as text, because it may also be a name or an id, or have a prefix."""
 
 
 def with_home(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A command that takes `~` in every path: in options of the type `Path`, and in those marked `IS_PATH`.
+    """Wrap a command so that `~` is expanded in options of type `Path` and in those marked `IS_PATH`.
 
     The shell expands `--out ~/run`, but not `--out=~/run` and nothing in quotes.
     """
@@ -53,10 +53,10 @@ def _home(value: Any) -> Any:
 
 
 def require_there(path: str, before: str = "") -> None:
-    """Refuse the path of a run or a checkpoint where nothing is; torch is not needed for that.
+    """Refuse the path of a run or a checkpoint that does not exist, without importing torch.
 
     Args:
-        path: as it was given.
+        path: the path as the user gave it.
         before: what to put before the message.
 
     Raises:
@@ -107,7 +107,7 @@ Model = Annotated[
     IS_PATH,
 ]
 BasePath = Annotated[
-    str | None, typer.Option("--base", help="Where a composed model's base is now."), IS_PATH
+    str | None, typer.Option("--base", help="Path of a composed model's base, if it has moved."), IS_PATH
 ]
 Data = Annotated[
     str | None,
@@ -129,12 +129,12 @@ Domain = Annotated[
 Check = Annotated[bool, typer.Option("--check", help="Validate settings and data, train nothing.")]
 Show = Annotated[
     int | None,
-    typer.Option("--show", min=1, help="With --check: print so many examples with what is learnt of them."),
+    typer.Option("--show", min=1, help="With --check: print this many examples with the learnt text marked."),
 ]
 
 
 def require_model(path: str | None) -> None:
-    """Refuse the path of a language model where none can be, before torch is imported; None: none is given.
+    """Refuse a path that cannot be a language model, before torch is imported; None is accepted.
 
     Raises:
         SkillError: nothing is there, or nothing that marks a model.
@@ -146,7 +146,7 @@ def require_model(path: str | None) -> None:
 
 
 def text_of(data: str | None, kind: str | None, domains: list[str] | None) -> DataConfig | None:
-    """The text that `--data`, `--kind` and `--domain` name; None: none of them is given.
+    """The text that `--data`, `--kind` and `--domain` name; None if none of them is given.
 
     Raises:
         RecipeError: they do not go together.
@@ -165,19 +165,19 @@ def text_of(data: str | None, kind: str | None, domains: list[str] | None) -> Da
 
 
 def quoted(value: object) -> str:
-    """A text, a number or a list of them as TOML."""
-    # JSON's form but for two things: TOML has no halves of surrogate pairs, and must escape DEL.
+    """Format a text, a number or a list of them as TOML."""
+    # TOML strings differ from JSON in two points: no halves of surrogate pairs, and DEL must be escaped.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def data_settings(data: str | None, kind: str | None, domains: list[str] | None) -> list[str]:
-    """`--data`, `--kind` and `--domain` as settings of `data`."""
+    """Convert `--data`, `--kind` and `--domain` to settings of `data`."""
     given = {"source": data, "kind": kind, "domains": domains or None}
     return [f"data.{key}={quoted(value)}" for key, value in given.items() if value is not None]
 
 
 def num_shown(show: int | None, check: bool) -> int:
-    """How many examples `--show` asks for.
+    """Number of examples that `--show` asks for; 0 without it.
 
     Raises:
         RecipeError: it stands without `--check`.
@@ -188,12 +188,12 @@ def num_shown(show: int | None, check: bool) -> int:
 
 
 def print_json(result: dict[str, Any] | list[Any]) -> None:
-    """A result for machines."""
+    """Print a result as JSON."""
     print(json.dumps(finite(result), indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def settings(values: list[str] | None, device: str | None = None, threads: int | None = None) -> list[str]:
-    """`--set` together with the options that stand for a key."""
+    """Settings from `--set` and from the options that stand for a key."""
     result = list(values or [])
     if device is not None:
         result.append(f"train.device={device}")

@@ -1,4 +1,4 @@
-"""`expertise plan`."""
+"""The command `expertise plan`."""
 
 from __future__ import annotations
 
@@ -79,10 +79,10 @@ def _bytes(number: int) -> str:
 
 
 def _short(number: int | float, thousand_millions: str = "B") -> str:
-    """Four digits and a letter, as in 16.38 B; FLOPs and bytes count in G instead."""
+    """Format a number with four digits and a letter, as 16.38 B; FLOPs and bytes count in G instead."""
     letters = ("", "k", "M", thousand_millions, "T")
     power = 0
-    # What rounds up to four digits and a zero belongs to the next letter.
+    # A number that rounds up to 1000 belongs to the next letter.
     while power + 1 < len(letters) and float(f"{number:.4g}") >= 1000:
         number, power = number / 1000, power + 1
     return f"{number:.4g} {letters[power]}".rstrip()

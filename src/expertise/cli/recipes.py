@@ -1,4 +1,4 @@
-"""`expertise recipes`."""
+"""The command `expertise recipes`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from expertise.cli.options import Json, print_json
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Print this one, to start from.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Print this recipe, to start from.")] = None,
     as_json: Json = False,
 ) -> None:
     """List the shipped recipes, or print one.

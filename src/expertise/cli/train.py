@@ -1,4 +1,4 @@
-"""`expertise train`."""
+"""The command `expertise train`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def train(
     show: Show = None,
     as_json: Json = False,
 ) -> None:
-    """Train a language model, or go on with a run.
+    """Train a language model, or continue a run.
 
     Example: expertise train demo --set train.steps=100 --out runs/short
 
@@ -51,7 +51,7 @@ def train(
     run = out or Path("runs") / recipes.find(recipe)[0]
     name, wanted = read_recipe(recipe, settings(set_, device, threads), run)
     refuse_early(wanted, run)
-    # Only now, because it brings torch: a mistake should be told at once.
+    # Imported late because it imports torch, so that a mistake is reported at once.
     from expertise.lm import train as training
 
     if check:
@@ -71,7 +71,7 @@ def train(
 
 
 def read_recipe(name: str, changes: list[str], run: Path | None = None) -> tuple[str, Recipe]:
-    """A language model's recipe by name or path, with settings applied, and with what its `init` gives.
+    """Read a language model's recipe by name or path, apply settings, and add the keys from its `init`.
 
     Args:
         name: of a shipped recipe, or the path of a file.

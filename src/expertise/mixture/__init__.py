@@ -1,6 +1,6 @@
-"""The one idea: `y = always(x) + sum of gate_i(context) * part_i(x)`.
+"""The core: `y = always(x) + sum of gate_i(context) * part_i(x)`.
 
-Reading order: `routes.py` (who does what), `mixture.py` (the sum), `routers/top_p.py` (a router),
+Reading order: `routes.py` (the chosen parts), `mixture.py` (the sum), `routers/top_p.py` (a router),
 `parts/swiglu.py` (a kind of part), `dispatch/grouped.py` (how the sum is computed fast).
 """
 

@@ -1,4 +1,4 @@
-"""Losses that keep parts in use, as functions of `Routes`; unweighted, the coefficient is the caller's.
+"""Balance losses as functions of `Routes`, without their coefficients.
 
 The load of a part is counted per token: a token that takes n parts gives 1/n to each of them, so every token
 counts once, however many parts it takes. For a fixed n = K' this is exactly the papers' count over K' T.
@@ -54,7 +54,7 @@ def expert_balance(routes: Routes, num_sequences: int = 1) -> Float[Tensor, ""]:
 def expert_balance_by_sequence(
     routes: Routes, num_sequences: int = 1, counted: Bool[Tensor, " tokens"] | None = None
 ) -> Float[Tensor, " sequences"]:
-    """The expert-level balance loss of each sequence by itself; 0 for one without a counted token.
+    """The expert-level balance loss of each sequence; 0 for a sequence without a counted token.
 
     Args:
         routes: of T tokens.
@@ -89,7 +89,7 @@ def device_balance_by_sequence(
     num_sequences: int = 1,
     counted: Bool[Tensor, " tokens"] | None = None,
 ) -> Float[Tensor, " sequences"]:
-    """The device-level balance loss of each sequence by itself; 0 for one without a counted token.
+    """The device-level balance loss of each sequence; 0 for a sequence without a counted token.
 
     Args:
         routes: of T tokens.
@@ -145,7 +145,7 @@ def token_z(routes: Routes) -> Float[Tensor, " tokens"]:
 
 
 def exact(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """The values in at least float32: bfloat16 is too coarse for a loss, and float64 stays as it is."""
+    """Convert to float32 at least: bfloat16 is too coarse for a loss, and float64 stays as it is."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 

@@ -1,4 +1,4 @@
-"""One product for many parts: rows that are sorted by part, each times its own part's weight."""
+"""The grouped product: rows sorted by part, each multiplied by its own part's weight."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch.nn import functional as F
 from expertise.shapes import Float, Int
 
 _ALIGNMENT = 16
-"""`torch.nn.functional.grouped_mm` wants every stride to be a multiple of so many bytes."""
+"""Bytes that every stride must be a multiple of, for `torch.nn.functional.grouped_mm`."""
 
 
 def missing_columns(width: int, dtype: torch.dtype) -> int:
-    """How many columns a row of this width lacks to be whole multiples of the alignment of `grouped_mm`."""
+    """Number of columns to add to a row of this width so that `grouped_mm` accepts its stride."""
     return -width % max(1, _ALIGNMENT // dtype.itemsize)
 
 
@@ -46,13 +46,13 @@ def grouped_linear(
         return result
     if not _fits_grouped_mm(rows, weight):
         return _loop(rows, weight, offsets)
-    # The kernel's backward refuses an expanded gradient such as that of `y.sum()`: make it whole first.
+    # The kernel's backward refuses an expanded gradient such as that of `y.sum()`: make it contiguous.
     product = F.grouped_mm(_aligned(rows), weight.transpose(-2, -1), offs=offsets)
     return _WholeGradient.apply(product)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _fits_grouped_mm(rows: Tensor, weight: Tensor) -> bool:
-    """Whether `grouped_mm` computes this product and its gradients."""
+    """True where `grouped_mm` computes this product and its gradients."""
     if rows.dtype not in (torch.float32, torch.bfloat16, torch.float16) or rows.dtype != weight.dtype:
         return False
     if rows.device.type not in ("cpu", "cuda") or not weight.is_contiguous() or rows.shape[0] == 0:
@@ -61,8 +61,8 @@ def _fits_grouped_mm(rows: Tensor, weight: Tensor) -> bool:
 
 
 def _aligned(rows: Tensor) -> Tensor:
-    """The rows, copied unless `grouped_mm` can read them where they lie: as part of wider rows, say."""
-    if torch.compiler.is_compiling():  # which cannot ask where a tensor lies
+    """The rows as `grouped_mm` can read them; copied only if their strides or their start do not fit."""
+    if torch.compiler.is_compiling():  # the storage offset is unknown while tracing
         return rows.contiguous()
     step, within = rows.stride()
     whole = all(start * rows.element_size() % _ALIGNMENT == 0 for start in (step, rows.storage_offset()))
@@ -70,7 +70,7 @@ def _aligned(rows: Tensor) -> Tensor:
 
 
 def _loop(rows: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
-    """The fallback: one `linear` per part, plain autograd."""
+    """The fallback: one `linear` per part, differentiated by plain autograd."""
     ends = offsets.tolist()
     sizes = [end - start for start, end in zip([0, *ends], ends, strict=False)]
     products = [
@@ -81,7 +81,7 @@ def _loop(rows: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
 
 
 class _WholeGradient(torch.autograd.Function):
-    """Identity whose gradient arrives contiguous."""
+    """Identity in the forward pass; makes the gradient contiguous in the backward pass."""
 
     @staticmethod
     def forward(ctx: object, x: Tensor) -> Tensor:

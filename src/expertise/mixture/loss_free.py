@@ -1,4 +1,4 @@
-"""Loss-free balancing: each step the biases in the choice move against the loads of that step."""
+"""Loss-free balancing: after each step the routers' biases move against the loads of that step."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ class LossFreeBalance:
         self._counts: list[Tensor | None] = [None for _ in self._routers]
 
     def begin(self) -> None:
-        """Start a step: what was counted and never applied is forgotten."""
+        """Start a step; counts that were never applied are dropped."""
         self._counts = [None for _ in self._routers]
 
     def count(self, layers: Sequence[Routes]) -> None:
-        """Add one micro-batch: the routes of every mixture."""
+        """Add the routes of one micro-batch, one `Routes` per mixture."""
         for index, (router, routes) in enumerate(zip(self._routers, layers, strict=True)):
             if router is not None:
                 before, found = self._counts[index], routes.chosen().sum(0)
                 self._counts[index] = found if before is None else before + found
 
     def apply(self) -> None:
-        """Move the biases by what was counted since `begin`, over all ranks: every rank moves alike."""
+        """Move the biases by the counts since `begin`, summed over all ranks."""
         for router, counts in zip(self._routers, self._counts, strict=True):
             if router is not None and counts is not None:
                 if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -1,4 +1,4 @@
-"""What routes tell: loads, parts per token, specialisation, overlap. All pictures read these numbers."""
+"""Statistics of routes: loads, parts per token, specialisation, overlap. All pictures use these numbers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def load(routes: Routes) -> Float[Tensor, " parts"]:
 def parts_by_domain(
     routes: Routes, domains: Int[Tensor, " tokens"], num_domains: int
 ) -> Int[Tensor, "parts domains"]:
-    """How many tokens of each domain take each part.
+    """Count the tokens of each domain that take each part.
 
     Args:
         routes: of T tokens.
@@ -73,7 +73,7 @@ class Usage:
 
     Args:
         num_parts: E.
-        num_domains: how many domains tokens may come from.
+        num_domains: number of domains that tokens may come from.
         max_parts: the most parts that a token can take (M).
     """
 
@@ -102,24 +102,24 @@ class Usage:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens counted so far."""
+        """Number of tokens counted so far."""
         return int(self.histogram.sum())
 
     def load(self) -> Float[Tensor, " parts"]:
-        """Tokens per part, relative to the mean."""
+        """Tokens per part, relative to the mean over parts."""
         counts = self.by_domain.sum(1).double()
         return counts / counts.mean().clamp(min=torch.finfo(torch.float64).tiny)
 
     def parts_per_token(self) -> float | None:
-        """Mean number of parts that a token took; None: no token was counted."""
+        """Mean number of parts that a token took; None if no token was counted."""
         return _mean_of_histogram(self.histogram.sum(0))
 
     def parts_per_token_by_domain(self) -> list[float | None]:
-        """The same for each domain's tokens."""
+        """Mean number of parts per token of each domain; None for a domain without tokens."""
         return [_mean_of_histogram(row) for row in self.histogram]
 
     def mean_entropy(self) -> float | None:
-        """Mean entropy of the affinities, in nats; None: no token was counted."""
+        """Mean entropy of the affinities, in nats; None if no token was counted."""
         return self.entropy_sum / self.num_tokens if self.num_tokens else None
 
 

@@ -1,4 +1,4 @@
-"""`Mixture`: the only module that adds parts up."""
+"""`Mixture`, the only module that adds parts up."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from expertise.errors import RecipeError
 from expertise.mixture.dispatch import DISPATCHES
@@ -24,8 +25,8 @@ class Mixture(nn.Module):
     (arXiv 2502.05932) when `always` is a frozen layer and the parts are low-rank skills. No token is dropped.
 
     Args:
-        router: who chooses; None when routes are always given to `forward`.
-        parts: what is chosen from, one kind, stacked.
+        router: chooses the parts; None when routes are always given to `forward`.
+        parts: the parts to choose from, all of one kind, stacked.
         always: any module with the parts' input and output width, added with weight 1; None for nothing.
         dispatch: "auto" ("dense" for dense routes and wherever the parts say that it is faster, else
             "grouped"), or a name from `DISPATCHES`.
@@ -62,12 +63,12 @@ class Mixture(nn.Module):
         context: Any = None,
         routes: Routes | None = None,
     ) -> Float[Tensor, "*leading out_features"]:
-        """The sum for each token.
+        """Compute the sum for each token.
 
         Args:
             x: tokens in any leading shape; the router and the parts see them flattened, in order.
-            context: what the router needs beside x (token ids, a context vector); most need nothing.
-            routes: take these instead of asking the router; one record may serve many layers.
+            context: a further input of the router (token ids, a context vector); most routers need none.
+            routes: use these instead of calling the router; several layers may share them.
 
         Returns:
             A tensor of x's leading shape and dtype; the last dimension is that of the parts' output.
@@ -97,13 +98,13 @@ class Mixture(nn.Module):
         return y if self.always is None else self.always(x) + y  # type: ignore[no-any-return]
 
     def note(self, routes: Routes) -> None:
-        """Keep this call's routes where a recording is on."""
+        """Keep this call's routes if a recording is on."""
         if self._recording:
             self.last_routes = routes
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[Mixture]:
-        """Within this context each call keeps its routes, graph included, in `last_routes`.
+        """Keep each call's routes, graph included, in `last_routes` while this context is open.
 
         The last record stays there afterwards; the next recording starts by dropping it.
         """
@@ -118,8 +119,8 @@ class Mixture(nn.Module):
         # copy tensors that are inside a graph).
         return {**self.__dict__, "last_routes": None, "_recording": False}
 
+    @override
     def extra_repr(self) -> str:
-        """What printing the module shows of it."""
         return f"dispatch={self.dispatch!r}"
 
 

@@ -1,4 +1,4 @@
-"""`Routes`: for each token, which parts it takes and with which weight.
+"""`Routes`: the parts that each token takes, and their weights.
 
 Dimension letters used in this package: T tokens, D model width, F expert width, E parts, M slots of a token,
 S chosen (token, part) pairs, R rows after sorting by part (R = S), r rank.
@@ -16,7 +16,7 @@ from expertise.shapes import Bool, Float, Int
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Routes:
-    """The one record of "who did what"; made by routers, read by dispatches, losses, measures and pages.
+    """The parts that a router chose for each token; read by dispatches, losses, measures and pages.
 
     It is in token order; sorting by part is the dispatch's business. Sparse routes give each token M slots,
     of which its first `counts[t]` are used, the part with the greatest affinity first; unused slots hold
@@ -32,32 +32,32 @@ class Routes:
     counts: Int[Tensor, " tokens"] | None = None
     """Parts per token (int64); None: every slot of every token is used."""
     logits: Float[Tensor, "tokens parts"] | None = None
-    """What the affinities were made from; None where these are no probabilities that a router learns, so that
-    no loss on the routes makes sense (hash, a context router without softmax, given weights)."""
+    """The logits of the affinities. None where the affinities are not probabilities that a router learns, so
+    that no loss on the routes makes sense (hash, a context router without softmax, given weights)."""
 
     @property
     def num_tokens(self) -> int:
-        """T."""
+        """Number of tokens T."""
         return self.affinities.shape[0]
 
     @property
     def num_parts(self) -> int:
-        """E."""
+        """Number of parts E."""
         return self.affinities.shape[1]
 
     @property
     def num_slots(self) -> int:
-        """M: the largest number of parts that a token can take here."""
+        """Number of slots M: the most parts that a token can take in this record."""
         return self.gates.shape[1]
 
     @property
     def is_dense(self) -> bool:
-        """Whether every token takes every part."""
+        """True if every token takes every part."""
         return self.part_ids is None
 
     @classmethod
     def dense(cls, gates: Float[Tensor, "tokens parts"]) -> Routes:
-        """Routes that give every part to every token, with these weights.
+        """Dense routes: every token takes every part, with these weights.
 
         Args:
             gates: the weights, any real numbers; they also stand as affinities.
@@ -65,14 +65,14 @@ class Routes:
         return cls(gates=gates, affinities=gates)
 
     def used(self) -> Bool[Tensor, "tokens slots"]:
-        """Which slots hold a part."""
+        """Mask of the slots that hold a part."""
         if self.counts is None:
             return torch.ones_like(self.gates, dtype=torch.bool)
         slots = torch.arange(self.num_slots, device=self.gates.device)
         return slots < self.counts[:, None]
 
     def parts_per_token(self) -> Int[Tensor, " tokens"]:
-        """How many parts each token takes, from 0 to M (0 only where a router lets a token take none)."""
+        """Number of parts of each token, from 0 to M (0 only where a router lets a token take none)."""
         if self.counts is not None:
             return self.counts
         return torch.full((self.num_tokens,), self.num_slots, device=self.gates.device)
@@ -94,12 +94,12 @@ class Routes:
         return table.scatter_add(1, self.part_ids.clamp(min=0), self.gates * self.used())
 
     def select(self, tokens: Bool[Tensor, " tokens"]) -> Routes:
-        """The record of these tokens alone."""
+        """The routes of the tokens that the mask selects."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return Routes(**{k: v[tokens] if isinstance(v, Tensor) else v for k, v in fields.items()})
 
     def each(self, times: int) -> Routes:
-        """The record in which every token stands `times` times in a row: one choice for a whole sequence."""
+        """Repeat every token's routes `times` times in a row, so that a whole sequence shares one choice."""
         if times == 1:
             return self
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -108,6 +108,6 @@ class Routes:
         )
 
     def detached(self) -> Routes:
-        """The same record without its graph, to keep or to move."""
+        """The same routes without their graph, to keep or to move to another device."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return Routes(**{k: v.detach() if isinstance(v, Tensor) else v for k, v in fields.items()})

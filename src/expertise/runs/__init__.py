@@ -1,1 +1,1 @@
-"""What every training shares: recipes, checkpoints, the loop, metrics, progress. Knows no model."""
+"""Shared by every training: recipes, checkpoints, the loop, metrics, progress. Imports no model."""

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder that appears whole or not at all, whose every byte is checked before it is used.
+"""Checkpoints: folders that are written atomically and whose every byte is checked before use.
 
 Schemas: `SCHEMA` numbers the layout of the files. It is raised by whoever changes a checkpoint so that code
 from before would read it wrongly or not at all; new files that old code may ignore do not raise it. Code
@@ -35,23 +35,23 @@ from expertise.runs.folder import MANIFEST, saved_steps
 from expertise.runs.progress import say
 
 SCHEMA = 1
-"""Number of the layout that is written."""
+"""Version number of the layout that is written."""
 
 _READ = (SCHEMA,)
 
 
 class OtherSchemaError(RunError):
-    """A whole checkpoint that another version of this library wrote."""
+    """Raised for a whole checkpoint whose layout another version of this library wrote."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose files were found whole."""
+    """A checkpoint whose files all match the manifest."""
 
     path: Path
     step: int
     version: str
-    """Of this library, when it was written."""
+    """Version of this library that wrote the checkpoint."""
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of `<name>.safetensors`, on the CPU."""
@@ -91,7 +91,7 @@ def save(
     kept = saved_steps(run)
     for old in kept[:-keep] if keep else []:
         if not (keep_every and old % keep_every == 0):
-            # Renamed first: one that a kill left half deleted must not look like a checkpoint.
+            # Renamed first: a checkpoint that is half deleted when the process is killed must not look whole.
             path = run / "checkpoints" / f"step-{old}"
             with contextlib.suppress(OSError):
                 path.rename(path.with_name(f".{path.name}.old"))
@@ -121,7 +121,7 @@ def write(
                 (aside / name).write_text(text, "utf-8")
             (aside / MANIFEST).write_text(_manifest(aside, step), "utf-8")
     except (DiskError, SafetensorError) as error:
-        # safetensors reports the disk's trouble in its own error, the number in its text.
+        # safetensors wraps the disk's error in its own; the error number is only in the text.
         if not any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT)):
             found = re.search(r"\(os error (\d+)\)", str(error))
             if isinstance(error, DiskError) or not found:
@@ -136,7 +136,7 @@ def write(
 
 
 def latest(run: Path, *, set_aside: bool = False) -> Checkpoint | None:
-    """The newest whole checkpoint of a run, or None when there never was one.
+    """The newest whole checkpoint of a run, or None if there never was one.
 
     A damaged one is named and passed over.
 
@@ -167,12 +167,12 @@ def latest(run: Path, *, set_aside: bool = False) -> Checkpoint | None:
 
 
 def any_saved(run: Path) -> bool:
-    """Whether a run ever saved a checkpoint, whole or damaged."""
+    """True if a run has ever saved a checkpoint, whole or damaged."""
     return any((run / "checkpoints").glob("step-*"))
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """A checkpoint by its folder, every file held against the manifest.
+    """Open a checkpoint by its folder, after a check of every file against the manifest.
 
     Raises:
         RunError: it is damaged, or of another schema; the message names the file.
@@ -200,7 +200,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a folder looks like one."""
+    """True if a folder holds a checkpoint's manifest."""
     return (path / MANIFEST).is_file()
 
 
@@ -213,7 +213,7 @@ def random_states() -> dict[str, Tensor]:
 
 
 def restore_random_states(states: Mapping[str, Tensor]) -> None:
-    """Put back what `random_states` gave; devices that are not here are left out."""
+    """Restore the states that `random_states` returned; devices that this machine lacks are left out."""
     torch.set_rng_state(states["cpu"])
     for name, state in states.items():
         if name.startswith("cuda:") and int(name[5:]) < torch.cuda.device_count():
@@ -233,7 +233,7 @@ def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) 
 def restore_optimizer(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Put back what `optimizer_tensors` gave; the groups themselves come from the recipe."""
+    """Restore the state that `optimizer_tensors` returned; the parameter groups come from the recipe."""
     parameters = dict(model.named_parameters())
     for key, value in tensors.items():
         name, _, quantity = key.rpartition("::")

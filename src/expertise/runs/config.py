@@ -1,4 +1,4 @@
-"""What a recipe says about a training, whatever is trained. No torch here: see `registry.Registry.config`."""
+"""Configuration of a training, whatever is trained. No torch here: see `registry.Registry.config`."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ OnNonFinite = Literal["stop", "skip"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How long, how much at once, and how often to look and to save."""
+    """Length, batch size and device of a training; intervals of evaluations and checkpoints."""
 
     steps: Annotated[int, Ge(1)]
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     batch_size: Annotated[int, Ge(1)]
-    """Sequences (of policies: transitions) per step, all micro-batches together."""
+    """Sequences per step, all micro-batches together; for policies, transitions per step."""
     accumulation: Annotated[int, Ge(1)] = 1
-    """Micro-batches that a step is cut into: the same step to rounding (but for balance losses that count
-    per batch), in less memory."""
+    """Number of micro-batches per step. It changes a step only by rounding (and by balance losses that count
+    per batch), and saves memory."""
     evaluate_every: Annotated[int, Ge(0)] = 0
     """Steps between evaluations; 0: only at the end."""
     save_every: Annotated[int, Ge(0)] = 0
@@ -31,23 +31,23 @@ class TrainConfig:
     log_every: Annotated[int, Ge(1)] = 10
     """Steps between lines of metrics."""
     keep: Annotated[int, Ge(1)] = 2
-    """How many of the latest checkpoints stay on disk."""
+    """Number of latest checkpoints to keep on disk."""
     keep_every: Annotated[int, Ge(0)] = 0
-    """Checkpoints of every so many steps stay too; 0: none."""
+    """Also keep every checkpoint whose step is a multiple of this; 0: none."""
     seed: Annotated[int, Ge(0), Lt(2**63)] = 0
-    """Of the weights and of the order of the data."""
+    """Seed of the weights and of the order of the data."""
     device: DeviceName = "auto"
-    """"auto" takes CUDA where present, else the CPU."""
+    """Device to train on; "auto" is CUDA where present, else the CPU."""
     threads: Annotated[int, Ge(0)] = 0
     """CPU threads; 0: as many as the machine has cores."""
     bfloat16: bool = False
-    """Compute products in bfloat16 (autocast); weights stay in float32."""
+    """Autocast products to bfloat16; weights stay in float32."""
     tensorboard: bool = False
     """Also write metrics for TensorBoard."""
     on_non_finite: OnNonFinite = "stop"
-    """A loss or gradient that is not finite: "stop", or "skip" the step: its batch is passed over."""
+    """Reaction to a loss or gradient that is not finite: "stop", or "skip" the update of that step."""
     skip_limit: Annotated[int, Ge(1)] = 10
-    """So many skipped steps in a row stop the run after all."""
+    """Stop the run after this many skipped steps in a row."""
 
     def __post_init__(self) -> None:
         if self.batch_size % self.accumulation:
@@ -58,10 +58,10 @@ class TrainConfig:
 
 
 def may_change(key: str) -> bool:
-    """Whether a run may go on with another value of this key of its recipe, dotted.
+    """True if a run may go on with another value of this key, given as a dotted name.
 
-    Those are how long, how often to look and to save, where and in what pieces to compute, what to do with a
-    step that fails. A recipe that must keep one of them nevertheless says so (`folder.Keeping`).
+    These keys set the length, the intervals of evaluation and saving, the device, the micro-batches and the
+    reaction to a failed step. A recipe that must keep one of them implements `folder.Keeping`.
     """
     return key in {
         "train.steps",
@@ -83,7 +83,7 @@ def may_change(key: str) -> bool:
 def memory_hints(
     train: TrainConfig, *smaller: str, accumulation_stays: bool = False, option: str = "--out"
 ) -> list[str]:
-    """Lines that say what helps a run whose device has too little memory.
+    """Hints for a run whose device has too little memory, one line each.
 
     Args:
         train: of the run.

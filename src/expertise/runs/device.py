@@ -1,4 +1,4 @@
-"""Where tensors live, and what to say when a device is absent or too small."""
+"""Devices: choice by name, autocast, and hints for a device that is absent or too small."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ def resolve(name: str) -> torch.device:
 
 
 def shortfalls(device: torch.device) -> list[str]:
-    """What a device lacks and how it is made up for, a line each; nothing for a CPU and for CUDA."""
+    """Features that a device lacks and their substitutes, one line each; empty for CPU and CUDA."""
     if device.type == "mps":
         return ["Metal has no grouped products: experts run one after another there"]
     return []
 
 
 def limit_threads(threads: int) -> None:
-    """Use so many CPU threads; 0 leaves the library's choice."""
+    """Set the number of CPU threads; 0 keeps PyTorch's choice."""
     if threads > 0:
         torch.set_num_threads(threads)
 
 
 def products(device: torch.device, bfloat16: bool) -> contextlib.AbstractContextManager[object]:
-    """Where this is entered, products of matrices are computed in bfloat16, or as their operands are."""
+    """Autocast to bfloat16 if asked, else a context that changes nothing."""
     return torch.autocast(device.type, torch.bfloat16) if bfloat16 else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def memory_errors(hints: Sequence[str]) -> Iterator[None]:
-    """Turn running out of device memory into one line, with hints that say what helps."""
+    """Turn an out-of-memory error of the device into one line with hints."""
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: what to say of them, and steps that are passed over."""
+"""Losses and gradients that are not finite: error messages and skipped steps."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from expertise.runs import recipe as recipes
 
 
 def culprit(reported: Mapping[str, float], norm: float, model: nn.Module) -> str:
-    """What is not finite in a step, in words; empty when all is.
+    """Name the part of a step that is not finite, in words; empty if everything is finite.
 
     Args:
         reported: the parts of the loss.
-        norm: of the whole gradient, before it is clipped.
-        model: its gradients tell where a gradient went wrong first.
+        norm: norm of the whole gradient, before it is clipped.
+        model: the model, whose gradients show the first parameter with a bad one.
     """
     for name, value in reported.items():
         if not math.isfinite(value):
@@ -29,28 +29,28 @@ def culprit(reported: Mapping[str, float], norm: float, model: nn.Module) -> str
         return ""
     bad = (n for n, p in model.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all()))
     first = next(bad, None)
-    # Finite numbers whose squares are not give a norm that is not.
+    # The norm can overflow although every gradient is finite.
     return f"the gradient of {first}" if first else "the norm of the gradient"
 
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
-    """Whether every number of some tensors is finite."""
-    # The norm of them all is ten times as quick as a look at each number. When it is not finite, its squares
-    # may have been too large, so then each is looked at after all.
+    """True if every number in the tensors is finite."""
+    # One norm of all tensors is ten times as fast as checking each number. If it is not finite, squares may
+    # have overflowed, so each tensor is then checked.
     norm = nn.utils.get_total_norm([t.detach() for t in tensors if t.is_floating_point()])
     rest = [t for t in tensors if not t.is_floating_point()] if bool(norm.isfinite()) else tensors
     return all(bool(t.isfinite().all()) for t in rest)
 
 
 def diverged(run: Path, step: int, what: str, *, may_skip: bool = False, skipped: int = 0) -> DivergedError:
-    """The error that ends a run: step, part, the last good checkpoint, what to try.
+    """The error that ends a run; it names the step, the part, the last good checkpoint and possible remedies.
 
     Args:
         run: the run's folder.
         step: steps done, this one included.
-        what: from `culprit`, or other words.
-        may_skip: whether passing the step over would have been a way out.
-        skipped: how many steps in a row were passed over before, this one included.
+        what: name of the part that is not finite, from `culprit` or another caller.
+        may_skip: also suggest to skip such steps.
+        skipped: number of steps skipped in a row, this one included.
     """
     saved = checkpoint.latest(run)
     good = f"the last good checkpoint is {saved.path}" if saved else "no checkpoint was saved before"
@@ -62,7 +62,7 @@ def diverged(run: Path, step: int, what: str, *, may_skip: bool = False, skipped
 
 
 def _remedies(run: Path) -> list[str]:
-    """Changes that may keep a run finite, of those keys that its recipe has."""
+    """Changes that may keep a run finite, restricted to keys that its recipe has."""
     known = {"learning_rate": 1.0, "warmup": 0, "clip": 1.0}
     if (run / folder.RECIPE).is_file():
         values = recipes.parse((run / folder.RECIPE).read_text("utf-8"), str(run / folder.RECIPE))
@@ -70,13 +70,14 @@ def _remedies(run: Path) -> list[str]:
     remedies = ["a lower optimizer.learning_rate"]
     remedies += ["a longer optimizer.warmup"] if "warmup" in known else []
     if "clip" in known:
-        # 0 clips nothing: there is nothing lower.
+        # A clip of 0 means no clipping, so it cannot be lowered.
         remedies.append("a lower optimizer.clip" if known["clip"] else "optimizer.clip = 1.0")
     return remedies
 
 
 class Skips:
-    """Counts the steps whose update was dropped. Each has a line of metrics, from which the counts come back.
+    """Counts the steps whose update was dropped. Each writes a line of metrics, from which counts are
+    restored.
 
     Args:
         lines: the run's metrics up to `step`.
@@ -91,10 +92,10 @@ class Skips:
             self.in_a_row += 1
 
     def add(self) -> None:
-        """One more step was dropped."""
+        """Count one more dropped step."""
         self.total += 1
         self.in_a_row += 1
 
     def end_row(self) -> None:
-        """A step was taken."""
+        """Reset the count of dropped steps in a row, because a step was taken."""
         self.in_a_row = 0

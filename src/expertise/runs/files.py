@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and text and names of files that must be UTF-8."""
+"""Atomic writing of files and folders, and checks that text and file names are UTF-8."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ _DISK_TROUBLE = {
     errno.EIO,
 }
 _WRONG_PLACE = {errno.EEXIST, errno.EISDIR, errno.ENOENT}
-"""Of a path that is written to; of another one they are faults of ours."""
+"""Errors that are a user's mistake if they name the path that is written to, and a bug otherwise."""
 
 
 _MARKS = (
     (codecs.BOM_UTF8, "UTF-8"),
-    # Before UTF-16: the mark of UTF-32 in little-endian order begins with that of UTF-16.
+    # UTF-32 stands before UTF-16, because its little-endian mark begins with that of UTF-16.
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
     (codecs.BOM_UTF16_LE, "UTF-16"),
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
-"""Byte-order marks at the start of a file, and the encoding that each tells, as iconv calls it."""
+"""Byte-order marks at the start of a file, and the encoding of each by its name in iconv."""
 
 
 def marked_encoding(raw: bytes) -> str | None:
-    """The encoding that a file's byte-order mark tells, as iconv calls it; None: there is no mark.
+    """The encoding of a file's byte-order mark by its name in iconv; None if there is no mark.
 
     Args:
         raw: the file's first bytes, four at least where it has so many.
@@ -70,7 +70,7 @@ def encoding_hint(raw: bytes) -> str:
 
 
 def _unmarked_utf16(head: bytes) -> str | None:
-    """UTF-16 without a mark, known by its NULs: most text has one in every second byte."""
+    """Recognise UTF-16 without a byte-order mark by its NULs: most text has one in every second byte."""
     for name, highs in (("UTF-16LE", head[1::2]), ("UTF-16BE", head[::2])):
         if len(head) > 3 and highs.count(0) > 0.8 * len(highs) and head.count(0) < 0.6 * len(head):
             return name
@@ -98,7 +98,7 @@ def decoded(raw: bytes, where: str, error: type[ExpertiseError]) -> str:
 
 
 def escaped(text: str) -> str:
-    r"""Text that can be printed and written: bytes that are not UTF-8 show as `\xe9`.
+    r"""Text that can be printed and written: bytes that are not UTF-8 are shown as `\xe9`.
 
     Python keeps such bytes of a file's name as halves of surrogate pairs, which no file and no terminal
     takes.
@@ -110,7 +110,7 @@ def escaped(text: str) -> str:
 
 
 def require_utf8(text: str, what: str) -> str:
-    """The text, when it can be written as UTF-8.
+    """Return the text if it can be encoded as UTF-8, else refuse it.
 
     Args:
         text: a prompt, a path, a value of a recipe.
@@ -132,7 +132,7 @@ def require_utf8(text: str, what: str) -> str:
 
 
 def nearest_beside(path: Path, pattern: str = "*") -> list[str]:
-    """A hint for a mistyped path: the nearest name beside it; none where nothing is near.
+    """A hint for a mistyped path: the nearest name in its folder; none if no name is near.
 
     Args:
         path: what the user wrote; nothing is there.
@@ -147,7 +147,7 @@ def nearest_beside(path: Path, pattern: str = "*") -> list[str]:
 
 
 def expand_paths(config: object, *fields: str) -> None:
-    """Put the home folder in place of a leading `~` in some fields of a frozen configuration.
+    """Expand a leading `~` to the home folder in some fields of a frozen configuration.
 
     Args:
         config: a dataclass, in its `__post_init__`.
@@ -166,7 +166,7 @@ def expand_paths(config: object, *fields: str) -> None:
 
 
 def expanded(path: str) -> str:
-    """A path with the home folder in place of a leading `~`.
+    """Expand a leading `~` of a path to the home folder.
 
     Raises:
         RecipeError: it holds a NUL, which no path can.
@@ -178,7 +178,7 @@ def expanded(path: str) -> str:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full, read-only or forbidden disk, or a path where nothing can be, into one clear line.
+    """Turn a full, read-only or forbidden disk, or a path where nothing can be written, into one clear line.
 
     Raises:
         DiskError: names the path and the reason.
@@ -199,12 +199,12 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def _on_the_way(name: object, path: Path) -> bool:
-    """Whether a name is the path, stands beside it, or is or stands beside a folder above it."""
+    """True if `name` is the path, a sibling of it, or one of its parent folders or their siblings."""
     return isinstance(name, str | os.PathLike) and path.is_relative_to(Path(os.fspath(name)).parent)
 
 
 def require_writable(path: Path) -> None:
-    """Refuse a path where no file can be written, before long work; nothing is made.
+    """Refuse a path where no file can be written, before long work; nothing is created.
 
     Raises:
         DiskError: it is a folder, or what is above it is a file, read-only or forbidden.
@@ -220,7 +220,7 @@ def require_writable(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, durably."""
+    """Make a folder and its parents, and flush their entries to disk."""
     missing = [p for p in (path, *path.parents) if not p.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for made in missing:
@@ -228,12 +228,12 @@ def make_folder(path: Path) -> None:
 
 
 def left_overs(folder: Path) -> list[Path]:
-    """What a killed process left aside in a folder while it wrote to it."""
+    """Unfinished files that a killed process left in a folder."""
     return list(folder.glob(".*.part"))
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it; what is not there is no mistake."""
+    """Remove a file, or a folder with its content; a missing path is ignored."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -241,7 +241,7 @@ def remove(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Make a folder's entries durable, where the system can."""
+    """Flush a folder's entries to disk (fsync), where the system can."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -253,7 +253,7 @@ def sync_folder(path: Path) -> None:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Replace a file in one step: a reader sees the old content or the new, never a part.
+    """Replace a file in one step: a reader sees either the old content or the new.
 
     Raises:
         DiskError: the disk is full, read-only or forbidden; the old content stays.
@@ -279,7 +279,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Fill a folder aside and move it to its place when the block ends well.
+    """Fill a temporary folder, and move it to its final path if the block ends without an error.
 
     Files written in it are made durable before the move; a folder that stood there is replaced.
 
@@ -323,5 +323,5 @@ def sha256_of(path: Path) -> str:
 
 
 def sha256_of_json(content: Mapping[str, Any]) -> str:
-    """SHA-256 of a JSON object, whatever the order of its keys, as hexadecimal digits."""
+    """SHA-256 of a JSON object as hexadecimal digits, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""A run's folder: made, found again, held by one process at a time."""
+"""A run's folder: create it, find it again, lock it against other processes."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ T = TypeVar("T")
 
 RECIPE = "recipe.toml"
 MANIFEST = "manifest.json"
-"""What says of every other file of a checkpoint how it was written."""
+"""File of a checkpoint that holds the size and digest of every other file."""
 _LOCK, _OWNER = ".lock", ".owner"
 
 
 @runtime_checkable
 class Keeping(Protocol):
-    """A recipe that must keep the values of some keys which other recipes may change on the way."""
+    """A recipe that refuses changes of some keys that other recipes allow."""
 
     def why_kept(self, key: str) -> str:
-        """Why a run of this recipe cannot go on with another value of a dotted key; empty: it can."""
+        """Reason for which a run cannot go on with another value of a dotted key; empty if it can."""
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder holds a run."""
+    """True if a folder holds a run."""
     return (path / RECIPE).is_file()
 
 
 def require_run(path: Path) -> Path:
-    """The folder, when it is a run.
+    """Return the folder if it holds a run, else refuse it.
 
     Raises:
         RunError: it does not exist or is something else.
@@ -58,7 +58,7 @@ def require_free_or_run(path: Path) -> None:
         raise RunError(f"{path} is a file, not a folder", "choose another --out")
     if not path.is_dir() or is_run(path):
         return
-    # A run that was killed before its recipe stood holds these.
+    # A run that was killed before it wrote its recipe holds these files.
     ours = {path / _LOCK, path / _OWNER, *left_overs(path)}
     if any(p not in ours for p in path.iterdir()):
         raise RunError(f"{path} is not a run and is not empty", "choose another --out")
@@ -76,7 +76,7 @@ def read_recipe(run: Path, cls: type[T]) -> T:
 
 
 def adopt_recipe(run: Path, recipe: Any, may_change: Callable[[str], bool]) -> None:
-    """Write a run's recipe, or take the changes that a run may go on with.
+    """Write a run's recipe, or replace it by one whose changes a run may go on with.
 
     Args:
         run: the run's folder.
@@ -91,7 +91,7 @@ def adopt_recipe(run: Path, recipe: Any, may_change: Callable[[str], bool]) -> N
 
 
 def refuse_changes(run: Path, recipe: Any, may_change: Callable[[str], bool]) -> bool:
-    """Whether a run's recipe differs from the wanted one, in keys that may change.
+    """True if the wanted recipe differs from the run's in keys that may change; other changes are refused.
 
     Raises:
         RunError: another key differs; the first one is named with old and new value, and with the reason
@@ -112,14 +112,14 @@ def refuse_changes(run: Path, recipe: Any, may_change: Callable[[str], bool]) ->
 
 
 def saved_steps(run: Path) -> list[int]:
-    """The steps of a run's checkpoints by their names, those that are damaged and not yet set aside too."""
+    """Steps of a run's checkpoints by their names, including damaged ones that are not yet set aside."""
     names = (path.name for path in (run / "checkpoints").glob("step-*") if path.is_dir())
     numbers = (name.removeprefix("step-") for name in names)
     return sorted(int(number) for number in numbers if number.isdecimal())
 
 
 def refuse_fewer_steps(run: Path, trained: int, steps: int) -> None:
-    """Refuse to make a run shorter than it is.
+    """Refuse a number of steps that is lower than what the run has already taken.
 
     Raises:
         RunError: it was trained for more steps.
@@ -135,7 +135,7 @@ def refuse_fewer_steps(run: Path, trained: int, steps: int) -> None:
 
 
 def refuse_if_held(run: Path) -> None:
-    """Refuse a run that another process holds, before any long work; `held` alone is the guard.
+    """Refuse a run that another process holds, before any long work. Only `held` is a real lock.
 
     Raises:
         RunError: another process holds it; it is named.
@@ -147,7 +147,7 @@ def refuse_if_held(run: Path) -> None:
 
 @contextlib.contextmanager
 def held(run: Path) -> Iterator[None]:
-    """Hold a run's folder against other processes.
+    """Lock a run's folder against other processes.
 
     Raises:
         RunError: another process holds it; it is named.
@@ -165,14 +165,14 @@ def held(run: Path) -> Iterator[None]:
         (run / _OWNER).unlink(missing_ok=True)
         lock.release()
         if not is_run(run):
-            # Nothing was made: leave nothing behind.
+            # The run made nothing, so its folder is removed as well.
             (run / _LOCK).unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 run.rmdir()
 
 
 def _acquire(run: Path) -> Any:
-    """The run's lock, taken."""
+    """Acquire the run's lock."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(run / _LOCK)

@@ -1,4 +1,4 @@
-"""The one training loop: steps, accumulation, clipping, evaluation, checkpoints, signals."""
+"""The training loop: steps, accumulation, clipping, evaluation, checkpoints, signals."""
 
 from __future__ import annotations
 
@@ -26,55 +26,56 @@ from expertise.runs.weights import named_now
 
 @dataclasses.dataclass(frozen=True)
 class Losses:
-    """What one micro-batch gave."""
+    """Losses and figures of one micro-batch."""
 
     total: Tensor
-    """Scalar to descend."""
+    """Scalar to minimise."""
     reported: Mapping[str, Tensor]
-    """Scalars for the metrics; `loss` is the one that is shown."""
+    """Scalars for the metrics; `loss` is the one that the progress shows."""
     tables: Mapping[str, Tensor]
-    """Rows of numbers for the metrics (loads), empty unless `detail` was asked for."""
+    """Rows of numbers for the metrics (loads); empty unless `detail` is set."""
     weights: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
-    """Table → what this micro-batch's counts within the step, a scalar; one that is left out counts 1."""
+    """Table → weight of this micro-batch in the mean over the step, a scalar; 1 for a missing table."""
 
 
 @runtime_checkable
 class Task(Protocol):
-    """What the loop trains."""
+    """Interface of a training task: model, losses and evaluation."""
 
     unit: str
-    """What is counted, in the plural ("tokens")."""
+    """Unit of the training data, in the plural ("tokens")."""
     units_per_step: int
 
     @property
     def model(self) -> nn.Module:
-        """What is trained."""
+        """The module to train."""
 
     def losses(self, step: int, micro: int, detail: bool) -> Losses:
-        """Losses of micro-batch `micro` of `step`; they depend on the weights, step and seed alone."""
+        """Compute the losses of micro-batch `micro` of `step`; they depend only on the weights, step and
+        seed."""
 
     def after_step(self) -> None:
-        """What follows a step that was not skipped; it may change nothing but the model's state."""
+        """Hook after each step that was not skipped; it may change only the model's state."""
 
     def evaluate(self, between: Callable[[], None]) -> dict[str, Any]:
-        """Numbers on held-out data, for the metrics; they depend on the weights alone.
+        """Evaluate on held-out data, for the metrics; the figures depend only on the weights.
 
-        `between` is to be called between batches: it raises when the evaluation is to be broken off.
+        Call `between` between batches: it raises if the evaluation must stop.
         """
 
     def headline(self, evaluation: Mapping[str, Any]) -> str:
-        """An evaluation in a few words."""
+        """Summarise an evaluation in a few words."""
 
     def files(self) -> Mapping[str, str]:
-        """Text files that belong into every checkpoint."""
+        """Text files to store in every checkpoint."""
 
 
 @runtime_checkable
 class Epochs(Protocol):
-    """A task that goes through all of its data once, and then again."""
+    """A task that iterates over its data more than once."""
 
     def epochs(self, steps: int) -> float:
-        """How often it has gone through its data after so many steps."""
+        """Number of passes over the data after this many steps."""
 
 
 def train(
@@ -84,14 +85,14 @@ def train(
     optimizer_config: OptimizerConfig,
     memory_hints: Sequence[str] = (),
 ) -> None:
-    """Train to the last step, going on from the newest whole checkpoint of the run if there is one.
+    """Train to the last step, from the newest whole checkpoint of the run if there is one.
 
     Args:
         run: the run's folder, held by this process.
         task: what is trained.
         config: steps, saving, evaluation.
         optimizer_config: AdamW and schedule.
-        memory_hints: what helps where the device has too little memory, a line each.
+        memory_hints: hints for a device with too little memory, one line each.
 
     Raises:
         RunError: it was trained for more steps before.
@@ -125,7 +126,7 @@ def train(
 
 
 def restore(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Put a run's newest whole checkpoint into model and optimizer; the step it was saved at, or 0.
+    """Load a run's newest whole checkpoint into model and optimizer; returns its step, or 0 if there is none.
 
     Raises:
         RunError: it is whole, but not of this model.
@@ -146,7 +147,7 @@ def restore(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> in
 
 
 def is_evaluated(run: Path, step: int) -> bool:
-    """Whether a run's metrics hold an evaluation after this step."""
+    """True if a run's metrics hold an evaluation after this step."""
     lines = read_lines(run / "metrics.jsonl")
     return any(line["kind"] == "evaluation" and line["step"] == step for line in lines)
 
@@ -171,7 +172,7 @@ class _State:
         self.saved = self.first
 
     def step(self, step: int) -> None:
-        """One optimizer step (counted from 0) and its line of metrics."""
+        """Take one optimizer step (counted from 0) and write its line of metrics."""
         config, done = self.config, step + 1
         last = done == config.steps
         due = done % config.log_every == 0 or last
@@ -206,7 +207,7 @@ class _State:
         self.progress.update(done, "  ".join([f"loss {reported['loss']:.3f}", *self._epochs(done)]))
 
     def look_and_save(self, done: int) -> None:
-        """Whatever is due after a step: an evaluation, a checkpoint, an end because a signal came."""
+        """Evaluate or save if due after this step, and stop if a signal came."""
         try:
             if self._due(done, self.config.evaluate_every):
                 self._evaluate(done)
@@ -215,14 +216,14 @@ class _State:
             if done < self.config.steps:
                 self.interrupts.check()
         except Interrupted:
-            # An evaluation that was broken off is made good when the run goes on.
+            # An interrupted evaluation is repeated when the run goes on.
             if self.saved != done:
                 self.save(done)
             assert self.interrupts.signal_number is not None
             raise Stopped(self.interrupts.signal_number, done) from None
 
     def seen(self, done: int) -> str:
-        """How much was trained on after so many steps."""
+        """Amount of training after this many steps, in words."""
         units = f"{done * self.task.units_per_step:,} {self.task.unit}"
         return ", ".join([f"step {done}: trained on {units}", *self._epochs(done)])
 
@@ -256,14 +257,14 @@ class _State:
         return Losses(losses.total.detach(), reported, tables, losses.weights)
 
     def _update(self, total_norm: Tensor) -> None:
-        """Clip and step."""
+        """Clip the gradients and take the optimizer's step."""
         if limit := self.optimizer_config.clip:
             nn.utils.clip_grads_with_norm_(self._parameters, limit, total_norm)
         self.optimizer.step()
         self._skips.end_row()
 
     def _skip(self, step: int, bad: str) -> None:
-        """Drop a step's update, or stop: weights and the optimizer's state stay as they are."""
+        """Drop a step's update, or stop the run; weights and the optimizer's state stay as they are."""
         config = self.config
         if config.on_non_finite == "stop":
             raise divergence.diverged(self.run, step, bad, may_skip=True)
@@ -277,7 +278,7 @@ class _State:
         self.progress.note(f"step {step}: {bad} is not finite; skipped ({self._skips.total} so far)")
 
     def _refuse_spoilt(self, step: int) -> None:
-        """The step just taken may have spoilt the weights: no line and no checkpoint may come of that."""
+        """Stop if the last step made a weight non-finite, before any metrics or checkpoint are written."""
         if not divergence.all_finite(self._parameters):
             raise divergence.diverged(self.run, step, "a new weight")
 
@@ -315,13 +316,13 @@ class _State:
             kind="evaluation", step=step, **{self.task.unit: step * self.task.units_per_step}, **evaluation
         )
         self.progress.note(f"step {step}: {self.task.headline(evaluation)}")
-        # The time of an evaluation is its own: it must not spoil the next rate.
+        # The time of an evaluation must not count towards the next training rate.
         self.log.timing(step=step, evaluation_seconds=round(time.monotonic() - started, 4))
         self._clock = time.monotonic()
 
 
 def step_tables(micro: Sequence[Losses]) -> dict[str, Tensor]:
-    """The tables of a whole step: the mean over its micro-batches, each with its weight."""
+    """Tables of a whole step: the weighted mean over its micro-batches."""
     if len(micro) == 1:
         return dict(micro[0].tables)
     tables = {}
@@ -334,5 +335,5 @@ def step_tables(micro: Sequence[Losses]) -> dict[str, Tensor]:
 
 
 def _rounded(table: Tensor) -> list[float]:
-    """A table's numbers with the four digits that a picture can show."""
+    """Round a table's numbers to the four digits that a picture can show."""
     return [float(f"{float(value):.4g}") for value in table]

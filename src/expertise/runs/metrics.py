@@ -1,4 +1,5 @@
-"""`metrics.jsonl`: what recipe and seed determine. `timing.jsonl`: times and rates, only appended to."""
+"""`metrics.jsonl`: figures that recipe and seed determine. `timing.jsonl`: times and rates, only appended
+to."""
 
 from __future__ import annotations
 
@@ -17,13 +18,13 @@ from expertise.runs.files import disk_errors, write_atomic
 
 @runtime_checkable
 class Sink(Protocol):
-    """Anything that wants the same numbers, such as TensorBoard."""
+    """Interface of a further output for metrics, such as TensorBoard."""
 
     def write(self, record: dict[str, Any]) -> None:
-        """Take one line of metrics."""
+        """Write one line of metrics."""
 
     def close(self) -> None:
-        """No more will come."""
+        """Flush and close the output."""
 
 
 class MetricsLog:
@@ -61,7 +62,7 @@ class MetricsLog:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON Lines file; a last line that was cut short by a kill is left out.
+    """The records of a JSON Lines file, without a last line that a kill cut short.
 
     Raises:
         RunError: another line is damaged.
@@ -83,7 +84,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def sum_of(value: Any) -> float:
-    """Sum over all numbers of a record: not finite if one is not."""
+    """Sum of all numbers in a record; it is not finite if one of them is not."""
     if isinstance(value, Mapping):
         return sum(map(sum_of, value.values()))
     if isinstance(value, list | tuple):
@@ -92,7 +93,7 @@ def sum_of(value: Any) -> float:
 
 
 def finite(value: Any) -> Any:
-    """The same record with None for every number that is none: JSON knows no NaN and no infinity."""
+    """Replace numbers that are not finite by None, because JSON has no NaN and no infinity."""
     if isinstance(value, Mapping):
         return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -105,7 +106,8 @@ def _line(record: dict[str, Any]) -> str:
 
 
 def _drop_cut_line(path: Path) -> None:
-    """Take off a last line that a kill or a full disk cut short, so that the next one stands by itself."""
+    """Remove a last line that a kill or a full disk cut short, so that the next one starts on its own
+    line."""
     if path.exists():
         with disk_errors(path), open(path, "rb+") as file:
             file.truncate(file.read().rfind(b"\n") + 1)
@@ -113,14 +115,14 @@ def _drop_cut_line(path: Path) -> None:
 
 def _append(path: Path, record: dict[str, Any]) -> None:
     with disk_errors(path), open(path, "ab") as file:
-        # One write call: a reader or a kill sees the whole line or, at worst, a cut last one.
+        # One write call, so that a kill leaves the whole line or, at worst, a cut last line.
         file.write(_line(record).encode())
         file.flush()
         os.fsync(file.fileno())
 
 
 def require_tensorboard() -> None:
-    """Refuse to go on without the extra `tensorboard`.
+    """Refuse to go on if the extra `tensorboard` is not installed.
 
     Raises:
         MissingExtra: the package is not installed.
@@ -132,7 +134,7 @@ def require_tensorboard() -> None:
 
 
 class TensorBoardSink:
-    """Writes scalar metrics where TensorBoard looks; needs the extra `tensorboard`.
+    """Writes scalar metrics for TensorBoard; needs the extra `tensorboard`.
 
     Args:
         run: the run's folder; events go to its sub-folder `tensorboard`.
@@ -148,13 +150,13 @@ class TensorBoardSink:
         self._writer = SummaryWriter(str(run / "tensorboard"))
 
     def write(self, record: dict[str, Any]) -> None:
-        """Every number of the record, nested names joined by a slash."""
+        """Write every number of the record, nested names joined by a slash."""
         step = record["step"]
         for name, value in _scalars(record, str(record["kind"])):
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flush and close."""
+        """Flush and close the TensorBoard writer."""
         self._writer.close()
 
 

@@ -1,4 +1,4 @@
-"""AdamW as the papers use it, and learning-rate schedules."""
+"""AdamW with the papers' defaults, and learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ Schedule = Literal["steps", "cosine", "constant"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW, clipping, and how the learning rate goes. The defaults are DeepSeekMoE's (§4.1)."""
+    """AdamW, clipping and learning-rate schedule. The defaults are DeepSeekMoE's (§4.1)."""
 
     learning_rate: Annotated[float, Gt(0)]
     """Peak learning rate."""
     schedule: Schedule = "steps"
-    """After the warm-up: "steps" (x 0.316 at 80 % and again at 90 % of the steps), "cosine" or "constant"."""
+    """Schedule after the warm-up: "steps" (x 0.316 at 80 % and again at 90 % of the steps), "cosine" or
+    "constant"."""
     warmup: Annotated[int, Ge(0)] = 0
-    """Steps of linear warm-up."""
+    """Number of steps of linear warm-up."""
     final_ratio: Annotated[float, Ge(0), Le(1)] = 0.1
-    """Where "cosine" ends, as a share of the peak."""
+    """Final learning rate of "cosine", as a share of the peak."""
     schedule_steps: Annotated[int, Ge(0)] = 0
-    """Steps that the schedule is laid out over; after them the rate stays. 0: train.steps."""
+    """Number of steps that the schedule spans; the rate stays constant after them. 0: train.steps."""
     weight_decay: Annotated[float, Ge(0)] = 0.1
-    """Decay of matrices; norms and biases are not decayed."""
+    """Weight decay of matrices; norms and biases are not decayed."""
     beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
-    """AdamW's first moment."""
+    """Decay rate of AdamW's first moment."""
     beta2: Annotated[float, Ge(0), Lt(1)] = 0.95
-    """AdamW's second moment."""
+    """Decay rate of AdamW's second moment."""
     epsilon: Annotated[float, Gt(0)] = 1e-8
-    """AdamW's epsilon."""
+    """AdamW's epsilon, added to the denominator."""
     clip: Annotated[float, Ge(0)] = 1.0
     """Largest norm of the whole gradient; 0: no clipping."""
 
@@ -66,11 +67,11 @@ class OptimizerConfig:
         return self.learning_rate
 
     def whole(self) -> OptimizerConfig:
-        """All that the loop needs: itself, where other recipes say a part of it."""
+        """The complete optimizer configuration: this one. Other recipes override some of its fields."""
         return self
 
     def build(self, model: nn.Module) -> torch.optim.AdamW:
-        """The optimizer over a model's trainable parameters: matrices decayed, vectors not."""
+        """Build the optimizer over a model's trainable parameters: matrices decayed, vectors not."""
         import torch
 
         trainable = [p for p in model.parameters() if p.requires_grad]

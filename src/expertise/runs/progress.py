@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, plain lines elsewhere; always with rate and time left."""
+"""Progress of long work with rate and time left: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any, TextIO
 
 
 def say(message: str, *, stream: TextIO | None = None) -> None:
-    """One line for a human, on standard error, so that standard output stays for results."""
+    """Print a line for a human to standard error; standard output is for results."""
     print(message, file=stream or sys.stderr, flush=True)
 
 
 def number(value: Any, digits: int = 2) -> str:
-    """A number with a fixed count of decimals, or a dash where there is none."""
+    """Format a number with a fixed count of decimals; a dash for None."""
     return "–" if value is None else f"{float(value):.{digits}f}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 42s, 3m05s, 2h10m."""
+    """Format seconds: 42s, 3m05s, 2h10m."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"
@@ -30,7 +30,7 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Shows how far a counted piece of work is.
+    """Shows the progress of a counted piece of work.
 
     Args:
         total: how many steps there are.
@@ -96,7 +96,7 @@ class Progress:
             say(f"step {done}/{self._total}  {text}")
 
     def note(self, message: str) -> None:
-        """A line that stays, above the bar."""
+        """Print a permanent line above the bar."""
         if self._bar is not None:
             self._bar.console.print(message, highlight=False, markup=False, emoji=False)
         else:

@@ -1,4 +1,4 @@
-"""Recipes: TOML in and out of plain dataclasses, every mistake one line that names the key."""
+"""Recipes: TOML to and from plain dataclasses; every mistake is one line that names the key."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Choice:
-    """Marks a field as "the `Config` of one entry of a registry", chosen by the key `name`.
+    """Marks a field as the `Config` of one entry of a registry, chosen by the key `name`.
 
     Write `router: Annotated[RouterConfig, Choice(ROUTERS)]`. pydantic asks this object for the rule when a
     recipe is read, so that a new entry needs its registry line only.
@@ -32,14 +32,14 @@ class Choice:
 
     registry: Registry
     default: str = ""
-    """The entry that is meant where `name` is left out; empty: `name` is needed."""
+    """The entry that is used if `name` is left out; empty: `name` is required."""
     preset: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    """Name of an entry → defaults of its keys in this place, where they differ from the entry's own."""
+    """Name of an entry → defaults of its keys at this field, if they differ from the entry's own."""
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Keys that older versions wrote in this place, and what each is called now."""
+    """Keys of older versions at this field → their names today."""
 
     def config(self, name: str = "", **fields: Any) -> Any:
-        """The `Config` of an entry, with the defaults of this place.
+        """The `Config` class of an entry, with the defaults of this field.
 
         Args:
             name: of the entry; empty: the default one.
@@ -49,7 +49,7 @@ class Choice:
         return self.registry.config(name)(**self._completed(name, fields))
 
     def read(self, values: Mapping[str, Any]) -> Any:
-        """The `Config` that a table describes.
+        """Build the `Config` that a table describes.
 
         Raises:
             RecipeError: as `build`.
@@ -73,7 +73,7 @@ class Choice:
         return core_schema.tagged_union_schema(choices, discriminator=tag)
 
     def _completed(self, name: str, values: Any) -> Any:
-        """A table with the keys of today and the defaults of this place."""
+        """A table with today's key names and the defaults of this field."""
         if not isinstance(values, dict):
             return values
         known = {field.name for field in dataclasses.fields(self.registry.config(name))}
@@ -94,7 +94,7 @@ def shipped() -> dict[str, str]:
 
 
 def find(name: str) -> tuple[str, str]:
-    """A recipe by path or by name.
+    """The text of a recipe, by path or by name.
 
     Args:
         name: a path to a TOML file, or the name of a shipped recipe.
@@ -106,7 +106,7 @@ def find(name: str) -> tuple[str, str]:
         RecipeError: there is no such file and no such recipe, or the file cannot be read.
     """
     path = Path(expanded(name))
-    # Not `Path.is_file`, to which a name that is too long for a file is an error.
+    # Not `Path.is_file`, which raises for a name that is too long for a file.
     if path.suffix != ".toml" and not os.path.isfile(path):
         known = shipped()
         if name in known:
@@ -127,14 +127,14 @@ def find(name: str) -> tuple[str, str]:
 
 
 def _recipe_in(folder: Path) -> list[str]:
-    """A hint where somebody names the folder of a run instead of a recipe."""
+    """A hint for a user who gave the folder of a run instead of a recipe."""
     if not (folder / "recipe.toml").is_file():
         return ["give the path of a .toml file, or the name of a shipped recipe: `expertise recipes`"]
     return [f"it is a run; to go on with it: {folder / 'recipe.toml'} --out {folder}"]
 
 
 def parse(text: str, where: str) -> dict[str, Any]:
-    """TOML text as a dictionary.
+    """Parse TOML text into a dictionary.
 
     Raises:
         RecipeError: it is not TOML, or holds nothing.
@@ -185,7 +185,7 @@ def override(values: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
 
 
 def build(values: Mapping[str, Any], cls: type[T]) -> T:
-    """A validated configuration.
+    """Build and validate a configuration.
 
     Args:
         values: nested tables, as TOML gives them.
@@ -199,7 +199,7 @@ def build(values: Mapping[str, Any], cls: type[T]) -> T:
 
 
 def to_toml(config: Any) -> str:
-    """A configuration as TOML that `build` reads back to an equal one; fields that are None are left out."""
+    """Write a configuration as TOML that `build` reads back to an equal one; None fields are left out."""
     import tomlkit
 
     return tomlkit.dumps(_without_none(dataclasses.asdict(config)))
@@ -264,13 +264,13 @@ def _refuse_what_json_lacks(value: Any, path: str) -> None:
 
 
 def _shown(key: Any) -> str:
-    """A key on one line."""
+    """A key as a message shows it, on one line."""
     return key if isinstance(key, str) and key.isprintable() else repr(key)
 
 
 def _first_mistake(errors: list[Any], cls: Any) -> RecipeError:
     found = [(error, *_locate(error["loc"], cls)) for error in errors]
-    # Of a union every branch complains; the one that came deepest is the one that was meant.
+    # Every branch of a union reports an error; the deepest one belongs to the branch that was meant.
     found = [entry for entry in found if not any(p.startswith(f"{entry[1]}.") for _, p, _ in found)]
     # An unknown key is reported first: a missing one beside it is often the same mistake.
     error, path, known = min(found, key=lambda entry: entry[0]["type"] != "unexpected_keyword_argument")
@@ -307,11 +307,11 @@ _WANTED = {
     "less_than_equal": "input should be at most {le}",
     "less_than": "input should be less than {lt}",
 }
-"""Kinds of mistakes that pydantic finds, in the words of TOML instead of Python's."""
+"""Kinds of mistakes that pydantic finds, in terms of TOML instead of Python."""
 
 
 def _wanted(error: Any, path: str) -> tuple[str, list[str]]:
-    """What should stand where a wrong value does, and how to write this one where it was meant right."""
+    """The kind of value that is needed in place of a wrong one, and hints how to write it."""
     kind, got, limits = error["type"], error.get("input"), error.get("ctx", {})
     if kind not in _WANTED:
         return error["msg"][0].lower() + error["msg"][1:], []
@@ -329,13 +329,13 @@ def _wanted(error: Any, path: str) -> tuple[str, list[str]]:
 
 
 def _shown_value(error: Any) -> str:
-    """What stood there; of a table or a list, which may be long, its kind alone."""
+    """The wrong value as a message shows it; only the kind of a table or list, which may be long."""
     got = error.get("input")
     return json_kind(got) if got is None or isinstance(got, dict | list) else _as_toml(got)
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it: as TOML writes it, but for what is not there at all."""
+    """A value as a message shows it: in TOML, or "nothing" for None."""
     if isinstance(value, dict):
         inner = ", ".join(f"{_shown(key)} = {shown(each)}" for key, each in value.items() if each is not None)
         return f"{{{inner}}}"
@@ -349,7 +349,7 @@ def _as_toml(value: Any) -> str:
 
 
 def _is_toml(text: str) -> bool:
-    """Whether a text would be a number, true or false if it stood without quotes."""
+    """True if a text would be a number, true or false when written without quotes."""
     try:
         return isinstance(tomllib.loads(f"value = {text}")["value"], bool | int | float)
     except tomllib.TOMLDecodeError:
@@ -357,14 +357,14 @@ def _is_toml(text: str) -> bool:
 
 
 def _locate(loc: tuple[Any, ...], cls: Any) -> tuple[str, list[str]]:
-    """The dotted path of a mistake as the user wrote it, and the keys that are valid where it stands."""
+    """The dotted path of a mistake as the user wrote it, and the valid keys at that level."""
     path: list[str] = []
     known: list[str] = []
     hint: Any = cls
     for key in loc:
         hint, choice = _unwrapped(hint)
         if choice is not None:
-            # pydantic names the chosen variant in its path; in a recipe no such level exists.
+            # pydantic names the chosen variant in its path; a recipe has no such level.
             hint = choice.registry.config(str(key))
         elif dataclasses.is_dataclass(hint):
             known = [field.name for field in dataclasses.fields(hint)]
@@ -374,7 +374,7 @@ def _locate(loc: tuple[Any, ...], cls: Any) -> tuple[str, list[str]]:
             path.append(str(key))
             hint = typing.get_args(hint)[0]
         else:
-            # Nor does the level that names a union's branch.
+            # pydantic also names a union's branch in its path; a recipe has no such level.
             lists = [kind for kind in typing.get_args(hint) if typing.get_origin(kind) is list]
             hint = lists[0] if lists and str(key).startswith("list") else None
     return ".".join(path), known

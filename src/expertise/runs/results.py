@@ -1,4 +1,4 @@
-"""Measured figures as tidy rows in one JSON file: a row that is there is not measured again."""
+"""Measured figures as tidy rows in one JSON file; a row that exists is not measured again."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ from expertise.runs.files import disk_errors, make_folder, write_atomic
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One measurement; every field but the value and its unit tells it from the others."""
+    """One measurement. All fields except the value and its unit identify it."""
 
     table: str
-    """The table that it belongs to."""
+    """The table that the row belongs to."""
     setting: str
-    """What was varied beside the row: a target, a size."""
+    """The condition that varies beside the row: a target, a size."""
     row: str
-    """What was measured: a method, a model."""
+    """The method or model that was measured."""
     metric: str
-    """What of it."""
+    """Name of the metric."""
     unit: str
-    """In what."""
+    """Unit of the value."""
     seed: int
-    """The run."""
+    """Seed of the run."""
     value: float
-    """The figure, a mean over tokens or episodes but never over seeds."""
+    """The measured value, a mean over tokens or episodes but never over seeds."""
 
     @property
     def key(self) -> tuple[str, str, str, str, int]:
-        """What is unique in a file."""
+        """The fields that identify a row within a file."""
         return (self.table, self.setting, self.row, self.metric, self.seed)
 
 
 class Results:
-    """Rows on disk. Each `add` writes the whole file anew in one step, with what others added since.
+    """Rows on disk. Each `add` rewrites the file atomically, including rows that other processes added.
 
     Args:
         path: the file; the first `add` makes it.
-        settings: what the rows depend on beside their own fields; a file with others is refused, so that no
+        settings: further settings that the rows depend on; a file with others is refused, so that no
             table mixes two experiments.
-        scope: what the settings are of, where several experiments share the file, each with its own.
+        scope: name of the experiment that the settings belong to, if several share the file.
 
     Raises:
         RunError: the file is damaged, or was measured with other settings.
@@ -89,7 +89,7 @@ class Results:
 
     @property
     def rows(self) -> list[Row]:
-        """All rows, in the order in which they came."""
+        """All rows, in the order in which they were added."""
         return list(self._rows.values())
 
     def select(self, table: str, metric: str, setting: str | None = None) -> list[Row]:
@@ -101,11 +101,11 @@ class Results:
         ]
 
     def has(self, table: str, setting: str, row: str, metric: str, seed: int) -> bool:
-        """Whether this was measured."""
+        """True if the file holds this measurement."""
         return (table, setting, row, metric, seed) in self._rows
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Keep finished rows; one with a known key takes the old one's place.
+        """Add rows; a row with a known key replaces the old one.
 
         Raises:
             DiskError: the file cannot be written; the old one stays.
@@ -128,7 +128,7 @@ class Results:
 
 
 def environment() -> dict[str, Any]:
-    """Where and with what something was measured."""
+    """Versions, machine, commit and date of a measurement."""
     found: dict[str, Any] = {
         "expertise": __version__,
         "commit": _commit(),
@@ -146,7 +146,7 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit that this source was checked out from, or None where it lies in no repository."""
+    """The commit that this source was checked out from; None outside of a repository."""
     here = Path(__file__)
     try:
         _git(here.parent, "ls-files", "--error-unmatch", here.name)

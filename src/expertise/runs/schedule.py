@@ -1,4 +1,4 @@
-"""What a changed length does to the learning rate of a run that goes on."""
+"""Warnings about learning rates that jump if a run goes on with another length."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 from expertise.runs import checkpoint, folder
 
 _ALIKE = 0.01
-"""Two rates that differ by no more than this share of the greater one are no jump."""
+"""Two rates that differ by at most this share of the greater one count as equal."""
 
 
 def rate_notes(run: Path, recipe: Any) -> list[str]:
-    """Say that the learning rate jumps where a run goes on, and how to keep it; nothing where it does not.
+    """A note that the learning rate jumps where a run goes on, and how to keep it; empty if it does not jump.
 
     Args:
         run: the run's folder, which still holds the recipe that it was trained with so far.
-        recipe: what it is to go on with; `recipe.train` and `recipe.optimizer` are looked at.
+        recipe: the recipe to go on with; `recipe.train` and `recipe.optimizer` are read.
     """
     if not folder.is_run(run):
         return []
@@ -34,5 +34,5 @@ def rate_notes(run: Path, recipe: Any) -> list[str]:
         f"the learning rate jumps from {was:.3g} to {now:.3g} after step {saved.step}, because "
         f'optimizer.schedule = "{new.schedule}" is now laid out over {new_steps:,} steps, not {old_steps:,}'
     )
-    # A rate of 0 is not worth keeping: nothing would be learnt.
+    # A rate of 0 is not worth keeping, because nothing would be learnt.
     return [f"{text}; to keep it: --set optimizer.schedule_steps={old_steps}" if was else text]

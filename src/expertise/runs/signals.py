@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: training ends its step and saves first; everything else ends at once, tidily."""
+"""SIGINT and SIGTERM: training finishes its step and saves; other work ends at once and cleans up."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NOTED = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(ExpertiseError):  # noqa: N818 - it is no error
-    """Training stopped by a signal, after saving."""
+    """Raised after a signal stopped training and everything was saved."""
 
     def __init__(self, signal_number: int, step: int) -> None:
         name = signal.Signals(signal_number).name
@@ -25,15 +25,15 @@ class Stopped(ExpertiseError):  # noqa: N818 - it is no error
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived where nothing has to be finished; like KeyboardInterrupt, nobody should catch it."""
+    """Raised at SIGTERM outside of training; like KeyboardInterrupt, it should not be caught."""
 
 
 class Interrupted(Exception):  # noqa: N818 - it is no error
-    """A signal was noted; raised by `Interrupts.check`, to leave what may be left undone."""
+    """Raised by `Interrupts.check` after a signal, to leave work that can be repeated later."""
 
 
 class Interrupts:
-    """Notes SIGINT and SIGTERM so that a step can end; a second SIGINT leaves at once (KeyboardInterrupt).
+    """Records SIGINT and SIGTERM so that a step can end; a second SIGINT leaves at once (KeyboardInterrupt).
 
     Python delivers signals to its main thread alone. In another thread nothing is noted, and whoever
     started that thread decides what a signal does.
@@ -55,7 +55,7 @@ class Interrupts:
         _put_back(self._before)
 
     def check(self) -> None:
-        """Leave a piece of work that can be done again later.
+        """Raise `Interrupted` if a signal came; call it in work that can be repeated later.
 
         Raises:
             Interrupted: a signal was noted.
@@ -69,14 +69,14 @@ class Interrupts:
         if self.signal_number is None:
             self.signal_number = number
             again = "; Ctrl-C once more leaves at once" if number == signal.SIGINT else ""
-            # Not `print`: the signal may have come in the middle of one.
+            # Not `print`, because the signal may have come in the middle of another `print`.
             with contextlib.suppress(OSError):
                 os.write(2, f"\nfinishing the step and saving{again}\n".encode())
 
 
 @contextlib.contextmanager
 def terminating() -> Iterator[None]:
-    """Let SIGTERM raise `Terminated`, as SIGINT raises KeyboardInterrupt, so that nothing half-made stays."""
+    """Raise `Terminated` at SIGTERM, as KeyboardInterrupt at SIGINT, so that cleanup code runs."""
 
     def leave(_number: int, _frame: FrameType | None) -> None:
         raise Terminated
@@ -93,5 +93,5 @@ def terminating() -> Iterator[None]:
 
 def _put_back(handlers: dict[Any, Any]) -> None:
     for number, handler in handlers.items():
-        # None: the handler was not Python's, and cannot be put back.
+        # None means that the handler was not set by Python and cannot be restored.
         signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -1,4 +1,4 @@
-"""Putting a checkpoint's weights into a model."""
+"""Loading of a checkpoint's weights into a model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from expertise.runs.checkpoint import Checkpoint
 
 
 def load_weights(model: nn.Module, saved: Checkpoint, owner: str) -> None:
-    """Put a checkpoint's weights into a model.
+    """Load a checkpoint's weights into a model.
 
     Args:
         model: the model.
@@ -25,7 +25,7 @@ def load_weights(model: nn.Module, saved: Checkpoint, owner: str) -> None:
 
 
 def fitting_weights(model: nn.Module, saved: Checkpoint, owner: str) -> dict[str, Tensor]:
-    """A checkpoint's weights, when they are those of a model; arguments and errors as `load_weights`."""
+    """A checkpoint's weights, checked against those of a model; arguments and errors as `load_weights`."""
     tensors, own = named_now(model, saved.tensors("model")), model.state_dict()
     for name in [*own, *tensors]:
         there = list(tensors[name].shape) if name in tensors else "missing"
@@ -38,7 +38,7 @@ def fitting_weights(model: nn.Module, saved: Checkpoint, owner: str) -> dict[str
 
 
 def named_now(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors under the names that a model has for them today.
+    """Rename tensors of older checkpoints to the names that a model uses today.
 
     Args:
         model: its method `name_now`, if it has one, turns a name that an older version wrote into today's.

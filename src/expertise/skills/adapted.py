@@ -1,4 +1,4 @@
-"""A layer of a base with skills beside it: one mixture whose `always` is the frozen layer."""
+"""A linear or embedding layer with skills: a mixture whose `always` is the frozen layer."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
 
 class Slot(NamedTuple):
-    """One skill's factors inside an adapted layer; the tensors are views, so writing to them shows there."""
+    """One skill's factors inside an adapted layer. The tensors are views: writing to them changes the
+    layer."""
 
     skill: int
-    """The skill's number in the composition."""
+    """Number of the skill in the composition."""
     factors: Factors
 
 
@@ -37,11 +38,11 @@ class Adapted(nn.Module):
 
     Args:
         layer: the frozen layer, or an adapted one when further skills are put around it.
-        target: what is adapted.
+        target: the adapted weight.
         factors: skill number → its factors here.
-        composition: who knows alpha.
+        composition: holds alpha.
         router: this layer's own, fed with its input; None: the composition's weights.
-        trainable: whether the factors learn.
+        trainable: train the factors.
     """
 
     def __init__(
@@ -55,24 +56,24 @@ class Adapted(nn.Module):
     ) -> None:
         super().__init__()
         self.columns = tuple(factors)
-        """Numbers of the skills here."""
+        """Numbers of this layer's skills in the composition."""
         self._known = None if len(factors) == len(composition.names) else self.columns
         self.embedding = target.kind == "embedding"
         self.mixture = Mixture(router, join(list(factors.values()), trainable), layer)
-        # Not a child: the composition stands once in the tree, wherever it was put.
+        # In a tuple, so that the composition does not become a child of every layer.
         self._composition = (composition,)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layer's output for x `[..., in]`, or for ids `[...]` where it is an embedding."""
+        """The layer's output for x `[..., in]`, or for ids `[...]` if it is an embedding."""
         if self.embedding:
             return self._embed(x)
-        # Found in this way because attributes of modules are slow, and models of a few small layers feel it.
+        # Read from the module's table: attribute access is slow, and models of a few small layers feel it.
         mixture: Any = self._modules["mixture"]
         modules: dict[str, Any] = mixture._modules
         composition = self._composition[0]
         if modules.get("router") is not None or mixture._recording or composition.is_recording:
             return self._mixed(x)
-        # From here on: what the mixture does, with weights that were made ready once for all layers.
+        # The rest computes what the mixture does, with weights that are prepared once for all layers.
         always, skills = modules["always"], modules["parts"]
         weights = composition._call.ready(x.shape[:-1], self._known, skills)
         if weights is None:
@@ -80,8 +81,8 @@ class Adapted(nn.Module):
         if isinstance(weights, Routes):
             return mixture(x, routes=weights)  # type: ignore[no-any-return]
         rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
-        # A product of rows in their order is the layer's own to the bit, and nobody else has seen it: the sum
-        # may be written over it.
+        # `F.linear` on these rows equals the layer's output to the bit, and nothing else refers to the
+        # result, so the sum is added in place.
         if (
             type(always) is nn.Linear
             and (rows is x or (x.ndim > 1 and x.is_contiguous()))
@@ -102,7 +103,7 @@ class Adapted(nn.Module):
         return self.mixture(x, routes=routes)  # type: ignore[no-any-return]
 
     def _routes(self, x: Tensor, leading: torch.Size) -> Routes | None:
-        """Alpha here: of this layer's own router, which reads x, or the composition's; None: all zero."""
+        """Alpha of this layer, from its own router or from the composition; None: all zero."""
         composition, router = self._composition[0], self.mixture.router
         if router is None or composition.is_given:
             return composition.routes(leading, self._known)
@@ -125,17 +126,17 @@ class Adapted(nn.Module):
 
     @property
     def parts(self) -> LowRankExperts:
-        """The skills, joined."""
+        """The layer's skills as joined low-rank parts."""
         assert isinstance(self.mixture.parts, LowRankExperts)
         return self.mixture.parts
 
     @property
     def device(self) -> torch.device:
-        """Where the skills are."""
+        """Device of the skills."""
         return self.parts.lora_A.device
 
     def slots(self) -> Iterator[Slot]:
-        """The factors of each skill here."""
+        """The factors of each skill of this layer."""
         for skill, factors in zip(self.columns, factors_of(self.parts, self.embedding), strict=True):
             yield Slot(skill, factors)
 
@@ -149,7 +150,7 @@ class Adapted(nn.Module):
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    """Whether somebody wants to see the module's calls, or makes its weights before them."""
+    """True if the module has hooks, or a parametrization that computes its weights before each call."""
     return bool(
         module._forward_pre_hooks
         or module._forward_hooks

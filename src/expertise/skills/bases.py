@@ -1,4 +1,4 @@
-"""Bases by their path: every kind of model that skills can stand on registers here."""
+"""Bases by their path, with a registry of the kinds of models that skills can be added to."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 _MARKS = (RECIPE, MANIFEST, COMPOSED, "config.json")
-"""Files of which a model's folder has one: of a run, a checkpoint, a composed model, one of transformers."""
+"""A model's folder has one of these files: of a run, a checkpoint, a composed or a transformers model."""
 
 BASES = Registry(
     "kind of base",
@@ -28,24 +28,24 @@ BASES = Registry(
         "transformers": "expertise.lm.bases:Transformers",
     },
 )
-"""In the order in which they are asked. To add a kind write a class like `BaseKind` and add a line here."""
+"""Kinds of bases, tried in this order. To add one, write a class like `BaseKind` and add a line here."""
 
 
 @runtime_checkable
 class BaseKind(Protocol):
-    """What every registered class can do, without an instance."""
+    """Interface of every registered class; its methods are static."""
 
     @staticmethod
     def can_open(path: str) -> bool:
-        """Whether there is a base of this kind at a path; nothing is read but names of files."""
+        """True if there is a base of this kind at a path, judged by the names of files alone."""
 
     @staticmethod
     def open(path: str, device: str) -> nn.Module:
-        """The module that holds the weights, under the names that skills know."""
+        """Load the module that holds the weights, under the names that skills use."""
 
 
 def kind_of(path: str) -> str:
-    """Which kind of base is at a path.
+    """Name of the kind of base at a path.
 
     Raises:
         SkillError: none is.
@@ -59,7 +59,7 @@ def kind_of(path: str) -> str:
 
 
 def refuse_missing(path: str) -> None:
-    """Refuse a path where no model can be, by the names of files alone; torch is not needed for that.
+    """Refuse a path that cannot be a model, judged by the names of files, without torch.
 
     Raises:
         SkillError: nothing is there, or nothing that marks a model.
@@ -71,9 +71,9 @@ def refuse_missing(path: str) -> None:
 
 
 def may_be_hub_id(path: str) -> bool:
-    """Whether a path where nothing is looks like an id on a hub of models.
+    """True if a path where nothing exists looks like an id on a hub of models.
 
-    A folder of the id's first name that lies here makes it a mistyped path, which must not go to the network.
+    If a local folder has the id's first name, the path is mistyped and must not be looked up on the network.
     """
     return bool(_HUB_ID.fullmatch(path)) and not Path(path).parent.exists()
 
@@ -91,7 +91,7 @@ def _no_model(path: str) -> SkillError:
 
 
 def open_base(path: str, device: str = "cpu") -> nn.Module:
-    """The base at a path.
+    """Load the base at a path.
 
     Args:
         path: a run, a checkpoint, a folder or a hub id of a causal language model of transformers.

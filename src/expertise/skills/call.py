@@ -1,4 +1,4 @@
-"""One call of a composed model: what it brought along, and the alpha that came of it."""
+"""The state of one call of a composed model: its mask and cache, and its alpha."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ from expertise.mixture.routes import Routes
 
 @dataclasses.dataclass
 class Call:
-    """One call of a composed model: what it brought along, and the alpha that came of it."""
+    """The state of one call of a composed model: its mask and cache, and its alpha."""
 
     mask: Any = None
-    """Its attention mask, where it has one."""
+    """Attention mask of the call, if it has one."""
     cache: Any = None
-    """Its cache of keys and values, where it has one."""
+    """Key-value cache of the call, if it has one."""
     documents: Tensor | None = None
-    """The number of each token's document, where a row holds several."""
+    """Number of each token's document, if a row holds several documents."""
     is_given: bool = False
-    """Whether the call named alpha itself, so that no router is asked."""
+    """True if the caller set alpha, so that no router is asked."""
     constant: Tensor | None = None
-    """Alpha `[K]`, where it is one for all tokens."""
+    """Alpha `[K]`, if it is the same for all tokens."""
     routes: Routes | None = None
-    """Alpha; None: every weight is zero."""
+    """Alpha as routes; None: every weight is zero."""
     shape: tuple[int, ...] = (1,)
-    """Leading shape of what alpha was made for: `(1,)`, `(rows,)` or `(rows, tokens)`."""
+    """Leading shape that alpha was computed for: `(1,)`, `(rows,)` or `(rows, tokens)`."""
     spread: dict[Any, Any] = dataclasses.field(default_factory=dict)
-    """Alpha as layers of some shape see it: as routes, or as weights of ranks."""
+    """Cache of alpha expanded to layers' shapes: as routes, or as weights of ranks."""
     stands: bool = False
-    """Whether other calls go on from it."""
+    """True if other calls reuse this call's alpha."""
     most: int = 0
-    """The most tokens that a layer saw; counted while recording."""
+    """Largest number of tokens that a layer saw; counted while recording."""
     layers: list[tuple[tuple[int, ...], Routes]] = dataclasses.field(default_factory=list)
-    """What routers of single layers chose, with the skills that they know; kept while recording."""
+    """Routes of single layers' routers, with the skills that these layers have; kept while recording."""
 
     def take(self, routes: Routes | None, shape: Sequence[int] = (1,)) -> None:
-        """From here on this is alpha."""
+        """Set alpha, and drop everything that was computed from the previous one."""
         self.routes, self.shape, self.spread = routes, tuple(shape), {}
 
     def give(self, weights: Tensor | None, device: torch.device) -> None:
-        """Alpha `[..., K]` that is known before anything is computed; None: zero."""
+        """Set alpha `[..., K]` that the caller gave; None: zero."""
         if weights is None:
             return
         if weights.ndim == 1:
-            # Known here without waiting for a device: these came from Python or are few.
+            # On the CPU this does not wait for a device.
             if weights.device.type == "cpu" and not weights.requires_grad and not weights.any():
                 return
             self.constant = weights.to(device)
@@ -60,7 +60,7 @@ class Call:
         self.take(Routes.dense(weights.to(device).flatten(0, -2)), weights.shape[:-1])
 
     def go_on_from(self, other: Call) -> None:
-        """Take the alpha of another call, and what was made ready of it."""
+        """Reuse the alpha of another call and everything computed from it."""
         self.is_given, self.constant, self.stands = other.is_given, other.constant, other.stands
         self.routes, self.shape, self.spread = other.routes, other.shape, other.spread
 
@@ -81,11 +81,11 @@ class Call:
     def ready(
         self, leading: Sequence[int], columns: tuple[int, ...] | None, skills: LowRankExperts
     ) -> Tensor | Routes | None:
-        """Alpha made ready for the skills of a layer, once for all layers that are alike.
+        """Alpha prepared for the skills of a layer; layers that are alike share the result.
 
         Returns:
-            Weights of ranks for `LowRankExperts.onto`: one row where alpha is constant, else one per token.
-            Routes where bringing tokens to their skills is faster. None: every weight is zero.
+            Weights of ranks for `LowRankExperts.onto`: one row if alpha is constant, else one per token.
+            Routes if it is faster to compute only the chosen skills. None: every weight is zero.
         """
         if self.routes is None:
             return None
@@ -98,12 +98,12 @@ class Call:
         return found
 
     def _apart(self) -> contextlib.AbstractContextManager[Any]:
-        """Around what is made once, by whichever layer comes first, and used by others later."""
+        """Context for values that the first layer computes and later layers reuse."""
         if self.stands:
-            # Other calls, maybe in training, go on from this one: no tensors of inference mode then.
+            # Other calls reuse these tensors, perhaps in training, so they must not be inference tensors.
             return torch.inference_mode(False)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # A checkpointed layer that is computed again finds this made: a checkpoint must not count it.
+            # A recomputed layer finds these tensors in the cache: its checkpoint must not count them.
             return torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is)
         return contextlib.nullcontext()
 
@@ -121,7 +121,7 @@ class Call:
         return weights if times == 1 else weights.repeat_interleave(times, 0)
 
     def table(self, num_skills: int, device: torch.device) -> Tensor:
-        """Alpha of a recorded call, `[tokens, K]`: of all layers, or the mean over those that chose."""
+        """Alpha of a recorded call, `[tokens, K]`; with a router per layer, the mean over these layers."""
         if not self.layers:
             if self.routes is None:
                 return torch.zeros(self.most, num_skills, device=device)
@@ -130,7 +130,7 @@ class Call:
         most = max(routes.num_tokens for _, routes in self.layers)
         total, layers = torch.zeros(most, num_skills, device=device), torch.zeros(num_skills, device=device)
         for columns, routes in self.layers:
-            # A layer that sees other tokens than most has nothing to say about these.
+            # Layers that see fewer tokens than the others are left out.
             if routes.num_tokens == most:
                 index = torch.tensor(columns, device=device)
                 total.index_add_(1, index, routes.weights().detach().float())
@@ -138,7 +138,7 @@ class Call:
         return total / layers.clamp(min=1)
 
     def _times(self, leading: Sequence[int]) -> int:
-        """How many tokens in a row share one choice. Rows of a batch are the slowest dimension everywhere."""
+        """Number of consecutive tokens that share one choice; the batch is always the slowest dimension."""
         choices, tokens = math.prod(self.shape), math.prod(leading)
         if choices == 1:
             return tokens

@@ -1,4 +1,4 @@
-"""How a composed model hears of each call: arguments that are ours are taken out, the rest goes on."""
+"""Hooks on a composed model: each call's own arguments (weights, skills, context) go to the composition."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def listen(model: nn.Module, composition: Composition) -> None:
-    """Tell a composition of every call of a model, also of those to the methods named in `entry_points`."""
+    """Report every call of a model to its composition, including calls of methods named in `entry_points`."""
     calls = _Calls(model, composition)
     model.register_forward_pre_hook(calls.before, with_kwargs=True)
     model.register_forward_hook(calls.after, always_call=True)
@@ -31,25 +31,25 @@ class _Calls:
         self.composition = composition
         self.checkpointing = Checkpointing(model, composition)
         self.parameters = tuple(inspect.signature(model.forward).parameters)
-        # Keywords that the base's own forward has, too, stay its own.
+        # Keywords that the base's own forward also has are passed on to it.
         self.ours = tuple(key for key in OURS if key not in self.parameters)
         self.inside = False
 
     def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The model is called."""
+        """Forward pre-hook: start a call."""
         self.inside = True
         given = {key: kwargs.pop(key) for key in self.ours if key in kwargs}
         self._start(given, {**dict(zip(self.parameters, args, strict=False)), **kwargs})
         return args, kwargs
 
     def after(self, model: nn.Module, args: Any, output: Any) -> None:
-        """The call is over, or failed: then there is no output."""
+        """Forward hook: finish a call. A call that failed has no output."""
         self.inside = False
         if output is not None:
             self._finish(output)
 
     def enter(self, model: nn.Module, name: str, *args: Any, **kwargs: Any) -> Any:
-        """A method of the model, called from outside or by its own forward."""
+        """Run one of the model's `entry_points`, called from outside or by its own forward."""
         method = functools.partial(getattr(type(model), name), model)
         if self.inside:
             return method(*args, **kwargs)
@@ -73,8 +73,8 @@ class _Calls:
             and mask.ndim == 4
             and isinstance(positions, Tensor)
         ):
-            # Texts side by side in a model of transformers: each begins again at position 0. Whatever only
-            # fills the row stands behind the last of them, or counts as a text of its own.
+            # Packed texts in a transformers model: each begins at position 0. Padding follows the last text,
+            # or counts as a text of its own.
             mask, documents = None, (positions == 0).cumsum(-1)
         cache = others.get("past_key_values", others.get("cache"))
         call = Call(mask=mask, cache=cache, documents=documents)

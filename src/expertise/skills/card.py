@@ -1,4 +1,4 @@
-"""What is known of a skill beside its weights: `card.json`, and the other files held against it.
+"""A skill's metadata, `card.json`, and the check of its other files against it.
 
 No torch here: a library is listed without it.
 
@@ -27,23 +27,23 @@ CARD = "card.json"
 SCHEMA = 1
 
 CONVENTIONS = ("alpha/r", "alpha/sqrt(r)", "raw")
-"""How a scaling came about: LoRA's (arXiv 2106.09685), rank-stabilised (arXiv 2312.03732), a plain multiplier
-(PSEC, arXiv 2502.05932). `skill.Factors.scaling` is always the multiplier itself."""
+"""Conventions for a scaling: LoRA's (arXiv 2106.09685), rank-stabilised (arXiv 2312.03732), a plain
+multiplier (PSEC, arXiv 2502.05932). `skill.Factors.scaling` is always the multiplier itself."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fingerprint:
-    """What tells one base from another."""
+    """Identifies a base by its structure and its weights."""
 
     structure: str
     """SHA-256 over names, dtypes and shapes of the parameters."""
     weights: str
-    """SHA-256 over their bits."""
+    """SHA-256 over the bits of the parameters."""
     num_params: int
-    """How many numbers they hold, for a reader."""
+    """Number of parameters, for display."""
 
     def difference(self, other: Fingerprint) -> str | None:
-        """In words, how another base differs; None when it is the same."""
+        """The difference to another base in words; None if they are the same."""
         if self == other:
             return None
         if self.structure == other.structure:
@@ -55,26 +55,26 @@ class Fingerprint:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Card:
-    """What is known of a skill beside its weights; `card.json` in its folder."""
+    """Metadata of a skill; `card.json` in its folder."""
 
     name: str
-    """The skill's name, which is its folder's."""
+    """Name of the skill, which is also its folder's name."""
     purpose: str = ""
-    """What it is for, in a sentence."""
+    """Purpose of the skill, in a sentence."""
     base: Fingerprint | None = None
-    """Of the base that it was learnt on; None: unknown, so only shapes can be compared."""
+    """Fingerprint of the base that it was learnt on; None: unknown, so only shapes can be compared."""
     data: str | None = None
-    """What it was learnt from."""
+    """Description of the training data."""
     data_digest: str | None = None
-    """SHA-256 of that data."""
+    """SHA-256 of the training data."""
     metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Figures of whoever made it."""
+    """Figures that the skill's maker recorded."""
     date: str = ""
-    """When the card was written, as ISO 8601 in UTC."""
+    """Time at which the card was written, as ISO 8601 in UTC."""
     parents: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Skills that it was made from → SHA-256 of their weights then."""
+    """Skills that it was made from → SHA-256 of their weights at that time."""
     scale_convention: str = "raw"
-    """How its scaling came about, one of `CONVENTIONS`."""
+    """Convention that its scaling was computed by, one of `CONVENTIONS`."""
     targets: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Address of each adapted weight → rank."""
     files: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
@@ -89,17 +89,17 @@ class Card:
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """The ranks that occur, ascending."""
+        """The different ranks of its factors, ascending."""
         return tuple(sorted(set(self.targets.values())))
 
 
 def now() -> str:
-    """The date that a card bears."""
+    """The current time as cards store it."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def entries(files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
-    """What a card says of files: their size and SHA-256."""
+    """A card's entries for files: their size and SHA-256."""
     return {name: {"size": len(data), "sha256": _sha256(data)} for name, data in sorted(files.items())}
 
 
@@ -111,7 +111,7 @@ def card_text(card: Card) -> str:
     """
     content = {"schema": SCHEMA, "version": __version__, **dataclasses.asdict(card)}
     try:
-        # Read back first: numbers as keys become text, and the digest must be that of what a reader finds.
+        # Through JSON first, which turns keys that are numbers into text: the digest must match what is read.
         content = json.loads(json.dumps(content, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise SkillError(f"the card of {card.name} cannot be written as JSON: {error}") from None
@@ -119,7 +119,7 @@ def card_text(card: Card) -> str:
 
 
 def read_card(folder: Path) -> Card | None:
-    """The card of a skill's folder, or None when it has none.
+    """Read the card of a skill's folder; None if it has none.
 
     Raises:
         SkillError: it is damaged, or another version wrote it.
@@ -145,7 +145,7 @@ def read_card(folder: Path) -> Card | None:
 
 
 def _card(*, base: Mapping[str, Any] | None, **content: Any) -> Card:
-    """A card from its JSON; whoever made it may have made up its digest, too.
+    """Build a card from JSON; the values are checked, because a matching digest does not make them valid.
 
     Raises:
         TypeError, ValueError, AttributeError, SkillError: it is none.
@@ -164,7 +164,7 @@ def _card(*, base: Mapping[str, Any] | None, **content: Any) -> Card:
 
 
 def read_whole(folder: Path, name: str, card: Card | None) -> bytes:
-    """A file of a skill, held against the card where there is one.
+    """Read a file of a skill, checked against the card if there is one.
 
     What is checked is what is returned: nothing reads the file a second time.
 
@@ -187,7 +187,7 @@ def read_whole(folder: Path, name: str, card: Card | None) -> bytes:
 
 
 def read_files(folder: Path, card: Card | None) -> dict[str, bytes]:
-    """Every file that belongs to a skill but its card, each held against the card where there is one.
+    """Read every file of a skill except its card, each checked against the card if there is one.
 
     Without a card: the adapter's two files, and `README.md` where there is one.
 
@@ -205,7 +205,7 @@ def read_files(folder: Path, card: Card | None) -> dict[str, bytes]:
 
 
 def changed(card: Card, **fields: Any) -> Card:
-    """A card with the fields that are given, None meaning not."""
+    """Copy a card with the given fields replaced; None leaves a field as it is."""
     return dataclasses.replace(card, **{key: value for key, value in fields.items() if value is not None})
 
 

@@ -1,4 +1,4 @@
-"""Parts of a composed model that are computed again in the backward pass instead of being kept.
+"""Activation checkpointing of composed models.
 
 `transformers` does that only with layers that are in training mode. A composed model's are not, or dropout
 would be on, so a layer is put into it for that question alone.
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 class Checkpointing:
-    """Keeps alpha right where parts of a model are computed again, whatever was called in the meantime.
+    """Restores a call's alpha when checkpointed layers are recomputed in the backward pass.
 
     Args:
         model: a composed model.
-        composition: its.
+        composition: the model's composition.
     """
 
     def __init__(self, model: nn.Module, composition: Composition) -> None:
@@ -31,7 +31,7 @@ class Checkpointing:
         self.layers: list[Any] = [module for module in model.modules() if _can_be_checkpointed(module)]
 
     def prepare(self) -> None:
-        """Before a call: what was switched on or off since the last one takes effect."""
+        """Before a call: apply changes of the checkpointing settings since the last call."""
         for layer in self.layers:
             layer.training = bool(layer.gradient_checkpointing) and self.composition.training
             if layer.training and not isinstance(layer._gradient_checkpointing_func, _Checkpoint):
@@ -40,7 +40,7 @@ class Checkpointing:
                 )
 
     def remember(self, output: Any) -> None:
-        """After a call: a backward pass from its output finds its alpha again.
+        """After a call: let the backward pass from its output use this call's alpha.
 
         Args:
             output: a tensor, or several in a sequence or a mapping.
@@ -59,7 +59,7 @@ class Checkpointing:
 
 
 class _Checkpoint:
-    """A layer's checkpoint function; it computes again with the alpha of the first time, dropout off."""
+    """A layer's checkpoint function that recomputes with the call's own alpha and with dropout off."""
 
     def __init__(self, function: Callable[..., Any], layer: nn.Module, composition: Composition) -> None:
         if getattr(function, "keywords", {}).get("use_reentrant"):
@@ -76,7 +76,7 @@ class _Checkpoint:
         def again(*inner: Any) -> Any:
             before, self.composition._call = self.composition._call, call
             if call.routes is not routes:
-                # What the router reads is inside: it has not chosen yet when the layer begins.
+                # The router reads a module inside this layer, so it has not chosen when the layer begins.
                 call.take(routes, shape)
             self.layer.training = False
             try:
@@ -89,5 +89,6 @@ class _Checkpoint:
 
 
 def _can_be_checkpointed(module: nn.Module) -> bool:
-    # Older models ask in a module above their layers, where being in training mode also means layer dropout.
+    # Older models check the setting in a module above their layers, whose training mode also turns on layer
+    # dropout.
     return any(cls.__name__ == "GradientCheckpointingLayer" for cls in type(module).__mro__)

@@ -1,4 +1,4 @@
-"""A second tree of modules over the same storage, so that a base can be adapted without being touched."""
+"""A copy of a module tree that shares the base's storage, so that the base itself is not changed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OWN = ("_parameters", "_buffers", "_modules")
 
 
 def clone(base: nn.Module) -> nn.Module:
-    """A module tree like the base's, whose parameters are new, frozen objects over the base's storage.
+    """Copy a base's module tree; its parameters are new, frozen objects over the base's storage.
 
     Nothing is copied but the modules' own attributes: the clone costs no memory for weights, and replacing a
     layer in it does not show in the base. `requires_grad` belongs to a parameter object, so the base stays
@@ -61,7 +61,7 @@ def clone(base: nn.Module) -> nn.Module:
 
 
 def replace(root: nn.Module, stand_ins: Mapping[nn.Module, nn.Module]) -> None:
-    """Put modules in the place of others, wherever in a tree these are used.
+    """Replace modules everywhere in a tree.
 
     Args:
         root: the tree; not itself replaced.
@@ -78,7 +78,7 @@ def replace(root: nn.Module, stand_ins: Mapping[nn.Module, nn.Module]) -> None:
 
 
 def guard(root: nn.Module, base: nn.Module) -> None:
-    """Refuse to load other weights into the storage of a base: its own would be lost.
+    """Refuse to load other weights into the storage of a base, which would overwrite the base's own.
 
     Args:
         root: a tree over the base's storage, maybe with more in it.
@@ -103,7 +103,7 @@ def guard(root: nn.Module, base: nn.Module) -> None:
 
 
 class Shared:
-    """Holds a base that is nobody's child, and that copies of whoever holds it share."""
+    """Holds a base without registering it as a child; copies of the holder share it."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -129,7 +129,7 @@ def _problem(module: nn.Module) -> tuple[str, ...] | None:
 
 
 def _translate(value: Any, modules: dict[int, nn.Module]) -> Any:
-    """Containers are copied, so that neither tree sees the other's changes; modules become their twins."""
+    """Copy containers, and replace modules in them by their clones."""
     if isinstance(value, nn.Module):
         return modules.get(id(value), value)
     if isinstance(value, types.MethodType) and id(value.__self__) in modules:

@@ -1,4 +1,4 @@
-"""How alike skills are, and what could be done about it; nothing is done here.
+"""Similarity of skills, and proposals what to do about it; nothing is changed.
 
 The future work that PSEC (arXiv 2502.05932) names: a library grows with every task, and measures are wanted
 that tell which skills it could do without. They are taken on the factors; no change of a weight is formed.
@@ -25,47 +25,47 @@ Inputs = Mapping[str, Tensor] | Callable[[Skill], Tensor]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerSimilarity:
-    """Two skills at one weight that both adapt."""
+    """Similarity of two skills at one weight that both adapt."""
 
     cosine: float | None
-    """Of the two changes; None where one of them is zero."""
+    """Cosine of the two changes; None if one of them is zero."""
     out_angles: tuple[float, ...]
-    """Principal angles in degrees between the outputs that they reach (columns of B)."""
+    """Principal angles in degrees between their output spaces (columns of B)."""
     in_angles: tuple[float, ...]
-    """The same of the inputs that they react to (rows of A)."""
+    """Principal angles in degrees between their input spaces (rows of A)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two skills beside each other."""
+    """Similarity of two skills."""
 
     first: str
-    """A skill."""
+    """Name of the first skill."""
     second: str
-    """Another one."""
+    """Name of the second skill."""
     cosine: float | None
-    """Of all that they change, a weight that only one adapts counting as no change of the other's."""
+    """Cosine of the changes over all weights; a weight that a skill does not adapt counts as zero change."""
     agreement: float | None
-    """Cosine of what they add to the outputs on the given inputs; None without inputs or outputs."""
+    """Cosine of their additions to the outputs on the given inputs; None without inputs or outputs."""
     distance: float | None
-    """Norm of the difference of these outputs, as a share of the larger one's norm."""
+    """Norm of the difference of these additions, relative to the larger one's norm."""
     layers: Mapping[str, LayerSimilarity]
-    """Address → similarity there."""
+    """Address of a weight → similarity at that weight."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Energy:
-    """How strongly a skill changes the base, and in how many directions."""
+    """Norm and singular values of a skill's change to the base."""
 
     name: str
-    """The skill."""
+    """Name of the skill."""
     norm: float
-    """Frobenius norm of all that it changes."""
+    """Frobenius norm of the changes over all weights."""
     spectrum: Mapping[str, tuple[float, ...]]
-    """Address → singular values, descending; of a stack the root of the sum of squares over experts."""
+    """Address → singular values, descending; for a stack, the root of the sum of squares over experts."""
 
     def shares(self) -> list[float]:
-        """The part of the squared norm that the first 1, 2, … singular values of every weight hold.
+        """Share of the squared norm in the first 1, 2, … singular values of every weight.
 
         As many as the largest rank; empty when the skill changes nothing.
         """
@@ -77,31 +77,31 @@ class Energy:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """Something that could be done; whoever reads it decides."""
+    """A suggested change to a library; nothing is done automatically."""
 
     kind: Literal["redundant", "smaller rank", "no effect", "unused"]
-    """What it is about."""
+    """Kind of proposal."""
     skills: tuple[str, ...]
-    """Which skills."""
+    """Names of the skills concerned."""
     reason: str
-    """A sentence with the figure and its threshold."""
+    """Reason in a sentence, with the figure and its threshold."""
     rank: int | None = None
-    """For a smaller rank: which."""
+    """The suggested rank, for a smaller rank."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What `compare_skills` found."""
+    """Result of `compare_skills`."""
 
     pairs: tuple[Pair, ...]
-    """Every two skills."""
+    """One entry for every two skills."""
     energies: tuple[Energy, ...]
-    """Every skill."""
+    """One entry for every skill."""
     proposals: tuple[Proposal, ...]
-    """What could be done."""
+    """All suggested changes."""
 
     def to_json(self) -> dict[str, Any]:
-        """For a machine."""
+        """The comparison as plain values for JSON."""
         return dataclasses.asdict(self)
 
 
@@ -113,7 +113,7 @@ def compare_skills(
     energy: float = 0.99,
     compositions: Mapping[str, Iterable[str]] | None = None,
 ) -> Comparison:
-    """Compare every two of some skills of one base.
+    """Compare each two of several skills of one base.
 
     Args:
         skills: at least one.
@@ -167,7 +167,7 @@ def compare_skills(
 
 
 def _gram_of_weights(skills: Sequence[Skill]) -> Tensor:
-    """Inner products of all that any two skills change, `[skills, skills]` in float64."""
+    """Inner products of the changes of each two skills, `[skills, skills]` in float64."""
     gram = torch.zeros(len(skills), len(skills), dtype=torch.float64)
     for i, j in itertools.combinations_with_replacement(range(len(skills)), 2):
         for address, made in skills[i].factors.items():
@@ -178,7 +178,7 @@ def _gram_of_weights(skills: Sequence[Skill]) -> Tensor:
 
 
 def _gram_of_outputs(skills: Sequence[Skill], inputs: Inputs) -> Tensor:
-    """The same of what they add to outputs."""
+    """Inner products of the skills' additions to the outputs, `[skills, skills]` in float64."""
     gram = torch.zeros(len(skills), len(skills), dtype=torch.float64)
     if not isinstance(inputs, Mapping):
         given = [inputs(skill).detach().double() for skill in skills]
@@ -196,7 +196,7 @@ def _gram_of_outputs(skills: Sequence[Skill], inputs: Inputs) -> Tensor:
 
 
 def _added(made: Factors, x: Tensor, address: str) -> Tensor:
-    """What a skill adds to the outputs of one weight, in float64."""
+    """A skill's addition to the outputs of one weight, in float64."""
     if made.embedding:
         if x.dtype.is_floating_point or int(x.max()) >= made.in_features:
             raise SkillError(f"inputs of {address} must be ids below {made.in_features}")

@@ -1,4 +1,4 @@
-"""Composed models on disk: a folder that holds everything but the base.
+"""Composed models on disk: a folder that holds everything except the base.
 
 composed.json         base, skills, weights or router, metrics; size and SHA-256 of every other file
 router.safetensors    where a router was learnt: `<address of its layer>/<parameter>`, no address for one
@@ -53,7 +53,7 @@ def save_composed(
     notes: Mapping[str, Any] | None = None,
     beside: Callable[[Path], None] | None = None,
 ) -> Composed:
-    """Write a composed model to a new folder, whole or not at all.
+    """Write a composed model to a new folder, atomically.
 
     Args:
         model: from `compose`, with constant weights or a router that was given by its config.
@@ -117,7 +117,7 @@ def load_composed(
     device: str = "cpu",
     force: bool = False,
 ) -> nn.Module:
-    """A composed model, every file of its folder held against `composed.json`.
+    """Load a composed model, with every file of its folder checked against `composed.json`.
 
     Args:
         path: a folder that `save_composed` wrote.
@@ -162,7 +162,7 @@ def load_composed(
 
 
 def base_of(folder: Path, composed: Composed, given: Path | str | None = None) -> tuple[str, str]:
-    """Kind and place of a composed model's base: where it was, or as far from the folder as it was.
+    """Kind and path of a composed model's base, by its absolute path or by the path relative to the folder.
 
     Args:
         folder: the composed model's.
@@ -202,7 +202,7 @@ def _reference(base: nn.Module, path: Path | str | None, folder: Path) -> BaseRe
 
 
 def _write_skills(skills: list[Skill], target: Path, library: Library | None, base: nn.Module) -> None:
-    """The skills' folders: copies of the library's, or new ones."""
+    """Write the skills' folders: copies from the library, or new ones."""
     if library is None:
         for skill in skills:
             Library(target).add(skill, base=base)
@@ -222,13 +222,13 @@ def _write_skills(skills: list[Skill], target: Path, library: Library | None, ba
 
 
 def _equal(one: Skill, other: Skill) -> bool:
-    """Whether two skills do the same to a base, as far as the first one's dtype can tell."""
+    """True if two skills change a base equally, to the precision of the first one's dtype."""
     if set(one.factors) != set(other.factors):
         return False
     for address, mine in one.factors.items():
         theirs = other.factors[address].to(device=mine.A.device, dtype=mine.A.dtype)
         same = torch.equal(mine.A, theirs.A) and torch.equal(mine.B, theirs.B)
-        # A composed model holds scalings in float32.
+        # A composed model stores scalings in float32.
         if not same or abs(mine.scaling - theirs.scaling) > 1e-6 * abs(theirs.scaling):
             return False
     return True

@@ -1,4 +1,4 @@
-"""`composed.json`: what the folder of a composed model says of itself, and its files held against that.
+"""`composed.json`: the description of a composed model, and the check of its files against it.
 
 What never changes about it: a JSON object with `schema`, `version` and, last, the SHA-256 of the rest, so
 that every version can tell another one's from a damaged one.
@@ -21,10 +21,10 @@ from expertise.runs.recipe import Choice
 from expertise.skills.card import Fingerprint
 
 Reads = Literal["context", "token", "pooled", "layer"]
-"""What a router sees. "context": a vector that the caller gives, one per row. "token": the hidden state of
+"""Input of a router. "context": a vector that the caller gives, one per row. "token": the hidden state of
 each token. "pooled": the mean of a row's hidden states up to and including each token, so that no token sees
 those after it. These three make one choice for all layers. "layer": each adapted layer has its own router,
-which sees that layer's input, token by token."""
+which reads that layer's input, token by token."""
 
 COMPOSED = "composed.json"
 SCHEMA = 1
@@ -32,55 +32,55 @@ SCHEMA = 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaseReference:
-    """Where a composed model's base is, and which one it must be."""
+    """Path and fingerprint of a composed model's base."""
 
     kind: str = ""
-    """One of `BASES`; empty: it was never on disk, and must be given."""
+    """One of `BASES`; empty: the base was never on disk, and must be given."""
     path: str = ""
-    """Where it was, absolute, or its id on the hub."""
+    """Absolute path of the base, or its id on the hub."""
     relative: str = ""
-    """The same from the composed model's folder, for when both were moved together."""
+    """Path of the base relative to the composed model's folder, in case both are moved together."""
     fingerprint: Fingerprint
-    """Of its weights."""
+    """Fingerprint of the base's weights."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Composed:
-    """What `composed.json` says."""
+    """Content of `composed.json`."""
 
     base: BaseReference
-    """What the skills stand on."""
+    """The base that the skills are added to."""
     skills: list[str]
-    """Their names, in the order of alpha."""
+    """Names of the skills, in the order of alpha."""
     weights: list[float] | None = None
     """Constant alpha; None: a router decides."""
     router: Annotated[RouterConfig, Choice(ROUTERS)] | None = None
-    """Who decides."""
+    """Configuration of the router, if there is one."""
     reads: Reads = "context"
-    """What the router sees."""
+    """Input of the router."""
     source: str | None = None
-    """The module whose output it sees; None: the input embedding."""
+    """Name of the module whose output the router reads; None: the input embedding."""
     data: str = ""
-    """What the router was learnt from."""
+    """Description of the data that the router was trained on."""
     data_digest: str = ""
-    """SHA-256 of that."""
+    """SHA-256 of that data."""
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Figures of whoever made it."""
+    """Figures that its maker recorded."""
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What else its maker wants to find again."""
+    """Further values that its maker recorded."""
     date: str = ""
-    """When it was written, as ISO 8601 in UTC."""
+    """Time at which it was written, as ISO 8601 in UTC."""
     files: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     """Every other file → its `size` in bytes and `sha256`."""
 
 
 def is_composed(path: Path) -> bool:
-    """Whether a folder holds a composed model."""
+    """True if a folder holds a composed model."""
     return (path / COMPOSED).is_file()
 
 
 def read_composed(path: Path | str) -> Composed:
-    """What a composed model's folder says of itself; no other file is opened.
+    """Read `composed.json` of a composed model; no other file is opened.
 
     Raises:
         SkillError: there is none, it is damaged, or another version wrote it.
@@ -106,7 +106,7 @@ def read_composed(path: Path | str) -> Composed:
 
 
 def file_entries(folder: Path) -> dict[str, dict[str, Any]]:
-    """What `composed.json` says of the files beside it: path in the folder → size and SHA-256."""
+    """Entries of `composed.json` for the files beside it: path in the folder → size and SHA-256."""
     return {
         file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": sha256_of(file)}
         for file in sorted(folder.rglob("*"))

@@ -1,4 +1,4 @@
-"""`compose`: a base and skills made into one model, whose weights of skills any router may decide."""
+"""`compose`: one model from a base and skills, whose weights any router may decide."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from expertise.skills.skill import Factors, Skill
 from expertise.skills.targets import Target, all_targets, stacks_of, storage_dtype
 
 MakeRouter = Callable[[int, int], Router]
-"""A layer's own router, for the width of its input and the number of its skills."""
+"""Makes a layer's own router from the width of its input and the number of its skills."""
 
 
 @runtime_checkable
 class HasSkills(Protocol):
-    """What `compose` asks of a library."""
+    """Interface that `compose` needs of a library."""
 
     def load_all(
         self, names: Iterable[str], base: nn.Module | None = None, *, force: bool = False
     ) -> list[Skill]:
-        """Skills by their names, refused when they belong to another base."""
+        """Load skills by name; skills of another base are refused."""
 
 
 def compose(
@@ -50,7 +50,7 @@ def compose(
     growing: Skill | None = None,
     force: bool = False,
 ) -> nn.Module:
-    """The base with skills beside its weights: `W(c) = W_0 + sum over i of alpha_i(c) s_i B_i A_i`.
+    """Add skills to a base's weights: `W(c) = W_0 + sum over i of alpha_i(c) s_i B_i A_i`.
 
     PSEC (arXiv 2502.05932, §4.2), for any module. The result is a second tree of modules of the base's own
     classes over the base's own storage; the base is not touched, and dropout is off. A call may name the
@@ -109,7 +109,7 @@ def compose(
     listen(root, composition)
     guard(root, base)
     object.__setattr__(root, "composition", composition)
-    # One place in the tree, which never is a child that the base's own forward would run.
+    # Stored once in the tree, outside of the children that the base's own forward would run.
     next(iter(composition.adapted.values())).add_module("composition", composition)
     for own in composition.routers().values():
         own.to(composition.device)
@@ -156,7 +156,7 @@ def _require_distinct(skills: Sequence[Skill]) -> None:
 def _fit(
     skills: Sequence[Skill], known: Mapping[str, Target], base: nn.Module
 ) -> dict[str, dict[int, Factors]]:
-    """Address → skill number → factors, in the base's dtype and place."""
+    """Address → skill number → factors, converted to the base's dtype and device."""
     placed: dict[str, dict[int, Factors]] = {}
     for number, skill in enumerate(skills):
         for address, factors in skill.factors.items():
@@ -181,7 +181,7 @@ def _adapt(
     """Replace every layer that a skill adapts."""
 
     def groups(factors: Mapping[int, Factors]) -> list[tuple[dict[int, Factors], bool]]:
-        """The skills that stay as they are, then the one that learns, if they are here."""
+        """The frozen skills of a layer, then the skill that learns, if the layer has them."""
         cut = [{n: f for n, f in factors.items() if (n >= num_kept) == grows} for grows in (False, True)]
         return [(group, grows) for group, grows in zip(cut, (False, True), strict=True) if group]
 
@@ -220,7 +220,7 @@ def _adapt(
 
 
 def _beside(composition: Composition, weights: Sequence[float] | Mapping[str, float] | None) -> Tensor:
-    """Weights of the old skills, and 1 for the one that grows, unless they say something else."""
+    """Weights of the old skills beside weight 1 for the growing skill, unless weights are given."""
     growing = composition.names[-1]
     if weights is None or isinstance(weights, Mapping):
         return composition.as_weights({growing: 1.0, **(weights or {})})
@@ -228,7 +228,7 @@ def _beside(composition: Composition, weights: Sequence[float] | Mapping[str, fl
 
 
 def _train(root: nn.Module, composition: Composition, mode: bool = True) -> nn.Module:
-    """Only routers go into training mode: dropout of the base stays off."""
+    """Put only the routers into training mode, so that dropout of the base stays off."""
     for module in root.modules():
         module.training = False
     composition.training = mode

@@ -1,4 +1,4 @@
-"""`Composition`: which weights the skills of a composed model have, call by call."""
+"""`Composition`: the weights of a composed model's skills, call by call."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from expertise.errors import SkillError
 from expertise.mixture.routers.base import Router
@@ -55,10 +56,10 @@ class Composition(nn.Module):
         self._recorded: Call | None = None
         self._mean = RunningMean()
 
-    # What a caller sets.
+    # Settings for callers.
 
     def set_weights(self, weights: Sequence[float] | Mapping[str, float] | None) -> None:
-        """Constant weights for every call that gives none; None or all zero: the base's own output.
+        """Set constant weights for calls that give none; None or all zero: the base's own output.
 
         Raises:
             SkillError: not one finite number per skill, or the model has a router.
@@ -70,21 +71,21 @@ class Composition(nn.Module):
         self._call.give(self._default, self.device)
 
     def default_weights(self) -> Tensor:
-        """The constant weights `[K]` of calls that give none."""
+        """The constant weights `[K]` that apply to calls without weights of their own."""
         return torch.zeros(len(self.names)) if self._default is None else self._default
 
     @property
     def base(self) -> nn.Module:
-        """What the skills were put beside; untouched."""
+        """The unchanged base that the skills were added to."""
         return self._base.module
 
     def as_weights(self, weights: Any) -> Tensor:
-        """Named or ordered weights as a vector `[K]`, float32; see `given.as_weights`."""
+        """Convert named or ordered weights to a vector `[K]`, float32; see `given.as_weights`."""
         return as_weights(weights, self.names)
 
     @contextlib.contextmanager
     def using(self, **given: Any) -> Iterator[None]:
-        """Within this context every call that gives none of `weights=`, `skills=`, `context=` gets this one.
+        """Use this `weights=`, `skills=` or `context=` in calls that give none, while the context is open.
 
         For calls that cannot pass it on, such as a `generate` that checks its arguments; and faster where
         many calls share their alpha, which is made ready once. Weights count as they are on entering.
@@ -101,7 +102,7 @@ class Composition(nn.Module):
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[Composition]:
-        """Within this context each call keeps what every layer used, for `alpha`.
+        """Record the weights that every layer uses in each call, for `alpha`, while the context is open.
 
         The last record stays there afterwards; the next recording starts by dropping it.
         """
@@ -124,7 +125,7 @@ class Composition(nn.Module):
         return self._recorded.table(len(self.names), self.device)
 
     def routers(self) -> dict[str, Router]:
-        """Everything that decides alpha: one router under "", or the layers' under their addresses."""
+        """All routers: one under the name "", or the layers' own routers under their addresses."""
         if self.router is not None:
             return {"": self.router}
         own = {
@@ -134,7 +135,7 @@ class Composition(nn.Module):
         return {address: router for address, router in own.items() if router is not None}
 
     def slots(self) -> Iterator[tuple[str, Slot]]:
-        """Address of a weight, and the factors of each skill on it; views of what the model computes with."""
+        """Address of each adapted weight, and the factors of each skill on it as views."""
         for address, layer in self.adapted.items():
             if isinstance(layer, AdaptedExperts):
                 for name, slot in layer.slots():
@@ -146,13 +147,13 @@ class Composition(nn.Module):
                     yield address, slot
                 inner = inner.mixture.always
 
-    # What the model's calls do.
+    # Steps of each call of the model, called by its hooks and layers.
 
     def start(self, call: Call, given: Mapping[str, Any]) -> None:
-        """A call begins: set its alpha from what it gives, or leave that to the router.
+        """Begin a call: set its alpha from the given weights, or leave it to the router.
 
         Args:
-            call: what it brought along.
+            call: state of the call, with its mask and cache.
             given: `weights`, `skills` or `context`, at most one of them.
         """
         self._call = call
@@ -169,14 +170,14 @@ class Composition(nn.Module):
         call.go_on_from(standing)
 
     def _stands(self) -> bool:
-        """Whether calls that give nothing have the same alpha, outside of any graph."""
+        """True if calls without weights of their own share one alpha that needs no gradient."""
         weights = self._fixed.get("weights")
         if isinstance(weights, Tensor) and weights.requires_grad:
             return False
         return "context" not in self._fixed and (self.router is None or bool(self._fixed))
 
     def _choose(self, call: Call, given: Mapping[str, Any]) -> None:
-        """Alpha of a call from what is given, the router, or the default."""
+        """Set alpha of a call from the given weights, the router, or the default."""
         call.is_given = "weights" in given or "skills" in given
         if "weights" in given:
             call.give(as_table(given["weights"], self.names), self.device)
@@ -197,7 +198,7 @@ class Composition(nn.Module):
             call.take(ask(self.router, context), context.shape[:-1])
 
     def finish(self, output: Any) -> None:
-        """A call is over: keep what the next one goes on from, and let go of what it brought along."""
+        """End a call: keep the running mean for the next one, and drop references to mask and cache."""
         call = self._call
         if self.router is not None and self.reads in ("token", "pooled") and not call.is_given:
             if call.routes is None:
@@ -211,7 +212,7 @@ class Composition(nn.Module):
         call.mask = call.cache = call.documents = None
 
     def read(self, module: nn.Module, args: Any, output: Any) -> None:
-        """After the module whose output the router reads: choose for the layers that follow."""
+        """Forward hook of the module that the router reads: choose alpha for the layers that follow."""
         call = self._call
         if call.is_given or self.router is None:
             return
@@ -227,7 +228,7 @@ class Composition(nn.Module):
 
         Args:
             leading: leading shape of the layer's input.
-            columns: the skills that the layer knows; None: all.
+            columns: the skills that the layer has; None: all.
 
         Raises:
             SkillError: the layer's tokens are not those that alpha was given for.
@@ -237,32 +238,32 @@ class Composition(nn.Module):
         return self._call.seen_by(leading, None if columns == tuple(range(len(self.names))) else columns)
 
     def note(self, columns: tuple[int, ...], routes: Routes) -> None:
-        """What a layer's own router chose, over the skills that the layer knows."""
+        """Record the routes of a layer's own router, over the skills that the layer has."""
         if self.is_recording:
             self._call.layers.append((columns, routes))
 
     @property
     def is_given(self) -> bool:
-        """Whether this call named alpha itself, so that no router is asked."""
+        """True if the caller set alpha in this call, so that no router is asked."""
         return self._call.is_given
 
     @property
     def constant(self) -> Tensor | None:
-        """Alpha `[K]` of this call, where it is one for all tokens."""
+        """Alpha `[K]` of this call, if it is the same for all tokens."""
         return self._call.constant
 
     @property
     def device(self) -> torch.device:
-        """Where the skills live."""
+        """Device of the skills."""
         return next(iter(self.adapted.values())).device
 
     def __getstate__(self) -> dict[str, Any]:
-        # What a call left belongs to that call: a copy starts without it (and could not copy its graph).
+        # A copy starts without the state of the last call, whose graph could not be copied.
         state = {**self.__dict__, "_call": Call(), "_recorded": None, "is_recording": False, "_fixed": {}}
         return {**state, "_standing": None, "_mean": RunningMean()}
 
+    @override
     def extra_repr(self) -> str:
-        """What printing the module shows of it."""
         return f"skills={list(self.names)}, reads={self.reads!r}"
 
 

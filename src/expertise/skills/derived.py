@@ -1,4 +1,4 @@
-"""What can be made of a composed model: a plain one, one with a skill more, its skills."""
+"""Models and skills derived from a composed model: merged, extended, or taken out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from expertise.skills.targets import all_targets, read_elsewhere
 
 
 def merged(model: nn.Module, weights: Sequence[float] | Mapping[str, float] | None = None) -> nn.Module:
-    """A plain model of the base's class with constant weights worked in: `W_0 + sum of alpha_i dW_i`.
+    """Merge constant weights into a plain model of the base's class: `W_0 + sum of alpha_i dW_i`.
 
     Args:
         model: a composed model.
@@ -43,7 +43,7 @@ def merged(model: nn.Module, weights: Sequence[float] | Mapping[str, float] | No
     changes: dict[str, Tensor] = {}
     for address, slot in composition.slots():
         if share := float(alpha[slot.skill]):
-            # Summed and rounded once, however few bits the base has.
+            # Summed in float32 at least and rounded once, even if the base has a coarser dtype.
             exact = torch.promote_types(slot.factors.A.dtype, torch.float32)
             change = share * slot.factors.to(dtype=exact).delta()
             changes[address] = changes[address] + change if address in changes else change
@@ -64,7 +64,7 @@ def merged(model: nn.Module, weights: Sequence[float] | Mapping[str, float] | No
 
 
 def extended(model: nn.Module, skill: Skill, weight: float = 1.0) -> nn.Module:
-    """A composed model with one skill more; nothing of the base is copied.
+    """Add one skill to a composed model; nothing of the base is copied.
 
     Args:
         model: composed, with constant weights or none.
@@ -82,7 +82,7 @@ def extended(model: nn.Module, skill: Skill, weight: float = 1.0) -> nn.Module:
 
 
 def skills_of(model: nn.Module) -> list[Skill]:
-    """The skills of a composed model; their tensors are views of what it computes with.
+    """The skills of a composed model; their tensors are views of the model's own.
 
     Raises:
         SkillError: the model is not composed.
@@ -95,7 +95,7 @@ def skills_of(model: nn.Module) -> list[Skill]:
 
 
 def _untie(plain: Any) -> None:
-    """Keep transformers from tying a head and an embedding again that a skill has made different."""
+    """Keep transformers from tying a head and an embedding again after a skill has made them different."""
     config = getattr(plain, "config", None)
     if getattr(config, "tie_word_embeddings", False) and hasattr(plain, "get_output_embeddings"):
         head, embedding = plain.get_output_embeddings(), plain.get_input_embeddings()

@@ -1,4 +1,4 @@
-"""Between a library and folders elsewhere: adapters of PEFT's in and out, skills of other libraries in."""
+"""Import and export: adapters of PEFT, and skills of other libraries."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from expertise.skills.reading import read_adapter, require_same_base
 def import_adapter(
     library: Path, folder: Path, name: str | None, base: nn.Module | None, known: Mapping[str, Any]
 ) -> Card:
-    """`Library.import_peft`; `known` are the fields of the card that were given."""
+    """Import an adapter of PEFT's; see `Library.import_peft`. `known`: fields of the card that were given."""
     inside = (library / folder.name).resolve() == folder.resolve() and name in (None, folder.name)
     if not inside and not (folder / CONFIG).is_file():
         raise SkillError(
@@ -70,7 +70,7 @@ def import_adapter(
 
 
 def add_folder(library: Path, folder: Path, name: str | None, base: nn.Module | None, *, force: bool) -> Card:
-    """`Library.add_folder`."""
+    """Copy a skill's folder into a library; see `Library.add_folder`."""
     card = read_card(folder) if folder.is_dir() else None
     if card is None:
         bare = ("it is an adapter without a card: import it",) if (folder / CONFIG).is_file() else ()
@@ -87,7 +87,7 @@ def add_folder(library: Path, folder: Path, name: str | None, base: nn.Module | 
 
 
 def export_adapter(library: Path, name: str, path: Path) -> Path:
-    """`Library.export_peft`."""
+    """Write a skill's adapter to a new folder for PEFT; see `Library.export_peft`."""
     folder = skill_folder(library, name)
     files = read_files(folder, read_card(folder))
     with exporting(path) as aside:
@@ -97,7 +97,7 @@ def export_adapter(library: Path, name: str, path: Path) -> Path:
 
 
 def _instead(folder: Path) -> tuple[str, ...]:
-    """A hint for who named a library in place of a skill, or a folder above one."""
+    """A hint for a user who named a library in place of a skill, or a folder above one."""
     names: list[str] = []
     with contextlib.suppress(SkillError):
         names = skill_names(folder)

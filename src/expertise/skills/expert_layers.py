@@ -1,4 +1,4 @@
-"""Low-rank factors of single experts' linear layers, joined to factors of the base's stacked experts.
+"""Converts factors of single experts' linear layers to factors of the base's stacked experts.
 
 In transformers 4 each expert of a mixture was a module with three linear layers, such as
 `model.layers.0.block_sparse_moe.experts.3.w1`. Models of transformers 5, as our own, hold the weights of all
@@ -20,7 +20,7 @@ from expertise.skills.skill import Factors
 from expertise.skills.targets import experts_problem, is_foreign_experts, stacks_of
 
 _LAYER = re.compile(r"(?P<experts>.+)\.(?P<number>\d+)\.(?P<name>w[123]|(?:gate|up|down)_proj)")
-# In which stack a layer's weight lies, and in which half of its rows.
+# The stack that holds a layer's weight, and the half of its rows.
 _PLACES = {
     "w1": (0, 0),
     "gate_proj": (0, 0),
@@ -32,7 +32,7 @@ _PLACES = {
 
 
 class ExpertLayers:
-    """Collects factors of single experts' layers, then gives factors of stacks.
+    """Collects factors of single experts' layers and joins them to factors of stacks.
 
     Args:
         base: the model that has the stacks; None: nothing is collected.
@@ -44,12 +44,12 @@ class ExpertLayers:
         self._found: dict[tuple[str, int], dict[int, list[tuple[int, Factors]]]] = {}
 
     def has_place_for(self, address: str) -> bool:
-        """Whether the base holds the weight of a layer, by the layer's dotted name, in a stack."""
+        """True if the base holds the weight of this layer, given by its dotted name, inside a stack."""
         match = _LAYER.fullmatch(address)
         return self._base is not None and match is not None and self._path(match["experts"]) is not None
 
     def add(self, address: str, made: Factors) -> None:
-        """Collect the factors of one layer that the base has a place for.
+        """Collect the factors of one layer, which must have a place in the base.
 
         Args:
             address: dotted name of the layer.
@@ -89,7 +89,7 @@ class ExpertLayers:
         }
 
     def _path(self, experts: str) -> str | None:
-        """Dotted name of the base's stacks for what the adapter calls `experts`.
+        """Dotted name of the module in the base that holds the stacks of the adapter's `experts`.
 
         transformers 5 also renamed the block around some experts (`block_sparse_moe.experts` to
         `mlp.experts`), so any name will do for it if only one block of the layer has experts.
@@ -117,7 +117,7 @@ def _has_stacks(module: nn.Module | None) -> bool:
 
 
 def _joined(weight: Tensor, experts: dict[int, list[tuple[int, Factors]]]) -> Factors:
-    """Factors of a stack, block diagonal in the ranks of its layers; zero for experts that have none.
+    """Join the factors of a stack, block diagonal in the ranks of its layers; zero for experts without any.
 
     Args:
         weight: the stack `[E, out, in]`.
@@ -135,7 +135,7 @@ def _joined(weight: Tensor, experts: dict[int, list[tuple[int, Factors]]]) -> Fa
         at = 0
         for row, made in sorted(layers, key=lambda layer: layer[0]):
             down[number, at : at + made.rank] = made.A
-            # One scaling serves a whole stack: different ones are worked into B.
+            # A stack has one scaling; different scalings of its layers are multiplied into B.
             factor = 1.0 if len(scalings) == 1 else made.scaling
             up[number, row : row + made.out_features, at : at + made.rank] = made.B * factor
             at += made.rank

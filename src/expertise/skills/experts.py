@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from expertise.mixture.dispatch.grouped import grouped
 from expertise.mixture.grouped_linear import grouped_linear, missing_columns
@@ -30,12 +31,12 @@ class StackedSkills(NamedTuple):
     """Skills on one stack of weights."""
 
     columns: tuple[int, ...]
-    """Their numbers in the composition, ascending."""
+    """Numbers of the skills in the composition, ascending."""
     parts: LowRankExperts
-    """Their factors, joined along the rank."""
+    """Factors of the skills, joined along the rank."""
 
     def weigh(self, alpha: Float[Tensor, "rows_or_one carried"]) -> Float[Tensor, "rows_or_one all_ranks"]:
-        """Weights of the ranks from those of all skills of the composition, which stand first in alpha."""
+        """Weights of the ranks, from an alpha whose first K columns are the composition's skills."""
         number = len(self.columns)
         first = self.columns[-1] == number - 1
         return self.parts.weigh(alpha[:, :number] if first else alpha[:, self.columns])
@@ -88,19 +89,19 @@ class AdaptedExperts(Parts):
         return None if routes is None else routes.weights()
 
     def carry(self, x: Float[Tensor, "tokens in_features"]) -> Float[Tensor, "tokens carried"]:
-        """The tokens with their weights of skills behind them, unless these are zero or equal for all."""
+        """Append the skills' weights to the tokens, unless these are zero or the same for all tokens."""
         alpha = self.alpha(x)
         if alpha is None or self._composition[0].constant is not None:
             return x
-        # Filled up to whole strides, so that the part that holds x can be multiplied where it lies.
+        # Padded so that strides fit the grouped product, which then reads x without a copy.
         return torch.cat([x, F.pad(alpha.to(x.dtype), (0, missing_columns(alpha.shape[1], x.dtype)))], dim=1)
 
     def grouped(
         self, rows: Float[Tensor, "rows carried"], offsets: Int[Tensor, " parts"]
     ) -> Float[Tensor, "rows out_features"]:
-        """Two grouped products, each with its skills."""
+        """Two grouped products, each with its skills added."""
         x, alpha = self._split(rows)
-        # Without a graph nobody else has seen the product: the sum may be written over it.
+        # Without a graph nothing else refers to the product, so the sum is added in place.
         in_place = not torch.is_grad_enabled()
 
         def product(stage: int, x: Tensor) -> Tensor:
@@ -112,8 +113,8 @@ class AdaptedExperts(Parts):
 
         return product(1, self._gate(product(0, x)))
 
+    @override
     def one(self, part: int, x: Float[Tensor, "tokens carried"]) -> Float[Tensor, "tokens out_features"]:
-        """A single expert with its skills."""
         tokens, alpha = self._split(x)
         hidden = F.linear(tokens, getattr(self.layer, self.stacks[0])[part])
         hidden = self._gate(hidden + self._of_expert(0, part, tokens, alpha))
@@ -123,7 +124,7 @@ class AdaptedExperts(Parts):
     def dense(
         self, x: Float[Tensor, "tokens carried"], gates: Float[Tensor, "tokens parts"]
     ) -> Float[Tensor, "tokens out_features"]:
-        """Every expert for every token, the base's part as `SwiGLUExperts.dense` computes it."""
+        """Compute every expert for every token; the base's part as in `SwiGLUExperts.dense`."""
         first, second = (getattr(self.layer, name) for name in self.stacks)
         tokens, alpha = self._split(x)
         hidden = F.linear(tokens, first.flatten(0, 1)).view(-1, *first.shape[:2])
@@ -148,19 +149,19 @@ class AdaptedExperts(Parts):
         return total
 
     def is_idle(self, carried: Tensor) -> bool:
-        """Whether no skill has any weight in what `carry` returned."""
+        """True if every skill's weight is zero in the output of `carry`."""
         return self._split(carried)[1] is None
 
     def reset_parameters(self) -> None:
-        """Nothing is drawn anew: the experts are frozen, the skills belong to their library."""
+        """Do nothing: the experts are frozen, and the skills keep their weights."""
 
     @property
     def device(self) -> torch.device:
-        """Where the skills are."""
+        """Device of the skills."""
         return self.layer.get_parameter(self.stacks[0]).device
 
     def slots(self) -> Iterator[tuple[str, Slot]]:
-        """Name of the stack, and the factors of each skill on it."""
+        """Name of each stack with the factors of each skill on it."""
         for name, groups in zip(self.stacks, self._groups, strict=True):
             for group in groups:
                 for skill, factors in zip(group.columns, factors_of(group.parts), strict=True):
@@ -190,13 +191,13 @@ class ForeignExperts(nn.Module):
         top_k_index: Int[Tensor, "tokens chosen"],
         top_k_weights: Float[Tensor, "tokens chosen"],
     ) -> Float[Tensor, "tokens dim"]:
-        """As the module that it stands for; without skills at work it is that module."""
+        """Replace the module's forward; without active skills it calls the original module."""
         carried = self.parts.carry(hidden_states)
         if self.parts.is_idle(carried):
             return self.parts.layer(hidden_states, top_k_index, top_k_weights)  # type: ignore[no-any-return]
-        # The dispatch reads ids and gates only: who scored the experts stays the model's own business.
+        # The dispatch reads only ids and gates; the model's router keeps its own scores.
         affinities = top_k_weights.new_empty(hidden_states.shape[0], self.parts.num_parts)
-        # A router may say "no expert" by an id behind the last one, with weight 0: then any expert will do.
+        # A router may mark an unused slot by an id past the last expert; with weight 0 any expert will do.
         part_ids = top_k_index.clamp(max=self.parts.num_parts - 1)
         routes = Routes(gates=top_k_weights, affinities=affinities, part_ids=part_ids)
         return grouped(carried, routes, self.parts).to(hidden_states.dtype)
@@ -208,7 +209,7 @@ def adapt_experts(
     composition: Composition,
     router: Router | None,
 ) -> tuple[nn.Module, AdaptedExperts]:
-    """What stands in the place of a module of stacked experts, and the parts inside it."""
+    """The module that replaces one of stacked experts, and the parts inside it."""
     if isinstance(layer, SwiGLUExperts):
         parts = AdaptedExperts(layer, stacks_of(layer), gated_silu, skills, composition, router)
         return parts, parts

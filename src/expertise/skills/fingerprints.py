@@ -1,4 +1,4 @@
-"""Which base a skill belongs to: a digest of names and shapes, and one of the weights."""
+"""Fingerprint of a base: a digest of names and shapes, and one of the weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from expertise.skills.card import Fingerprint
 
 
 def fingerprint(base: nn.Module, order: Callable[[str], str] = str) -> Fingerprint:
-    """The fingerprint of a base as it is now.
+    """The fingerprint of a base with its current weights.
 
     Over `named_parameters()` sorted by name, so a tied weight counts once, by its first name. Buffers do not
     count: what they hold follows from the structure, or changes while the model is used. The same weights in

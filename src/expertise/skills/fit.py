@@ -1,4 +1,4 @@
-"""Whether a skill's factors fit the layers of a base, by names and shapes."""
+"""Checks that a skill's factors fit the layers of a base, by names and shapes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def submodule(base: nn.Module, path: str) -> nn.Module | None:
 
 
 def not_there(what: str, address: str, base: nn.Module) -> SkillError:
-    """The error that names an address where a base has nothing that can be adapted."""
+    """The error for an address at which a base has nothing that can be adapted."""
     hints: tuple[str, ...] = ()
     try:
         find_targets(base, address)
@@ -33,7 +33,7 @@ def not_there(what: str, address: str, base: nn.Module) -> SkillError:
 
 
 def require_fit(factors: Mapping[str, Factors], base: nn.Module, what: str) -> None:
-    """Compare every factor with the layer it is for.
+    """Compare every factor with the layer that it adapts.
 
     Args:
         factors: address → factors.
@@ -62,7 +62,7 @@ def require_finite(factors: Mapping[str, Factors], what: str) -> None:
 
 
 def require_copies(copies: Mapping[str, Tensor], base: nn.Module, what: str) -> None:
-    """Compare weights of a base that stand in an adapter's file with the base's own.
+    """Compare base weights that an adapter's file contains with the base's own.
 
     Raises:
         SkillError: they differ, so the adapter was made for, or brings, other ones.
@@ -83,7 +83,7 @@ def _same(own: Tensor, copy: Tensor) -> bool:
 
 
 def require_alike(skills: Sequence[Skill]) -> None:
-    """Whether skills can be skills of one base, as far as they adapt the same weights.
+    """Check that skills adapt weights of the same shapes wherever they share an address.
 
     Raises:
         SkillError: they adapt a weight in different shapes; it is named.

@@ -1,4 +1,4 @@
-"""A library's folder: which skills are in it, one writer at a time, and nothing half-written for a reader.
+"""A library's folder: its skills, its lock, and atomic changes to it.
 
 A skill is a folder that holds any of an adapter's files or a card. What begins with a dot is no skill: the
 lock, and what a killed writer left aside, which the next writer sweeps away.
@@ -24,11 +24,11 @@ from expertise.skills.peft_config import CONFIG, WEIGHTS
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _LEFT_OVER = re.compile(r"\..+\.[0-9a-f]{8}\.(part|old)")
 _WAIT = 60.0
-"""Seconds that a writer waits for another one."""
+"""Seconds for which a writer waits for another one."""
 
 
 def require_name(name: str) -> str:
-    """The name, when it can be a skill's.
+    """Return the name if it is valid for a skill, else refuse it.
 
     Raises:
         SkillError: it cannot be a folder's name everywhere, or looks like a hidden one.
@@ -42,7 +42,7 @@ def require_name(name: str) -> str:
 
 
 def require_library(library: Path) -> Path:
-    """The folder, when it is there and can be a library; it may be empty.
+    """Return the folder if it exists and can be a library; it may be empty.
 
     Raises:
         SkillError: there is none, it is something else, or it holds other things and no skill.
@@ -57,7 +57,7 @@ def require_library(library: Path) -> Path:
 
 
 def skill_names(library: Path) -> list[str]:
-    """Every skill of a library, sorted; none where there is no library yet.
+    """Names of all skills of a library, sorted; empty if the library does not exist yet.
 
     Raises:
         SkillError: the library may not be read, or is something else.
@@ -71,7 +71,7 @@ def skill_names(library: Path) -> list[str]:
 
 
 def is_skill(path: Path) -> bool:
-    """Whether a path holds any file of a skill."""
+    """True if a path holds any file of a skill."""
     return any(os.path.exists(path / name) for name in (CONFIG, CARD, WEIGHTS))
 
 
@@ -88,7 +88,7 @@ def skill_folder(library: Path, name: str) -> Path:
 
 
 def card_of(library: Path, name: str) -> Card | None:
-    """The card of a skill under the name that its folder has, or None when it has no card.
+    """The card of a skill with its folder's name in it; None if it has no card.
 
     Raises:
         SkillError: there is no such skill, or its card is damaged or another version's.
@@ -98,7 +98,7 @@ def card_of(library: Path, name: str) -> Card | None:
 
 
 def require_free(library: Path, name: str) -> Path:
-    """The folder that a new skill may take.
+    """The folder for a new skill, which must not exist yet.
 
     Raises:
         SkillError: the name is taken, or cannot be a skill's.
@@ -111,7 +111,7 @@ def require_free(library: Path, name: str) -> Path:
 
 @contextlib.contextmanager
 def writing(library: Path) -> Iterator[None]:
-    """Hold a library against other writers, after theirs that were killed; makes it if need be.
+    """Lock a library against other writers, create it if needed, and clean up after killed writers.
 
     Raises:
         SkillError: it is a file, or another process goes on writing to it.
@@ -127,7 +127,7 @@ def writing(library: Path) -> Iterator[None]:
 
 
 def put(library: Path, card: Card, files: Mapping[str, bytes]) -> Card:
-    """Write a new skill's folder, whole or not at all.
+    """Write a new skill's folder atomically.
 
     Args:
         library: its folder.
@@ -151,7 +151,7 @@ def put(library: Path, card: Card, files: Mapping[str, bytes]) -> Card:
 
 
 def move(library: Path, old: str, new: str) -> Path:
-    """Give a skill's folder another name; who calls this holds the lock.
+    """Rename a skill's folder; the caller must hold the lock.
 
     Raises:
         SkillError: there is no such skill, or the new name is taken or cannot be a skill's.
@@ -165,14 +165,14 @@ def move(library: Path, old: str, new: str) -> Path:
 
 
 def delete(library: Path, name: str) -> None:
-    """Remove a skill's folder; who calls this holds the lock.
+    """Remove a skill's folder; the caller must hold the lock.
 
     Raises:
         SkillError: there is no such skill.
         DiskError: the disk is read-only or forbidden.
     """
     folder = skill_folder(library, name)
-    # Moved first: what a kill leaves half deleted must not look like a skill.
+    # Renamed first: a skill that is half deleted when the process is killed must not look whole.
     aside = folder.with_name(f".{name}.{uuid.uuid4().hex[:8]}.old")
     with disk_errors(folder):
         os.replace(folder, aside)
@@ -182,7 +182,7 @@ def delete(library: Path, name: str) -> None:
 
 @contextlib.contextmanager
 def exporting(path: Path) -> Iterator[Path]:
-    """Fill a new folder, anywhere, so that it appears whole or not at all.
+    """Fill a new folder anywhere; it appears only when complete.
 
     Yields:
         The folder to fill.
@@ -207,7 +207,7 @@ def exporting(path: Path) -> Iterator[Path]:
 
 
 def _sweep(folder: Path, prefix: str = ".") -> None:
-    """Remove what killed writers left aside; who calls this holds the lock, so nobody is writing."""
+    """Remove unfinished files of killed writers; the caller must hold the lock, so nobody is writing."""
     for path in list(folder.iterdir()):
         if path.name.startswith(prefix) and _LEFT_OVER.fullmatch(path.name):
             if path.is_dir():
@@ -218,7 +218,7 @@ def _sweep(folder: Path, prefix: str = ".") -> None:
 
 
 def _require_folder(library: Path) -> None:
-    """Refuse what is there and is no library, though it may be a folder."""
+    """Refuse a path that exists and is not a library, even if it is a folder."""
     if library.exists() and not library.is_dir():
         raise SkillError(f"{library} is a file, not a library")
     if is_skill(library):
@@ -229,7 +229,7 @@ def _require_folder(library: Path) -> None:
 
 
 def library_in(folder: Path) -> tuple[str, ...]:
-    """A hint for who named a folder above a library, such as a composed model's; none where there is none."""
+    """A hint for a user who named a folder above a library, such as a composed model's; empty without one."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.is_dir() and os.access(path, os.R_OK | os.X_OK) and any(map(is_skill, path.iterdir())):
             return (f"{path} is a library",)
@@ -242,7 +242,7 @@ def _locked(file: Path, what: Path) -> Iterator[None]:
 
     lock = FileLock(file)
     with disk_errors(what):
-        # Where no file can be made, FileLock waits as if another process held it.
+        # Checked first, because FileLock waits in vain where no file can be created.
         os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o644))
         try:
             lock.acquire(timeout=_WAIT)

@@ -1,4 +1,4 @@
-"""What a caller may say of alpha: numbers, names with numbers, or skills row by row."""
+"""Weights as a caller may give them: numbers, names with numbers, or skills row by row."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from expertise.errors import SkillError, counted, nearest
 
 OURS = ("weights", "skills", "context")
-"""What a call of a composed model may add to the base's own arguments."""
+"""Arguments that a call of a composed model accepts beside the base's own."""
 
 Row = str | Mapping[str, float] | None
-"""The skills of one row of a batch: one by its name, several with weights, or none."""
+"""Skills of one row of a batch: one by its name, several with weights, or none."""
 
 
 def one_of(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What was given, None left out.
+    """The one argument that was given; None values are left out.
 
     Raises:
         SkillError: more than one thing was, or something that is not ours.
@@ -33,7 +33,7 @@ def one_of(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_weights(weights: Any, names: Sequence[str]) -> Tensor:
-    """Named or ordered weights as a vector `[K]`, float32; a missing name counts as 0.
+    """Convert named or ordered weights to a vector `[K]`, float32; a missing name counts as 0.
 
     Raises:
         SkillError: a name is unknown, or there is not one finite number per skill.
@@ -51,7 +51,8 @@ def as_weights(weights: Any, names: Sequence[str]) -> Tensor:
 
 
 def as_table(weights: Any, names: Sequence[str]) -> Tensor:
-    """Alpha as a call may give it: named, or `[K]`, `[rows, K]` or `[rows, tokens, K]`; tensors as they are.
+    """Convert alpha of a call: by name, or `[K]`, `[rows, K]` or `[rows, tokens, K]`; tensors are not
+    changed.
 
     Raises:
         SkillError: its shape is another one.
@@ -68,7 +69,7 @@ def as_table(weights: Any, names: Sequence[str]) -> Tensor:
 
 
 def of_rows(rows: Any, names: Sequence[str]) -> Tensor | None:
-    """Alpha `[rows, K]` from the skills of each row; None: no row has any.
+    """Alpha `[rows, K]` from the skills of each row; None if no row has any.
 
     Raises:
         SkillError: it is no list of `Row`, or a name is unknown.
@@ -94,5 +95,5 @@ def _numbers(weights: Any) -> Tensor:
 
 
 def as_numbers(weights: Tensor) -> list[float]:
-    """Weights as the shortest numbers that float32 reads back as they are: 0.7, not 0.699999988."""
+    """Weights as the shortest decimal numbers that float32 reads back unchanged: 0.7, not 0.699999988."""
     return [float(str(number)) for number in weights.detach().cpu().float().numpy()]

@@ -1,4 +1,4 @@
-"""Low-rank factors of skills as parts of a mixture, and back."""
+"""Conversion of skills' low-rank factors to parts of a mixture and back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from expertise.skills.skill import Factors
 
 
 def join(factors: Sequence[Factors], trainable: bool) -> LowRankExperts:
-    """Parts with a copy of the factors of each skill on one weight, or on one stack of weights.
+    """Join a copy of each skill's factors on one weight, or on one stack of weights, to low-rank parts.
 
     Args:
         factors: of each skill.
@@ -19,7 +19,7 @@ def join(factors: Sequence[Factors], trainable: bool) -> LowRankExperts:
 
 
 def factors_of(parts: LowRankExperts, embedding: bool = False) -> Iterator[Factors]:
-    """The factors of each skill in joined parts; views, so that writing to them shows in the parts."""
+    """The factors of each skill in joined parts; views, so writing to them changes the parts."""
     for span, scaling in zip(parts.spans(), parts.scalings, strict=True):
         if parts.num_experts is None:
             down, up = parts.lora_A[span], parts.lora_B[span].t()

@@ -1,4 +1,4 @@
-"""A new skill: where it goes, how it starts, and what came of it."""
+"""New skills: configuration, initial factors, and trained factors."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from expertise.skills.skill import Factors, Skill
 from expertise.skills.targets import ALL, find_targets
 
 Scale = Literal["alpha/r", "alpha/sqrt(r)", "raw"]
-"""What alpha means: divided by the rank (LoRA), by its root (rank-stabilised), or the multiplier itself."""
+"""Reading of alpha: divided by the rank (LoRA), by its root (rank-stabilised), or the multiplier itself."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SkillConfig:
-    """What a new skill adapts, and how strongly."""
+    """Targets, rank and scaling of a new skill."""
 
     targets: list[str] = dataclasses.field(default_factory=lambda: [ALL])
     """Weights to adapt: "all", "all-linear", "experts", or names and ends of names, `*` allowed."""
     rank: Annotated[int, Gt(0)] = 8
-    """Rank r (PSEC's default; of each expert where experts are adapted)."""
+    """Rank r of each adapted weight (PSEC's default); for experts, of each expert."""
     alpha: float = 16.0
-    """Strength, as `scale_convention` reads it."""
+    """Strength of the skill; `scale_convention` turns it into the multiplier."""
     scale_convention: Scale = "alpha/r"
-    """What alpha is divided by; PSEC's released code takes it raw."""
+    """Divisor of alpha: the rank, its root, or none ("raw", as PSEC's released code)."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -45,19 +45,19 @@ class SkillConfig:
 
     @property
     def scaling(self) -> float:
-        """The multiplier on `B A x`."""
+        """Multiplier on `B A x`."""
         divisors = {"alpha/r": float(self.rank), "alpha/sqrt(r)": math.sqrt(self.rank), "raw": 1.0}
         return self.alpha / divisors[self.scale_convention]
 
 
 def fresh(base: nn.Module, name: str, config: SkillConfig, seed: int = 0) -> Skill:
-    """A skill that does nothing yet: A normal with std 1 / sqrt(in), B zero (PSEC's LeCun start; LoRA §4.1).
+    """A new skill without effect: A normal with std 1 / sqrt(in), B zero (PSEC's LeCun start; LoRA §4.1).
 
     Args:
-        base: what it will adapt.
-        name: what it is called.
-        config: where and how strongly.
-        seed: of A; drawn on the CPU in float32, so that a seed gives the same on every device.
+        base: the model to adapt.
+        name: name of the skill.
+        config: targets, rank and scaling.
+        seed: seed of A, which is drawn on the CPU in float32, so that it is the same on every device.
 
     Raises:
         SkillError: a target matches nothing.
@@ -67,7 +67,7 @@ def fresh(base: nn.Module, name: str, config: SkillConfig, seed: int = 0) -> Ski
     for address, target in find_targets(base, config.targets).items():
         stack: Iterable[int] = [target.num_experts] if target.num_experts else []
         down = torch.randn(*stack, config.rank, target.in_features, generator=generator)
-        # A column of an embedding is picked, not summed over: its fan-in is 1, whatever the vocabulary.
+        # An embedding picks one column of A instead of summing over all: the vocabulary's size is no fan-in.
         fan_in = config.rank if target.kind == "embedding" else target.in_features
         up = torch.zeros(*stack, target.out_features, config.rank)
         factors[address] = Factors(
@@ -77,7 +77,7 @@ def fresh(base: nn.Module, name: str, config: SkillConfig, seed: int = 0) -> Ski
 
 
 def learnt(model: nn.Module, name: str) -> Skill:
-    """A copy of a skill out of a composed model, as it is now; on the CPU, apart from the model's memory.
+    """Copy a skill with its current factors out of a composed model to the CPU.
 
     Raises:
         SkillError: the model has no skill of this name.
@@ -90,7 +90,7 @@ def learnt(model: nn.Module, name: str) -> Skill:
 
 
 def trainable(model: nn.Module) -> list[Tensor]:
-    """What learns in a composed model: the growing skill's factors and the router's parameters."""
+    """Trainable parameters of a composed model: the growing skill's factors and the router's."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 

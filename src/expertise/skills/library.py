@@ -1,4 +1,4 @@
-"""`Library`: skills on disk, a folder each. There is no index: what is listed is what the folders hold."""
+"""`Library`: skills on disk, one folder each. The folders are the only index."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from expertise.skills.verify import Verification, verify
 
 
 class Library:
-    """A folder of skills, each one an adapter in PEFT's own layout with a `card.json` beside it.
+    """A folder of skills, each an adapter in PEFT's own layout with a `card.json` beside it.
 
     Nothing that reads a library writes to it. Writers hold a lock, and what they write appears whole or not
     at all; several processes may add skills at once.
@@ -47,11 +47,11 @@ class Library:
         self.path = Path(path)
 
     def names(self) -> list[str]:
-        """Every skill, sorted by name; no file is opened."""
+        """Names of all skills, sorted; no file is opened."""
         return skill_names(self.path)
 
     def card(self, name: str) -> Card | None:
-        """What is known of a skill, or None when its folder has no card. No weights are read.
+        """The card of a skill, or None if its folder has no card. No weights are read.
 
         The folder's name counts: a folder that was moved by hand has its new name here.
 
@@ -61,7 +61,7 @@ class Library:
         return card_of(self.path, name)
 
     def load(self, name: str, base: nn.Module | None = None, force: bool = False) -> Skill:
-        """A skill with its factors on the CPU, every file held against the card.
+        """Load a skill with its factors on the CPU, every file checked against the card.
 
         Args:
             name: of the skill.
@@ -78,7 +78,7 @@ class Library:
     def load_all(
         self, names: Iterable[str], base: nn.Module | None = None, force: bool = False
     ) -> list[Skill]:
-        """`load` for several skills; the base's fingerprint is taken once."""
+        """Load several skills; the base's fingerprint is computed only once."""
         return load_skills(self.path, names, base, force=force)
 
     def add(
@@ -94,7 +94,7 @@ class Library:
         parents: Iterable[str] | None = None,
         scale_convention: str | None = None,
     ) -> Card:
-        """Write a new skill and return its card. What is not given is taken from the skill's own card.
+        """Write a new skill and return its card. Fields that are not given come from the skill's own card.
 
         Args:
             skill: its factors are written as they are.
@@ -143,7 +143,7 @@ class Library:
         data_digest: str | None = None,
         metrics: Mapping[str, Any] | None = None,
     ) -> Card:
-        """Take an adapter that PEFT saved: its files are copied, or converted from an older layout.
+        """Import an adapter that PEFT saved; its files are copied, or converted from an older layout.
 
         Converted are stacks of experts that PEFT before 0.19.1 saved; linear layers of single experts
         (transformers 4), if `base` holds their weights in stacks; and a configuration that PEFT could not
@@ -175,7 +175,7 @@ class Library:
         base: nn.Module | None = None,
         force: bool = False,
     ) -> Card:
-        """Take a skill of another library: its files and its card are copied as they are.
+        """Copy a skill of another library, its files and its card unchanged.
 
         Args:
             path: a skill's folder, with a card.
@@ -191,7 +191,7 @@ class Library:
         return add_folder(self.path, Path(path), name, base, force=force)
 
     def export_peft(self, name: str, path: Path | str) -> Path:
-        """Write a skill's adapter to a new folder, for PEFT; the card stays behind.
+        """Write a skill's adapter to a new folder, for PEFT; the card is not exported.
 
         PEFT can run stacked experts where the model asks their module for nothing but its output, as the
         models of transformers do; elsewhere, as in our own mixtures, it can merge them.
@@ -203,7 +203,7 @@ class Library:
         return export_adapter(self.path, name, Path(path))
 
     def rename(self, old: str, new: str) -> None:
-        """Give a skill another name. Cards of its children go on naming the old one and its digest.
+        """Rename a skill. Cards of skills made from it keep its old name and its digest.
 
         Raises:
             SkillError: there is no such skill, its card is damaged; the new name is taken or cannot be one.
@@ -216,7 +216,7 @@ class Library:
                 write_atomic(target / CARD, card_text(dataclasses.replace(card, name=new)))
 
     def remove(self, name: str) -> None:
-        """Delete a skill, its folder and all.
+        """Delete a skill with its folder.
 
         Raises:
             SkillError: there is no such skill.
@@ -236,7 +236,7 @@ class Library:
         purpose: str | None = None,
         force: bool = False,
     ) -> Merged:
-        """Add the weighted sum of some skills as a new one; see `merge_skills`.
+        """Add the weighted sum of several skills as a new one; see `merge_skills`.
 
         Its card names the parents, and under `metrics["merge"]` skills, weights, rank and error.
 
@@ -279,7 +279,7 @@ class Library:
         compositions: Mapping[str, Iterable[str]] | None = None,
         force: bool = False,
     ) -> Comparison:
-        """Compare skills, all of the library's by default; see `compare_skills`. Nothing is changed.
+        """Compare skills, by default all of the library; see `compare_skills`. Nothing is changed.
 
         With `base`, a model with nothing attached, the skills must be its, or with `force` of its shapes.
 
@@ -295,7 +295,7 @@ class Library:
         )
 
     def verify(self) -> Verification:
-        """Look through every skill, every byte of it; see `Verification`.
+        """Check every byte of every skill; see `Verification`.
 
         Raises:
             SkillError: there is no library.

@@ -1,4 +1,4 @@
-"""Several skills made one: their weighted sum, exact or at a rank of one's choice."""
+"""Merging of skills: their weighted sum, exact or cut to a given rank."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from expertise.skills.subspaces import thin_svd
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Merged:
-    """A sum of skills."""
+    """Result of `merge_skills`."""
 
     skill: Skill
-    """Its factors; without a card."""
+    """The merged skill, without a card."""
     error: float
-    """Norm of what was lost, as a share of the norm of the exact sum; 0.0 where nothing was recompressed."""
+    """Norm of the lost part relative to the norm of the exact sum; 0.0 if nothing was recompressed."""
     errors: Mapping[str, float]
-    """Address → the same for that weight."""
+    """Address → relative error at that weight."""
 
 
 def merge_skills(
@@ -79,7 +79,7 @@ def merge_skills(
 
 
 def _sum(terms: Sequence[tuple[Factors, float]]) -> Factors:
-    """Exactly the sum; a multiplier that all terms share stays one, so that nothing is rounded."""
+    """The exact sum of the changes; a multiplier that all terms share is kept apart to avoid rounding."""
     dtype = torch.float32
     for made, _ in terms:
         dtype = torch.promote_types(dtype, made.A.dtype)
@@ -98,7 +98,7 @@ def _sum(terms: Sequence[tuple[Factors, float]]) -> Factors:
 
 
 def _cut(made: Factors, rank: int) -> tuple[Factors, float, float]:
-    """The best factors of a rank; the energy that was lost, and all that there was."""
+    """The best factors of a given rank; the lost energy, and the total energy."""
     svd = thin_svd(made)
     root = svd.S[..., None, :rank].sqrt()
     cut = Factors(

@@ -1,4 +1,4 @@
-"""PEFT's adapter layout, read; PEFT itself is not needed for it. `peft_export.py` writes it.
+"""Reader of PEFT's adapter layout; it does not need PEFT. `peft_export.py` writes the layout.
 
 A folder holds `adapter_config.json` (see `peft_config.py`) and `adapter_model.safetensors`, whose keys are
 `base_model.model.<name>.<what>`:
@@ -29,9 +29,9 @@ from expertise.skills.skill import Factors
 from expertise.skills.targets import is_conv1d
 
 PREFIX = "base_model.model."
-"""Before every name."""
+"""Start of every name in an adapter's weights."""
 INNER = ".base_layer"
-"""After a module's name: what the outermost wrapper holds."""
+"""Suffix of a module's name for the module inside its wrapper; once per level of nesting."""
 _SUFFIXES = {
     ".lora_A.weight": ("A", False),
     ".lora_B.weight": ("B", False),
@@ -42,21 +42,21 @@ _SUFFIXES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """What an adapter's files say."""
+    """Content of an adapter's files."""
 
     factors: Mapping[str, Factors]
-    """Address → factors."""
+    """Address of a weight → its factors."""
     convention: str
-    """How its scalings came about, one of `skill.CONVENTIONS`."""
+    """Convention of the scalings, one of `skill.CONVENTIONS`."""
     copies: Mapping[str, Tensor]
-    """Weights of the base that PEFT wrote beside adapted embeddings and heads, by their name in the base."""
+    """Base weights that PEFT saved beside adapted embeddings and heads, by their name in the base."""
     is_older: bool
-    """Whether the files have an older layout of experts than the one that we write."""
+    """True if the files have an older layout of experts than `peft_export` writes."""
 
 
 @dataclasses.dataclass
 class _Pair:
-    """The two factors of one wrapper, while they are gathered."""
+    """The two factors of one wrapper while they are collected."""
 
     embedding: bool
     A: Tensor | None = None
@@ -64,7 +64,7 @@ class _Pair:
 
 
 def read(config: bytes, weights: bytes, where: str, base: nn.Module | None = None) -> Adapter:
-    """An adapter from the content of its two files.
+    """Read an adapter from the content of its two files.
 
     Args:
         config: `adapter_config.json`.
@@ -81,7 +81,7 @@ def read(config: bytes, weights: bytes, where: str, base: nn.Module | None = Non
     depths = Counter(path for path, _ in pairs)
     factors: dict[str, Factors] = {}
     single = ExpertLayers(base, where)
-    # From the inside out, so that stacks of a module stand in the order of the module.
+    # From the innermost wrapper outwards, which is the order of the stacks in their module.
     for (path, depth), pair in sorted(pairs.items(), key=lambda item: (_natural(item[0][0]), -item[0][1])):
         down, up = (_present(tensor, which, path, where) for tensor, which in ((pair.A, "A"), (pair.B, "B")))
         if base is not None and submodule(base, path) is None:
@@ -135,7 +135,7 @@ def _tensors(weights: bytes, where: str) -> dict[str, Tensor]:
 def _gather(
     tensors: Mapping[str, Tensor], where: str
 ) -> tuple[dict[tuple[str, int], _Pair], dict[str, Tensor]]:
-    """An adapter's tensors as pairs by (path, how deep inside wrappers), and as copies of base weights."""
+    """Sort an adapter's tensors into pairs by (path, depth of nested wrappers), and copies of the base."""
     pairs: dict[tuple[str, int], _Pair] = {}
     others: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
@@ -174,7 +174,7 @@ def _present(tensor: Tensor | None, which: str, path: str, where: str) -> Tensor
 
 
 def _parameters(path: str, settings: PeftConfig, base: nn.Module | None) -> list[str]:
-    """Names of the adapted bare parameters of a module, in order; none when the module itself is adapted."""
+    """Names of the adapted bare parameters of a module, in order; empty if the module itself is adapted."""
     if base is not None:
         module = submodule(base, path)
         names = [] if module is None else [name for name, _ in module.named_parameters(recurse=False)]
@@ -194,7 +194,7 @@ def _parameters(path: str, settings: PeftConfig, base: nn.Module | None) -> list
 def _plain(
     path: str, down: Tensor, up: Tensor, settings: PeftConfig, where: str, *, embedding: bool
 ) -> Factors:
-    """Factors of a layer."""
+    """Factors of a single layer."""
     rank = settings.rank_of(path)
     if down.shape[0] != rank or up.shape[1] != rank:
         shapes = f"{list(down.shape)} and {list(up.shape)}"
@@ -231,10 +231,10 @@ def _stacked(
 def _are_swapped(
     stacks: Mapping[str, Factors], settings: PeftConfig, where: str, base: nn.Module | None
 ) -> bool:
-    """Whether factors of stacks, read as today's PEFT writes them, have input and output exchanged."""
+    """True if factors of stacks, read in the layout of today's PEFT, have input and output exchanged."""
     if settings.stacks != "unknown":
         return settings.stacks == "swapped"
-    # One release wrote them all, so that one weight that is not square tells.
+    # One release of PEFT wrote all stacks, so one weight that is not square decides.
     for address, made in stacks.items():
         shape = () if base is None else tuple(base.get_parameter(address).shape[1:])
         upright = made.out_features, made.in_features
@@ -250,10 +250,10 @@ def _are_swapped(
 
 
 def _exchanged(made: Factors) -> Factors:
-    """Factors of the transposed weights."""
+    """The factors of the transposed weights."""
     return dataclasses.replace(made, A=made.B.mT.contiguous(), B=made.A.mT.contiguous())
 
 
 def _natural(path: str) -> list[tuple[int, str]]:
-    """Sorts layer 2 before layer 10."""
+    """Sort key that puts layer 2 before layer 10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in path.split(".")]

@@ -1,4 +1,4 @@
-"""`adapter_config.json` of PEFT: which fields matter for a composition, and which make one impossible.
+"""`adapter_config.json` of PEFT: the fields that matter for a composition, and those that rule one out.
 
 Every field of PEFT 0.21 is decided here. A field that this version does not know is refused unless it is
 empty, because it may change what the adapter computes.
@@ -17,7 +17,7 @@ from expertise.errors import SkillError
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-"""The two files of an adapter."""
+"""Name of the weights file; an adapter consists of it and `CONFIG`."""
 
 _READ = {
     "peft_type",
@@ -32,10 +32,10 @@ _READ = {
     "init_lora_weights",
     "peft_version",
 }
-"""What `read_config` looks at."""
+"""Fields that `read_config` uses."""
 
 LAYOUT_VERSION = "0.19.1"
-"""The first release of PEFT whose factors of a stack `[E, out, in]` map input to output; we write them so.
+"""The first release of PEFT whose factors of a stack `[E, out, in]` map input to output; exports use it.
 
 Releases before it took the first dimension of such a weight for its input and the second for its output.
 """
@@ -60,13 +60,13 @@ OUR_FIELDS = frozenset(
         "alpha_pattern",
     }
 )
-"""The fields that we wrote before we also wrote `peft_version`; PEFT always writes more."""
+"""Fields of our exports before they had `peft_version`; PEFT itself always writes more."""
 
 _DEFAULTS: dict[str, Any] = {"rank_pattern": {}, "alpha_pattern": {}, "lora_dropout": 0.0, "bias": "none"}
-"""Fields that PEFT cannot read as `null`, and what `null` stands for."""
+"""Fields that PEFT cannot read as `null`, and the value that `null` means."""
 
 _WITHOUT_EFFECT = {
-    # Where an adapter comes from and how it was started, trained and run.
+    # Origin of an adapter, its start, its training and its execution.
     "task_type",
     "auto_mapping",
     "base_model_name_or_path",
@@ -78,15 +78,15 @@ _WITHOUT_EFFECT = {
     "corda_config",
     "lora_ga_config",
     "runtime_config",
-    # Which layers are adapted: the names of the weights say it.
+    # Selection of layers, which the names of the weights show as well.
     "exclude_modules",
     "layers_to_transform",
     "layers_pattern",
-    # PEFT takes these from the layer itself whatever the file says.
+    # PEFT reads this from the layer itself and ignores the file.
     "fan_in_fan_out",
     # Tied adapters are written out under both names.
     "ensure_weight_tying",
-    # Of no use without the field that they belong to, which is refused.
+    # Effective only with a field that is refused.
     "megatron_core",
     "qalora_group_size",
 }
@@ -108,33 +108,33 @@ _REFUSED = {
 }
 
 _BASE_UNCHANGED = ("gaussian", "orthogonal", "eva", "mica")
-"""Ways to start an adapter, by name, that leave the base's weights alone."""
+"""Initialisations of an adapter that do not change the base's weights."""
 
-# An empty table turns a variant on, with its defaults; in a field nobody knows it can say nothing.
+# An empty table turns a known variant on, with its defaults; in an unknown field it means nothing.
 _OFF: tuple[Any, ...] = (None, False, [])
 _EMPTY: tuple[Any, ...] = (*_OFF, {}, "")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PeftConfig:
-    """What of an adapter's settings says how its weights are meant."""
+    """The settings of an adapter that determine the meaning of its weights."""
 
     rank: int
-    """`r`."""
+    """Default rank, `r` of PEFT."""
     alpha: float
-    """`lora_alpha`."""
+    """Default alpha, `lora_alpha` of PEFT."""
     rank_pattern: Mapping[str, int]
-    """Regular expression at the end of a name → another rank."""
+    """Regular expression at the end of a name → a rank other than the default."""
     alpha_pattern: Mapping[str, float]
-    """Regular expression at the end of a name → another alpha."""
+    """Regular expression at the end of a name → an alpha other than the default."""
     convention: Literal["alpha/r", "alpha/sqrt(r)"]
-    """How alpha and r give the scaling."""
+    """Convention that gives the scaling from alpha and r."""
     target_modules: str | tuple[str, ...]
     """Names or ends of names of adapted layers; a single string is a regular expression."""
     target_parameters: tuple[str, ...]
     """Names or ends of names of adapted bare parameters."""
     stacks: Literal["upright", "swapped", "unknown"]
-    """Whether factors of stacked experts map input to output, or the reverse as before `LAYOUT_VERSION`."""
+    """Layout of stacked experts' factors: from input to output, or reversed as before `LAYOUT_VERSION`."""
 
     def rank_of(self, name: str) -> int:
         """Rank of one adapted layer or parameter, by its full name."""
@@ -149,18 +149,18 @@ class PeftConfig:
         return alpha / (rank if self.convention == "alpha/r" else math.sqrt(rank))
 
     def targets_module(self, name: str) -> bool:
-        """Whether `target_modules` names a layer, as PEFT matches it."""
+        """True if `target_modules` names a layer, by PEFT's rules."""
         if isinstance(self.target_modules, str):
             return re.fullmatch(self.target_modules, name) is not None
         return any(name == target or name.endswith(f".{target}") for target in self.target_modules)
 
     def targets_parameter(self, name: str) -> bool:
-        """Whether `target_parameters` names a parameter, as PEFT matches it."""
+        """True if `target_parameters` names a parameter, by PEFT's rules."""
         return any(name == target or name.endswith(f".{target}") for target in self.target_parameters)
 
 
 def read_config(data: bytes, where: str) -> PeftConfig:
-    """The settings of an adapter.
+    """Read and check the settings of an adapter.
 
     Args:
         data: content of `adapter_config.json`.
@@ -196,7 +196,7 @@ def read_config(data: bytes, where: str) -> PeftConfig:
 
 
 def readable_by_peft(data: bytes) -> bytes:
-    """A configuration that `read_config` accepted, in a form that PEFT reads too.
+    """Convert a configuration that `read_config` accepted to a form that PEFT reads too.
 
     PEFT wants UTF-8 without a byte-order mark, and values where we also accept `null`. The bytes are
     unchanged when nothing stands in PEFT's way.
@@ -214,7 +214,7 @@ def config_bytes(values: Mapping[str, Any]) -> bytes:
 
 
 def _is_utf8(data: bytes) -> bool:
-    # UTF-16 without a mark also begins with a brace, followed by a NUL.
+    # UTF-16 without a byte-order mark also begins with a brace, followed by a NUL.
     try:
         return "\0" not in data.decode()
     except UnicodeDecodeError:
@@ -237,7 +237,7 @@ def _stacks(values: Mapping[str, Any]) -> Literal["upright", "swapped", "unknown
 
 
 def _refuse(values: Mapping[str, Any], where: str) -> None:
-    """Name the first field that stands against a composition."""
+    """Refuse the configuration if a field rules out a composition; the first such field is named."""
     if (kind := values.get("peft_type")) != "LORA":
         raise SkillError(f"{where} is an adapter of type {kind}; only LORA can be composed")
     for field, reason in _REFUSED.items():
@@ -259,7 +259,7 @@ def _refuse(values: Mapping[str, Any], where: str) -> None:
 
 
 def _pattern_key(patterns: Mapping[str, Any], name: str) -> str:
-    """The first pattern that matches the whole name, or its end after a dot: PEFT's rule."""
+    """The first pattern that matches the whole name, or its end after a dot, as PEFT matches."""
     for pattern in patterns:
         if re.match(rf"(.*\.)?({pattern})$", name):
             return pattern
@@ -287,7 +287,7 @@ def _number(value: Any) -> float:
 
 def _names(value: Any, *, single: bool) -> str | tuple[str, ...]:
     if single and isinstance(value, str):
-        # Stands for every linear layer; what is a layer and what a bare parameter then shows with the base.
+        # "all-linear" means every linear layer; the base then tells layers from bare parameters.
         return ".*" if value.lower() == "all-linear" else value
     if value is None:
         return ()

@@ -1,4 +1,4 @@
-"""A skill's factors as the two files of a PEFT adapter; the layout is described in `peft.py`."""
+"""Writer of PEFT adapters from a skill's factors; `peft.py` describes the layout."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from expertise.skills.skill import Factors
 from expertise.skills.targets import is_conv1d
 
 _KEPT = ("task_type", "base_model_name_or_path", "revision", "auto_mapping")
-"""Fields of an adapter's configuration that stay when its files are written anew."""
+"""Fields of an adapter's configuration that are kept when its files are rewritten."""
 
 
 def for_peft(
     files: Mapping[str, bytes], adapter: Adapter | None = None, base: nn.Module | None = None
 ) -> dict[str, bytes]:
-    """An adapter's two files in the form that the present PEFT reads; unchanged where they have it.
+    """An adapter's two files in the form that the current PEFT reads; unchanged if they have it already.
 
     Args:
         files: their content, by name, as `read` accepted it.
@@ -47,7 +47,7 @@ def for_peft(
 def write(
     factors: Mapping[str, Factors], base: nn.Module | None = None, copies: Mapping[str, Tensor] | None = None
 ) -> tuple[str, bytes]:
-    """The content of the two files, for PEFT to load: `adapter_config.json`, `adapter_model.safetensors`.
+    """The content of the two files for PEFT: `adapter_config.json` and `adapter_model.safetensors`.
 
     Scalings are written as `alpha / r`. Without a base, several stacks of one module are taken to stand in
     the order in which the module registers them.
@@ -99,7 +99,7 @@ def write(
 
 
 def _registered(base: nn.Module, path: str, names: list[str]) -> list[str]:
-    """Names of a module's parameters in its own order."""
+    """Names of a module's parameters in the order of their registration."""
     module = submodule(base, path)
     known = [] if module is None else [name for name, _ in module.named_parameters(recurse=False)]
     if missing := [name for name in names if name not in known]:
@@ -110,7 +110,7 @@ def _registered(base: nn.Module, path: str, names: list[str]) -> list[str]:
 def _config(
     factors: Mapping[str, Factors], modules: list[str], parameters: list[str], *, fan_in_fan_out: bool
 ) -> dict[str, Any]:
-    """The fields that PEFT needs; ranks and alphas that are not the usual ones stand in the patterns."""
+    """The fields that PEFT needs; ranks and alphas that differ from the most common ones go into patterns."""
     ranks = {address: made.rank for address, made in factors.items()}
     alphas = {address: _alpha(made) for address, made in factors.items()}
     rank, alpha = (Counter(table.values()).most_common(1)[0][0] for table in (ranks, alphas))
@@ -136,14 +136,14 @@ def _config(
 
 
 def _patterns(table: Mapping[str, Any], usual: int | float) -> Iterator[tuple[str, int | float]]:
-    """Entries for what differs; anchored, as PEFT would let a name match at the end of a longer one."""
+    """Pattern entries for differing values; anchored, because PEFT also matches the end of longer names."""
     for address, value in table.items():
         if value != usual:
             yield f"^{re.escape(address)}", value
 
 
 def _alpha(made: Factors) -> int | float:
-    """The alpha that gives a scaling back, short where a short one does."""
+    """The alpha that gives a scaling back; rounded to 12 digits if that is exact."""
     alpha = made.scaling * made.rank
     short = float(f"{alpha:.12g}")
     if short / made.rank == made.scaling:

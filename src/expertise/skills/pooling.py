@@ -1,4 +1,4 @@
-"""The mean of a row's hidden states so far, kept beside a key-value cache."""
+"""Running mean of a row's hidden states, kept across calls with a key-value cache."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from expertise.skills.call import Call
 
 @dataclasses.dataclass(frozen=True)
 class _Seen:
-    """What the rows of a cache held so far."""
+    """Sums over the tokens of each row of a cache."""
 
     total: Tensor
-    """`[rows, D]`."""
+    """Sum of the hidden states, `[rows, D]`."""
     count: Tensor
-    """`[rows]`."""
+    """Number of tokens, `[rows]`."""
     length: int = 0
-    """Tokens in the cache."""
+    """Number of tokens in the cache."""
 
 
 class RunningMean:
-    """Means over each row up to each token: a context for a whole sequence in which no token sees the future.
+    """Mean of each row's hidden states up to each token: a context in which no token sees the future.
 
     With a key-value cache the mean goes on from what earlier calls with the same cache saw, so a text read
     token by token gets the same contexts as one read at once. Documents that stand side by side in a row each
@@ -38,7 +38,7 @@ class RunningMean:
         self._last: _Seen | None = None
 
     def __call__(self, hidden: Tensor, call: Call) -> Tensor:
-        """The means, at least in float32, of hidden states `[rows, tokens, D]`.
+        """The means, in float32 at least, of hidden states `[rows, tokens, D]`.
 
         Raises:
             SkillError: the cache holds tokens that were not seen here, or a shape is another one.
@@ -58,7 +58,7 @@ class RunningMean:
         return total / count.clamp(min=1)[..., None]
 
     def keep(self, cache: Any) -> None:
-        """After a call: its cache goes on from here."""
+        """After a call: remember the sums for the next call with the same cache."""
         last, self._last = self._last, None
         if cache is not None and last is not None:
             self._seen[cache] = dataclasses.replace(last, length=_length(cache))
@@ -73,10 +73,10 @@ class RunningMean:
         return before
 
     def _follow(self, cache: Any) -> None:
-        """Beam search moves the rows of a cache: ours move with them."""
+        """Reorder the sums whenever beam search reorders the rows of the cache."""
         if not hasattr(cache, "reorder_cache") or "reorder_cache" in vars(cache):
             return
-        # A cache that held itself would stay in memory until Python looks for such circles.
+        # A weak reference: a cache that refers to itself would wait for the garbage collector.
         found, reorder, seen = weakref.ref(cache), type(cache).reorder_cache, self._seen
 
         def both(beams: Tensor) -> None:
@@ -101,7 +101,7 @@ def _counted(hidden: Tensor, mask: Any) -> Tensor:
 
 
 def _of_documents(sums: Tensor, documents: Tensor) -> Tensor:
-    """Sums since the beginning of each token's document, from those since the beginning of its row."""
+    """Convert sums since the start of each row to sums since the start of each token's document."""
     tokens = torch.arange(documents.shape[1], device=documents.device)
     new = documents.diff(dim=1, prepend=documents[:, :1] - 1) != 0
     first = torch.where(new, tokens, 0).cummax(1).values

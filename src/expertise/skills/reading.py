@@ -1,4 +1,4 @@
-"""A skill's folder, read: every file held against the card, the factors held against a base."""
+"""Loading of skills: files are checked against the card, factors against a base."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from expertise.skills.peft_config import CONFIG, WEIGHTS
 from expertise.skills.skill import Skill
 
 FORCE = "force it: --force, in a recipe and in Python force = true"
-"""What every way to take a skill of another base answers to."""
+"""Hint that names the options to accept a skill of another base."""
 
 
 def read_adapter(
     folder: Path, files: Mapping[str, bytes], base: nn.Module | None, *, force: bool = False
 ) -> Adapter:
-    """What an adapter's files say.
+    """Read an adapter from the content of its files and check it against a base.
 
     Args:
         folder: what to call it in messages.
@@ -44,7 +44,7 @@ def read_adapter(
 
 
 def weights_digest(library: Path, name: str) -> str:
-    """SHA-256 of a skill's weights, by which its children know it.
+    """SHA-256 of a skill's weights, which cards of skills made from it record.
 
     Raises:
         SkillError: there is no such skill, or a file of it is damaged.
@@ -56,7 +56,7 @@ def weights_digest(library: Path, name: str) -> str:
 def load_skills(
     library: Path, names: Iterable[str], base: nn.Module | None = None, *, force: bool = False
 ) -> list[Skill]:
-    """Skills of a library, for a base; see `Library.load`. The base's fingerprint is taken once.
+    """Load skills of a library for a base; see `Library.load`. The base's fingerprint is computed once.
 
     Raises:
         SkillError: a skill is missing, damaged, of another base, or does not fit.
@@ -89,7 +89,7 @@ def require_same_base(name: str, learnt_on: Fingerprint, found: Fingerprint) -> 
 
 
 def common_base(skills: Iterable[Skill], *, force: bool = False) -> Fingerprint | None:
-    """The base that skills were learnt on, as far as their cards know; None: unknown, or several.
+    """The base that all skills were learnt on, by their cards; None: unknown, or several.
 
     Raises:
         SkillError: there are several, and that is not forced.

@@ -1,4 +1,4 @@
-"""Routers over skills and over policies: built for the width of what they read, and asked."""
+"""Routers over skills and policies: their construction and their calls."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from expertise.skills.composed_json import Reads
 
 
 def reads_of(router: Router | RouterConfig | None, reads: Reads | None, source: str | None) -> Reads:
-    """What a router sees, where it is said and where it is not.
+    """The input of a router: the given one, or the default of its kind.
 
     Raises:
         SkillError: there is no router, or no hidden state to read.
@@ -35,11 +35,11 @@ def reads_of(router: Router | RouterConfig | None, reads: Reads | None, source: 
 
 
 def built(router: Router | RouterConfig, width: int | None, num_skills: int) -> Router:
-    """A router over so many skills, or policies.
+    """Build a router over skills or policies.
 
     Args:
-        router: a module is taken as it is; a config is built.
-        width: of what the router reads; None: not known here.
+        router: a module, which is used as it is, or a config, which is built.
+        width: width of the router's input; None: unknown.
         num_skills: K.
 
     Raises:
@@ -60,19 +60,19 @@ def built(router: Router | RouterConfig, width: int | None, num_skills: int) -> 
     if width is None and not own_width:
         raise SkillError("the width of what the router reads is not known: give a router, not a config")
     if width is not None and own_width:
-        # What it reads here is its context, whatever its config says of the width of one.
+        # The router's input is also its context here, so its width replaces the one of the config.
         config = dataclasses.replace(config, context_dim=width)
     built_router: Router = config.build(width or own_width, num_skills)
     return built_router
 
 
 def of_layer(router: Router | RouterConfig, width: int, num_skills: int) -> Router:
-    """A layer's own router; one that was given as a module is copied, and must fit every layer."""
+    """A router for one layer; a module is copied, and must fit every layer."""
     return built(copy.deepcopy(router), width, num_skills)
 
 
 def ask(router: Router, x: Tensor) -> Routes:
-    """What a router chooses for x `[…, width]`, which it also gets as its context.
+    """Call a router on x `[…, width]`, which is also its context.
 
     Raises:
         SkillError: the router reads another width.
@@ -82,7 +82,7 @@ def ask(router: Router, x: Tensor) -> Routes:
 
 
 def source_of(root: nn.Module, name: str | None) -> nn.Module:
-    """The module whose output a router reads, by its name; None: the first embedding.
+    """The module whose output a router reads, by name; None: the first embedding.
 
     Raises:
         SkillError: there is none.
@@ -99,7 +99,7 @@ def source_of(root: nn.Module, name: str | None) -> nn.Module:
 
 
 def width_of(root: nn.Module, source: nn.Module, guess: bool = False) -> int | None:
-    """Width of a module's output where that can be told without running it.
+    """Width of a module's output, if it can be found without running the module.
 
     Args:
         root: the model that it is in.
@@ -121,5 +121,5 @@ def _require_width(router: Router, width: int) -> None:
 
 
 def _kind(router: Router | RouterConfig) -> ContextKind:
-    """What a router wants as its context."""
+    """Kind of context that a router needs."""
     return router.context_kind if isinstance(router, Router) else context_kind_of(router)

@@ -13,10 +13,10 @@ from expertise.errors import SkillError
 from expertise.skills.card import Card
 
 
-# Two of these are the same when they are one object: tensors do not compare to a single truth.
+# Compared by identity, because `==` on tensors gives no single truth value.
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Factors:
-    """What one skill adds to one weight: `y += scaling * (x @ A.T) @ B.T` (LoRA, arXiv 2106.09685, Eq. 3).
+    """Low-rank change of one weight: `y += scaling * (x @ A.T) @ B.T` (LoRA, arXiv 2106.09685, Eq. 3).
 
     Linear and Conv1D layers: `A [r, in]`, `B [out, r]`, whichever way round the layer stores its own weight.
     Stacked experts: `A [E, r, in]`, `B [E, out, r]`. Embeddings: `A [r, vocabulary]`, `B [dim, r]`.
@@ -26,13 +26,13 @@ class Factors:
     """
 
     A: Tensor
-    """Into the low rank."""
+    """Projection into the low rank."""
     B: Tensor
-    """Out of it."""
+    """Projection out of the low rank."""
     scaling: float
-    """The multiplier, ranks and alphas already worked in."""
+    """Multiplier, computed from rank and alpha."""
     embedding: bool = False
-    """Whether the adapted layer looks its inputs up: x holds ids, and A's columns stand for them."""
+    """True if the adapted layer is an embedding: x holds ids, each of which picks a column of A."""
 
     def __post_init__(self) -> None:
         down, up = self.A, self.B
@@ -53,12 +53,12 @@ class Factors:
 
     @property
     def rank(self) -> int:
-        """r, of each expert where there are experts."""
+        """Rank r; for experts, of each expert."""
         return self.A.shape[-2]
 
     @property
     def num_experts(self) -> int | None:
-        """E, or None for a weight that is no stack."""
+        """Number of experts E; None for a weight that is not a stack."""
         return self.A.shape[0] if self.A.ndim == 3 else None
 
     @property
@@ -72,14 +72,14 @@ class Factors:
         return self.B.shape[-2]
 
     def delta(self) -> Tensor:
-        """`scaling * B @ A`, `[out, in]` or `[E, out, in]`.
+        """The change of the weight, `scaling * B @ A`: `[out, in]` or `[E, out, in]`.
 
         Embeddings and Conv1D keep their weight the other way round: there the change is this, transposed.
         """
         return self.scaling * (self.B @ self.A)
 
     def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Factors:
-        """The same on another device or in another dtype."""
+        """Copy to another device or dtype."""
         down, up = (t.to(device=device, dtype=dtype) for t in (self.A, self.B))
         return dataclasses.replace(self, A=down, B=up)
 
@@ -98,11 +98,11 @@ class Skill:
     """
 
     name: str
-    """What it is called."""
+    """Name of the skill."""
     factors: Mapping[str, Factors]
-    """Address → factors."""
+    """Address of each adapted weight → its factors."""
     card: Card | None = None
-    """From the library; None: not from one, or from a folder without a card."""
+    """Card from the library; None if the skill is not from one, or its folder has no card."""
 
     def __post_init__(self) -> None:
         if not self.factors:
@@ -110,10 +110,10 @@ class Skill:
         object.__setattr__(self, "factors", dict(self.factors))  # who gave it may go on changing theirs
 
     def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Skill:
-        """The same on another device or in another dtype."""
+        """Copy to another device or dtype."""
         moved = {address: f.to(device=device, dtype=dtype) for address, f in self.factors.items()}
         return dataclasses.replace(self, factors=moved)
 
     def num_params(self) -> int:
-        """Learned numbers."""
+        """Number of parameters of all factors."""
         return sum(f.A.numel() + f.B.numel() for f in self.factors.values())

@@ -1,4 +1,4 @@
-"""What a low-rank change of a weight looks like, without ever forming it: `scaling * B A = U diag(S) V^T`."""
+"""Singular values of a low-rank change, without forming the full matrix: `scaling * B A = U diag(S) V^T`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class ThinSVD:
     """Singular values and vectors of a change, in float64; a stack of experts has E of them."""
 
     U: Float[Tensor, "*experts out rank"]
-    """Orthonormal columns: the outputs that the change reaches, strongest first."""
+    """Orthonormal columns: output directions of the change, strongest first."""
     S: Float[Tensor, "*experts rank"]
-    """Descending, at least zero."""
+    """Singular values, descending, at least zero."""
     V: Float[Tensor, "*experts inp rank"]
-    """Orthonormal columns: the inputs that it reacts to."""
+    """Orthonormal columns: input directions of the change."""
 
     def ranks(self) -> Float[Tensor, "*experts rank"]:
-        """1 for each direction that the change has, 0 for one that is there only in the factors' shape."""
+        """1 for each direction with a singular value above rounding error, else 0."""
         tiny = max(self.U.shape[-2], self.V.shape[-2]) * torch.finfo(self.S.dtype).eps * self.S[..., :1]
         return self.S.gt(tiny).to(self.S.dtype)
 

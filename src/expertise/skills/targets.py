@@ -1,4 +1,4 @@
-"""What of a base can be adapted, and how it is named."""
+"""The weights of a base that can be adapted, and their names."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from expertise.mixture.parts.swiglu import SwiGLUExperts
 from expertise.skills.skill import Factors
 
 Kind = Literal["linear", "conv1d", "embedding", "experts"]
-"""`conv1d` is GPT-2's linear layer with its weight the other way round."""
+"""Kind of weight; `conv1d` is GPT-2's linear layer, whose weight is transposed."""
 
 ALL_LINEAR = "all-linear"
-"""Pattern for every linear layer but the output head."""
+"""Pattern for every linear layer except the output head."""
 EXPERTS = "experts"
 """Pattern for every stack of expert weights."""
 ALL = "all"
-"""Pattern for both."""
+"""Pattern for all linear layers and all stacks of experts."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,15 +33,15 @@ class Target:
     address: str
     """Dotted name: of the module, or of the parameter for stacked experts."""
     kind: Kind
-    """What is adapted."""
+    """Kind of the adapted weight."""
     in_features: int
     """Width of the input; the vocabulary's size for an embedding."""
     out_features: int
     """Width of the output."""
     num_experts: int | None = None
-    """E of a stack `[E, out, in]`."""
+    """Number of experts E of a stack `[E, out, in]`."""
     is_head: bool = False
-    """Whether it is the output head, which "all-linear" and "all" leave out."""
+    """True for the output head, which "all-linear" and "all" leave out."""
 
     def check(self, factors: Factors, skill: str) -> None:
         """Refuse factors whose shapes do not fit.
@@ -58,7 +58,7 @@ class Target:
             )
 
     def num_params(self, rank: int) -> int:
-        """Learned numbers of one skill of this rank here."""
+        """Number of parameters of a skill of this rank on this weight."""
         return (self.num_experts or 1) * rank * (self.in_features + self.out_features)
 
 
@@ -76,7 +76,7 @@ def all_targets(base: nn.Module) -> dict[str, Target]:
 
 
 def find_targets(base: nn.Module, patterns: str | Iterable[str]) -> dict[str, Target]:
-    """The targets that any of the patterns names.
+    """The targets that any of the patterns matches.
 
     Args:
         base: any module.
@@ -107,7 +107,7 @@ def stacks_of(experts: nn.Module) -> tuple[str, str]:
 
 
 def experts_problem(module: nn.Module) -> str | None:
-    """Why stacked experts in the layout of transformers cannot be adapted, or None."""
+    """Reason why stacked experts in the layout of transformers cannot be adapted; None if they can."""
     if not hasattr(module, "is_transposed"):
         return "they do not say how they compute"
     for flag, problem in (
@@ -122,7 +122,7 @@ def experts_problem(module: nn.Module) -> str | None:
 
 
 def is_foreign_experts(module: nn.Module) -> bool:
-    """Whether a module holds stacked experts in the layout of transformers 5."""
+    """True if a module holds stacked experts in the layout of transformers 5."""
     own = module._parameters
     return all(
         isinstance(own.get(name), Tensor) and own[name].ndim == 3  # type: ignore[union-attr]
@@ -131,7 +131,7 @@ def is_foreign_experts(module: nn.Module) -> bool:
 
 
 def is_conv1d(module: nn.Module) -> bool:
-    """Whether a module is GPT-2's Conv1D: `x @ weight + bias` with `weight [in, out]`."""
+    """True if a module is GPT-2's Conv1D: `x @ weight + bias` with `weight [in, out]`."""
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and hasattr(module, "weight")
 
 
@@ -181,7 +181,7 @@ def _head(base: nn.Module) -> nn.Module | None:
 
 
 def _refused(base: nn.Module) -> dict[str, str]:
-    """Modules that cannot be adapted though they look like it → why."""
+    """Modules that look adaptable but are not → the reason."""
     found: dict[str, str] = {}
     for name, module in base.named_modules():
         prefix = f"{name}." if name else ""
@@ -203,7 +203,7 @@ def _refused(base: nn.Module) -> dict[str, str]:
 
 
 def read_elsewhere(base: nn.Module) -> set[str]:
-    """Layers whose weight another layer uses as its own."""
+    """Layers whose weight another layer uses as well."""
     return {
         f"{name}.{child}" if name else child
         for name, module in base.named_modules()
@@ -212,7 +212,7 @@ def read_elsewhere(base: nn.Module) -> set[str]:
 
 
 def _looks_up(embedding: nn.Embedding) -> bool:
-    """Whether an embedding is a plain one, or one that scales what it found as transformers' do."""
+    """True if an embedding only looks up rows, or also scales them as embeddings of transformers do."""
     return type(embedding).forward is nn.Embedding.forward or hasattr(embedding, "embed_scale")
 
 
@@ -224,7 +224,7 @@ def _matches(target: Target, pattern: str) -> bool:
 
 
 def why_not(base: nn.Module, name: str, known: Mapping[str, Target]) -> str:
-    """A hint for a name that names no target: the reason where there is one, else near names."""
+    """A hint for a name that matches no target: the reason if there is one, else similar names."""
     refused = _refused(base)
     for module in (name, name.rpartition(".")[0]):
         if module in refused:

@@ -1,4 +1,4 @@
-"""Every skill of a library looked through: what is damaged, what cannot be used, what no card says."""
+"""Check of every skill of a library: damaged files, unusable skills, missing fields of cards."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from expertise.skills.peft_config import CONFIG, WEIGHTS
 from expertise.skills.reading import read_adapter
 
 _TOLD = ("purpose", "base", "data", "data_digest")
-"""Fields of a card that only a person or a base can fill."""
+"""Fields of a card that only a person or a base can fill in."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SkillCheck:
-    """What was found out about one skill."""
+    """Result of the check of one skill."""
 
     name: str
-    """Of its folder."""
+    """Name of the skill's folder."""
     problems: tuple[str, ...] = ()
-    """Why it cannot be used, a line each; a damaged file is named."""
+    """Reasons why it cannot be used, one line each; a damaged file is named."""
     missing: tuple[str, ...] = ()
-    """Fields of the card that say nothing; all of them where there is no card."""
+    """Fields of the card that are empty; all of them if there is no card."""
     notes: tuple[str, ...] = ()
-    """What stands against nothing but should be known."""
+    """Remarks that do not prevent its use."""
 
     def lines(self) -> list[str]:
-        """For a reader; the first line is the verdict."""
+        """The result as text lines; the first one is the verdict."""
         verdict = "whole" if not self.problems else "cannot be used"
         missing = [f"the card does not say: {', '.join(self.missing)}"] if self.missing else []
         return [f"{self.name}: {verdict}", *(f"  {line}" for line in (*self.problems, *self.notes, *missing))]
@@ -38,27 +38,27 @@ class SkillCheck:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What was found out about a library."""
+    """Result of the check of a library."""
 
     path: str
     """The library's folder."""
     skills: tuple[SkillCheck, ...]
-    """Sorted by name."""
+    """Checks of all skills, sorted by name."""
     others: tuple[str, ...]
     """Folders that hold no file of a skill."""
 
     @property
     def ok(self) -> bool:
-        """Whether every skill can be used."""
+        """True if every skill can be used."""
         return not any(check.problems for check in self.skills)
 
     def to_json(self) -> dict[str, Any]:
-        """For a machine."""
+        """The result as plain values for JSON."""
         return {"ok": self.ok, **dataclasses.asdict(self)}
 
 
 def verify(library: Path) -> Verification:
-    """Look through every skill of a library, every byte of it; nothing is written.
+    """Check every byte of every skill of a library; nothing is written.
 
     Args:
         library: its folder.
@@ -109,6 +109,6 @@ def _check(folder: Path) -> SkillCheck:
 def _missing(card: Card | None) -> tuple[str, ...]:
     if card is None:
         return tuple(field.name for field in dataclasses.fields(Card))
-    # A skill that was made from others has their data.
+    # A skill that was made from others has their data, so an empty field is not missing.
     told = _TOLD[:2] if card.parents else _TOLD
     return tuple(name for name in told if not getattr(card, name))

@@ -1,4 +1,4 @@
-"""`expertise policy …`: a function per command."""
+"""The commands `expertise policy …`, one function per command."""
 
 from expertise.registry import Registry
 

@@ -1,4 +1,4 @@
-"""`expertise policy collect`."""
+"""The command `expertise policy collect`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from expertise.errors import RecipeError
 
 
 def collect(
-    out: Annotated[Path, typer.Option("--out", help="The folder for teachers and data; made if need be.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder for teachers and data; created if missing.")],
     recipe: Annotated[
         str | None,
         typer.Argument(

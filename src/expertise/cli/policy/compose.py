@@ -1,4 +1,4 @@
-"""`expertise policy compose`."""
+"""The command `expertise policy compose`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def compose(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            "--data", metavar="PATH", help="What is wanted: a few recorded trajectories; repeat for more."
+            "--data",
+            metavar="PATH",
+            help="A few recorded trajectories of the wanted behaviour; repeat for more.",
         ),
         IS_PATH,
     ] = None,
@@ -46,7 +48,7 @@ def compose(
     ] = None,
     level: Annotated[
         str,
-        typer.Option("--level", help="What is added: parameters (PSEC), noise (NSEC), actions (ASEC)."),
+        typer.Option("--level", help="Level of the sum: parameters (PSEC), noise (NSEC), actions (ASEC)."),
     ] = "parameters",
     alpha: Annotated[
         str | None,
@@ -60,13 +62,13 @@ def compose(
     batch_size: BatchSize = 512,
     seed: Seed = None,
     min_return: Annotated[
-        float | None, typer.Option("--min-return", help="Only trajectories that return so much.")
+        float | None, typer.Option("--min-return", help="Only trajectories with at least this return.")
     ] = None,
     max_cost: Annotated[
-        float | None, typer.Option("--max-cost", help="Only trajectories that cost no more.")
+        float | None, typer.Option("--max-cost", help="Only trajectories with at most this cost.")
     ] = None,
     trajectories: Annotated[
-        int | None, typer.Option("--trajectories", min=1, help="Only so many of these.")
+        int | None, typer.Option("--trajectories", min=1, help="At most this many trajectories.")
     ] = None,
     candidates: Candidates = None,
     pick: Pick = None,
@@ -76,7 +78,7 @@ def compose(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Compose skills: learn from a few trajectories how much each of them counts at each state.
+    """Compose skills: learn from a few trajectories the weight of each skill at each state.
 
     Example: expertise policy compose --base runs/base --library skills --skill reward --skill safety
     --data BallRun.hdf5 --max-cost 5 --min-return 400 --run runs/psec

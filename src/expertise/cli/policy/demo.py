@@ -1,4 +1,4 @@
-"""`expertise policy demo`."""
+"""The command `expertise policy demo`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from expertise.cli.policy.table import print_table
 
 def demo(
     folder: Annotated[
-        Path, typer.Option("--folder", "--out", help="For its runs, its skills and its page.")
+        Path, typer.Option("--folder", "--out", help="Folder for its runs, its skills and its page.")
     ] = Path("runs/policy-demo"),
     as_json: Json = False,
 ) -> None:
-    """Grow skills for reward and for safety on one policy and learn state by state which of them counts.
+    """Train skills for reward and for safety on one policy, and learn the weight of each at every state.
 
     A ball that should run fast, yet not too fast. Under five minutes on one core, from data that come with
     the package; started again it goes on where it stopped. Needs `make setup-policy`.

@@ -1,4 +1,4 @@
-"""`expertise policy evaluate`."""
+"""The command `expertise policy evaluate`."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def evaluate(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Let policies act: return, cost and success over many episodes, and what they lean on.
+    """Run policies in a simulator: return, cost and success over many episodes, and weights of skills.
 
     Example: expertise policy evaluate BC=runs/base PSEC=runs/psec --environment bullet/BallRun --seeds 0,1,2
     --cost-limit 5 --page runs/page
@@ -97,7 +97,7 @@ def evaluate(
         stop_at_success=stop_at_success,
         film_every=1 if video is not None else FILM_EVERY if page is not None else 0,
     )
-    # All are read before one acts: a wrong path is said at once.
+    # All policies are read before the first one acts, so that a wrong path is reported at once.
     policies = {name: load(run, device or "cpu") for name, run in named.items()}
     weighed = {name for policy in policies.values() for name in policy.names}
     if safety is not None and safety not in weighed:
@@ -141,7 +141,7 @@ def _require_film(video: Path | None, num_policies: int) -> None:
 
 
 def _write_film(found: Evaluations, path: Path, say: Callable[[str], None]) -> None:
-    """The first episode's pictures, where there are any: why there are none has been said."""
+    """Write a film of the first episode, if it has pictures; a lack of them has been reported before."""
     from expertise.policy.evaluation import write_film
 
     frames = found.first.traces[0].frames

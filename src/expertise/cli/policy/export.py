@@ -1,4 +1,4 @@
-"""`expertise policy export`."""
+"""The command `expertise policy export`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from expertise.cli.options import IS_PATH, Json, print_json
 from expertise.cli.policy.options import Pick, require_policies
 
 UNCOVERED = ("asec", "direct")
-"""Kinds that docs/examples/act_numpy.py does not act with."""
+"""Kinds of policies that docs/examples/act_numpy.py cannot run."""
 
 
 def export(
@@ -25,7 +25,7 @@ def export(
     pick: Pick = None,
     as_json: Json = False,
 ) -> None:
-    """Write a policy for programs without PyTorch: networks, skills, alpha, sampler and choice of an action.
+    """Write a policy for programs without PyTorch: networks, skills, alpha, sampler and choice of actions.
 
     docs/examples/act_numpy.py acts with what --to safetensors writes, with any pick; it does not cover ONNX
     folders and policies of the kinds asec and direct. A policy that picks by its critic (the paper's recipes:

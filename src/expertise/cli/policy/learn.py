@@ -1,4 +1,4 @@
-"""`expertise policy learn`."""
+"""The command `expertise policy learn`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def learn(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Learn what a recipe says: a base, critics, a skill, a composition, or go on with it.
+    """Train what a recipe describes: a base, critics, a skill or a composition; or continue a run.
 
     The recipe's `kind` is policy, direct, critics, skill or composition; --data stands for its data. Recipes
     policy-own-… suit data of your own and take a minute or two on a CPU; the others are the paper's, with its

@@ -27,7 +27,7 @@ Layout = Annotated[
     str | None,
     typer.Option(
         "--layout",
-        help="How --data are laid out: auto (default), dsrl, d4rl, robomimic, minari or npz.",
+        help="Layout of --data: auto (default), dsrl, d4rl, robomimic, minari or npz.",
     ),
 ]
 Candidates = Annotated[
@@ -36,7 +36,9 @@ Candidates = Annotated[
 ]
 Pick = Annotated[
     str | None,
-    typer.Option("--pick", help="Which of them: first, max-q or min-qc; default: the policy's own."),
+    typer.Option(
+        "--pick", help="Choice among candidates: first, max-q or min-qc; default: the policy's own."
+    ),
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Transitions per step.")]
 
@@ -57,7 +59,7 @@ def require_data(data: list[str] | None, **about: str | None) -> None:
 
 
 def data_setting(paths: list[str], **kept: str | float | int | None) -> str:
-    """Paths as a setting of `data`, each with what is kept of it.
+    """The setting of `data` for several paths, each with its filters.
 
     Args:
         paths: of recorded data.
@@ -74,7 +76,7 @@ def data_setting(paths: list[str], **kept: str | float | int | None) -> str:
 
 
 def require_policies(*paths: str) -> None:
-    """Refuse the path of a policy where nothing is, before torch is imported.
+    """Refuse the path of a policy that does not exist, before torch is imported.
 
     Raises:
         RunError: nothing is there.
@@ -86,7 +88,7 @@ def require_policies(*paths: str) -> None:
 
 
 def named_runs(texts: list[str]) -> dict[str, str]:
-    """Name → path of runs written as `NAME=PATH`, or as a path, which then is the name, too.
+    """Name → path of runs given as `NAME=PATH`, or as a path, which is then also the name.
 
     Raises:
         RecipeError: a name is empty or there twice.
@@ -94,7 +96,7 @@ def named_runs(texts: list[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in texts:
         name, equals, path = text.partition("=")
-        # A path may hold the sign as well.
+        # A path may contain "=" as well.
         if not equals or "/" in name or os.path.exists(text):
             name = path = text
         if not name or not path:
@@ -108,7 +110,7 @@ def named_runs(texts: list[str]) -> dict[str, str]:
 
 
 def seeds_of(text: str) -> list[int]:
-    """Seeds with commas between them.
+    """Parse seeds with commas between them.
 
     Raises:
         RecipeError: one is no whole number from 0 on.

@@ -1,4 +1,4 @@
-"""Results of policies, side by side."""
+"""Results of policies as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _DIGITS = {"return": 1, "cost": 1}
 
 
 def plain(found: Mapping[str, Evaluations], runs: Mapping[str, str], *, whole: bool) -> dict[str, Any]:
-    """Of one policy what it came to; of several, that by their names.
+    """Results for JSON: of one policy directly, of several by their names.
 
     Args:
         found: name → episodes.
         runs: name → path.
-        whole: with single episodes and their steps.
+        whole: include single episodes and their steps.
     """
     each = {name: {"policy": runs[name], **one.to_json(whole=whole)} for name, one in found.items()}
     return next(iter(each.values())) if len(each) == 1 else {"policies": each}
 
 
 def rows_of(found: Mapping[str, Evaluations]) -> dict[str, Mapping[str, float]]:
-    """Rows for `print_table`: one for each policy; of a policy alone, for each seed."""
+    """Rows for `print_table`: one per policy; for a single policy, one per seed."""
     if len(found) > 1:
         return {name: one.summary() for name, one in found.items()}
     (one,) = found.values()
@@ -37,7 +37,7 @@ def rows_of(found: Mapping[str, Evaluations]) -> dict[str, Mapping[str, float]]:
 
 
 def print_table(rows: Mapping[str, Mapping[str, float]]) -> None:
-    """A row for each policy or seed, a column for each metric, each mean with its standard error.
+    """Print a row per policy or seed and a column per metric, each mean with its standard error.
 
     Args:
         rows: title → summary, as `Evaluation.summary` gives it; a row may lack what others have.

@@ -1,4 +1,4 @@
-"""`expertise skill …`: a function per command."""
+"""The commands `expertise skill …`, one function per command."""
 
 from expertise.registry import Registry
 

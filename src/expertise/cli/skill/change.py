@@ -1,4 +1,4 @@
-"""`expertise skill rename` and `expertise skill remove`."""
+"""The commands `expertise skill rename` and `expertise skill remove`."""
 
 from __future__ import annotations
 

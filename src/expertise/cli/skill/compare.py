@@ -1,4 +1,4 @@
-"""`expertise skill compare`."""
+"""The command `expertise skill compare`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ if TYPE_CHECKING:
     from expertise.skills import Comparison
 
 _TABLE = 10
-"""More skills than this are shown as pairs: a table would not fit."""
+"""Above this number of skills, pairs are listed, because a table would not fit."""
 _PAIRS = 20
 _SHARES = (0.9, 0.99)
 
 
 def compare(
     skills: Annotated[
-        list[str] | None, typer.Argument(help="Which skills, as a,b or a b; default: all of the library.")
+        list[str] | None,
+        typer.Argument(help="Skills to compare, as a,b or a b; default: all of the library."),
     ] = None,
     base: BaseOption = None,
     used_by: Annotated[
@@ -39,7 +40,7 @@ def compare(
     library: LibraryPath = Path("skills"),
     as_json: Json = False,
 ) -> None:
-    """How alike skills are, how much of each a smaller rank keeps, what could be done; nothing is changed.
+    """Compare skills: their similarity, the energy that smaller ranks keep, and proposals. Changes nothing.
 
     Example: expertise skill compare prose,code --used-by mixed
     """
@@ -79,7 +80,7 @@ def compare(
 
 
 def _cosines(found: Comparison, names: list[str], width: int) -> None:
-    """How alike every two are: a table, or the pairs that are most alike."""
+    """Print the cosine of every two skills as a table, or only the most similar pairs."""
     values = {(pair.first, pair.second): pair.cosine for pair in found.pairs}
     if len(names) > _TABLE:
         known = sorted((-abs(value), *pair, value) for pair, value in values.items() if value is not None)

@@ -1,4 +1,4 @@
-"""`expertise skill compose`."""
+"""The command `expertise skill compose`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 def compose(
     base: Base,
-    skills: Annotated[str, typer.Option("--skills", help="Which skills of the library, as a,b.")],
+    skills: Annotated[str, typer.Option("--skills", help="Skills of the library, as a,b.")],
     out: Annotated[Path, typer.Option("--out", help="The composed model's folder; it must be new.")],
     weights: Annotated[
         str | None, typer.Option("--weights", help="Constant weights, as 0.7,-0.3; nothing is learnt.")
@@ -56,14 +56,15 @@ def compose(
     router: Annotated[
         str,
         typer.Option(
-            "--router", help="Who decides the weights: context, top_k, top_p, fixed, or any other router."
+            "--router",
+            help="The router that decides the weights: context, top_k, top_p, fixed, or any other.",
         ),
     ] = "context",
     reads: Annotated[
         str | None,
         typer.Option(
             "--reads",
-            help="What it sees: pooled (the text so far; default), token, or layer (a router per layer).",
+            help="Input of the router: pooled (the text so far; default), token, or layer (one per layer).",
         ),
     ] = None,
     steps: Steps = None,
@@ -144,7 +145,7 @@ def compose(
 
 
 def _table(found: SideBySide) -> None:
-    """Bits per byte: a row each, a column per domain."""
+    """Print bits per byte, with one row per model and one column per domain."""
     from expertise.runs.progress import number
 
     rows = {

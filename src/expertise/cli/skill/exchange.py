@@ -1,4 +1,4 @@
-"""`expertise skill import`, `export` and `add`: between a library and folders elsewhere."""
+"""The commands `expertise skill import`, `export` and `add`: between a library and other folders."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from expertise.cli.skill.options import (
 from expertise.errors import SkillError, counted
 from expertise.runs.files import nearest_beside
 
-NewName = Annotated[str | None, typer.Option("--name", help="What to call it; default: the folder's name.")]
+NewName = Annotated[
+    str | None, typer.Option("--name", help="The new skill's name; default: the folder's name.")
+]
 
 
 def import_adapter(
@@ -34,13 +36,13 @@ def import_adapter(
     purpose: Purpose = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", help="What it was learnt from: words, or a file, whose SHA-256 is noted too."),
+        typer.Option("--data", help="The training data, in words, or a file, whose SHA-256 is noted too."),
         IS_PATH,
     ] = None,
     library: LibraryPath = Path("skills"),
     as_json: Json = False,
 ) -> None:
-    """Take a LoRA adapter of PEFT's into a library; its files are copied, older layouts converted.
+    """Import a LoRA adapter of PEFT's into a library; its files are copied, older layouts converted.
 
     With --base its card says which model it belongs to, and it is held against that model's layers. A folder
     of the library itself gets the card that it lacks, or a card that says more.
@@ -88,7 +90,7 @@ def add(
     library: LibraryPath = Path("skills"),
     as_json: Json = False,
 ) -> None:
-    """Take a skill of another library, with its card; every file is held against that.
+    """Copy a skill of another library with its card, after a check of every file against the card.
 
     Example: expertise skill add ../theirs/skills/notes
     """
@@ -104,7 +106,7 @@ def add(
 
 
 def _require_folder(path: Path, what: str) -> None:
-    """Refuse a folder that is not there, before torch is imported."""
+    """Refuse a folder that does not exist, before torch is imported."""
     if not os.path.isdir(path):
         name = (
             "name a folder that PEFT saved" if what == "adapter" else "name a skill's folder, with its card"

@@ -1,4 +1,4 @@
-"""`expertise skill learn`."""
+"""The command `expertise skill learn`."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def learn(
         typer.Option("--data", help="Text: a file or a folder, or 'installed' for this machine's."),
         IS_PATH,
     ],
-    name: Annotated[str, typer.Option("--name", help="What the skill is called.")],
+    name: Annotated[str, typer.Option("--name", help="Name of the new skill.")],
     library: LibraryPath = Path("skills"),
-    purpose: Annotated[str, typer.Option("--purpose", help="What it is for, in a sentence.")] = "",
+    purpose: Annotated[str, typer.Option("--purpose", help="Purpose of the skill, in a sentence.")] = "",
     kind: Kind = None,
     domain: Domain = None,
     target: Annotated[
@@ -65,13 +65,15 @@ def learn(
     ] = None,
     rank: Annotated[int | None, typer.Option("--rank", min=1, help="Rank of the factors; default 8.")] = None,
     alpha: Annotated[
-        float | None, typer.Option("--alpha", help="Strength, over the rank; default 16.")
+        float | None, typer.Option("--alpha", help="Strength; the rank divides it. Default 16.")
     ] = None,
     beside: Annotated[
-        str | None, typer.Option("--beside", help="Skills at work while it learns, as a,b; they stay.")
+        str | None,
+        typer.Option("--beside", help="Skills that are active while it learns, as a,b; they do not change."),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option("--weights", help="Of the skills beside it, as 0.7,-0.3; default 1 each.")
+        str | None,
+        typer.Option("--weights", help="Weights of the skills beside it, as 0.7,-0.3; default 1 each."),
     ] = None,
     steps: Steps = None,
     batch_size: BatchSize = None,
@@ -86,7 +88,7 @@ def learn(
     show: Show = None,
     as_json: Json = False,
 ) -> None:
-    """Learn a skill from text and add it to a library; its base stays as it is.
+    """Learn a skill from text and add it to a library; the base does not change.
 
     Stopped, it goes on when it is started again.
 

@@ -1,4 +1,5 @@
-"""`expertise skill list` and `expertise skill show`: what a library holds. No weights are read, nor torch."""
+"""The commands `expertise skill list` and `expertise skill show`. They read no weights and import no
+torch."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def list_skills(library: LibraryPath = Path("skills"), as_json: Json = False) ->
 
 
 def show(name: Name, library: LibraryPath = Path("skills"), as_json: Json = False) -> None:
-    """Show what is known of a skill: its card.
+    """Show the card of a skill.
 
     Example: expertise skill show notes
     """
@@ -62,7 +63,7 @@ def show(name: Name, library: LibraryPath = Path("skills"), as_json: Json = Fals
 
 
 def _row(folder: Path) -> dict[str, Any]:
-    """A skill in the list; one that is damaged has its place there, too."""
+    """One skill's row in the list, also for a damaged skill."""
     from expertise.skills.card import read_card
 
     problem, card = None, None
@@ -100,7 +101,7 @@ def _lines(card: Card) -> dict[str, str]:
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
-    """Nested figures, each under its dotted name."""
+    """Nested figures as one level, each under its dotted name."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{before}{key}.")
@@ -113,6 +114,6 @@ def _ranks(ranks: list[int] | tuple[int, ...]) -> str:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    """Bytes of each file of a skill."""
+    """Size in bytes of each file of a skill."""
     files = (path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith("."))
     return {path.name: path.stat().st_size for path in files}

@@ -1,4 +1,4 @@
-"""`expertise skill merge`."""
+"""The command `expertise skill merge`."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from expertise.cli.skill.options import (
 
 
 def merge(
-    skills: Annotated[list[str], typer.Argument(help="Which skills, as a,b or a b.")],
-    name: Annotated[str, typer.Option("--name", help="What the sum is called.")],
+    skills: Annotated[list[str], typer.Argument(help="Skills to merge, as a,b or a b.")],
+    name: Annotated[str, typer.Option("--name", help="Name of the sum.")],
     weights: Annotated[
-        str | None, typer.Option("--weights", help="One for each, as 0.7,-0.3; default 1 each.")
+        str | None, typer.Option("--weights", help="One weight per skill, as 0.7,-0.3; default 1 each.")
     ] = None,
     rank: Annotated[
         int | None,
@@ -37,7 +37,7 @@ def merge(
     library: LibraryPath = Path("skills"),
     as_json: Json = False,
 ) -> None:
-    """Add the weighted sum of some skills as a new one, and say what a smaller rank loses.
+    """Add the weighted sum of several skills as a new one, and print the loss of a smaller rank.
 
     Example: expertise skill merge prose,code --weights 0.7,0.3 --rank 8 --name both
     """

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Base = Annotated[
     str,
     typer.Argument(
-        help="What skills stand on: a run (such as runs/demo), a checkpoint, or a folder or hub id of a "
+        help="Base of the skills: a run (such as runs/demo), a checkpoint, or a folder or hub id of a "
         "causal language model of transformers."
     ),
     IS_PATH,
@@ -28,7 +28,7 @@ BaseOption = Annotated[
     str | None,
     typer.Option(
         "--base",
-        help="What it stands on: a run, a checkpoint, or a folder or hub id of a causal language model of "
+        help="Base of the skill: a run, a checkpoint, or a folder or hub id of a causal language model of "
         "transformers.",
     ),
     IS_PATH,
@@ -37,7 +37,7 @@ Force = Annotated[
     bool, typer.Option("--force", help="Take skills of another base, as long as the shapes fit.")
 ]
 Name = Annotated[str, typer.Argument(help="The skill's name; `expertise skill list` shows all.")]
-Purpose = Annotated[str | None, typer.Option("--purpose", help="What it is for, in a sentence.")]
+Purpose = Annotated[str | None, typer.Option("--purpose", help="Purpose of the skill, in a sentence.")]
 LibraryPath = Annotated[Path, typer.Option("--library", help="The folder that skills are kept in.")]
 Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Steps of training.")]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Sequences per step.")]
@@ -49,17 +49,19 @@ LearningRate = Annotated[
         "router.",
     ),
 ]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Of the start and of the data's order.")]
+Seed = Annotated[
+    int | None, typer.Option("--seed", min=0, help="Seed of the first weights and of the data's order.")
+]
 Work = Annotated[
     Path | None,
-    typer.Option("--work", help="Folder of the training, which goes on from there when it was stopped."),
+    typer.Option("--work", help="Folder of the training; a stopped training continues from it."),
 ]
 
 
 def training_settings(
     steps: int | None, batch_size: int | None, learning_rate: float | None, seed: int | None
 ) -> list[str]:
-    """The options of a training as settings."""
+    """Convert the options of a training to settings."""
     given = {
         "train.steps": steps,
         "train.batch_size": batch_size,
@@ -70,7 +72,7 @@ def training_settings(
 
 
 def names_of(text: str, option: str) -> list[str]:
-    """Names with commas between them.
+    """Parse names with commas between them.
 
     Raises:
         RecipeError: one is empty.
@@ -82,7 +84,7 @@ def names_of(text: str, option: str) -> list[str]:
 
 
 def numbers_of(text: str, option: str) -> list[float]:
-    """Numbers with commas between them.
+    """Parse numbers with commas between them.
 
     Raises:
         RecipeError: one is no number.
@@ -96,7 +98,7 @@ def numbers_of(text: str, option: str) -> list[float]:
 
 
 def require_skills(library: Path, names: list[str]) -> None:
-    """Refuse names of skills that a library lacks, before torch is imported; no name: nothing is asked.
+    """Refuse names of skills that a library lacks, before torch is imported; with no names, do nothing.
 
     Raises:
         SkillError: there is no library, or no such skill.
@@ -108,7 +110,7 @@ def require_skills(library: Path, names: list[str]) -> None:
 
 
 def opened(base: str | None) -> nn.Module | None:
-    """The model that `--base` names, where it is given."""
+    """Load the model that `--base` names; None without it."""
     require_model(base)
     from expertise.skills.bases import open_base
 
@@ -116,5 +118,5 @@ def opened(base: str | None) -> nn.Module | None:
 
 
 def card_json(library: Path, card: Card) -> dict[str, Any]:
-    """A card for a machine, with the library that it is from."""
+    """A card for JSON, with the library that it comes from."""
     return {"library": str(library), **dataclasses.asdict(card)}

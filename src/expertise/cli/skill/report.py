@@ -1,4 +1,4 @@
-"""`expertise skill report`."""
+"""The command `expertise skill report`."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def report(
     kind: Kind = None,
     domain: Domain = None,
     split: Split = None,
-    max_bytes: Annotated[int, typer.Option(min=0, help="Text of each domain, in bytes; 0: all.")] = 65_536,
+    max_bytes: Annotated[int, typer.Option(min=0, help="Most bytes of text per domain; 0: all.")] = 65_536,
     base: BasePath = None,
     device: Device = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Draw a composed model's page: who is good at what, how alike the skills are, who is used where.
+    """Draw a composed model's page: loss by skill and domain, similarity of skills, use of each skill.
 
     Without --data: on held-out text of what its router was learnt from. With --data: on all of what is given.
 

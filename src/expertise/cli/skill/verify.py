@@ -1,4 +1,4 @@
-"""`expertise skill verify`."""
+"""The command `expertise skill verify`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from expertise.errors import counted
 
 
 def verify(library: LibraryPath = Path("skills"), as_json: Json = False) -> None:
-    """Look through every skill, byte by byte: what is damaged, what no card says.
+    """Check every byte of every skill: damaged files, unusable skills, empty fields of cards.
 
     Exit code 2: a skill cannot be used.
 

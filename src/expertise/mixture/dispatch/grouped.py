@@ -1,4 +1,4 @@
-"""Sparse routes: sort by part, one grouped product per weight, add back with the gates."""
+"""Dispatch of sparse routes: sort by part, one grouped product per weight, add back with the gates."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from expertise.shapes import Float
 def grouped(
     x: Float[Tensor, "tokens in_features"], routes: Routes, parts: Parts
 ) -> Float[Tensor, "tokens out_features"]:
-    """The sum over chosen parts; work grows with the number of chosen pairs. No token is dropped.
+    """Sum over the chosen parts; work grows with the number of chosen pairs. No token is dropped.
 
     With a fixed number of parts per token nothing here waits for the device; with a varying one the number
     of pairs is read once. (On CUDA the add back uses atomic adds: exact repetition needs

@@ -1,4 +1,4 @@
-"""The sum as it is written: slow and obvious, for any dtype and any routes. Everything else must equal it."""
+"""The reference dispatch: a slow, plain loop for any dtype and routes, which all others must equal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kinds of parts: what is chosen from. To add one, write its module and add a line here."""
+"""Kinds of parts that a router chooses from. To add one, write its module and add a line here."""
 
 from expertise.registry import Registry
 

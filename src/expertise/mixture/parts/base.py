@@ -1,4 +1,4 @@
-"""`Parts`: E functions of one kind whose weights are stacked, computable in three ways."""
+"""`Parts`: E functions of one kind whose weights are stacked, computed in one of three ways."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from expertise.shapes import Float, Int
 
 
 class Parts(nn.Module, abc.ABC):
-    """Base of every kind of part. A part never sees a router: only tokens, and which of them are its own."""
+    """Base class of every kind of part. It sees tokens and the parts that they take, but never a router."""
 
     num_parts: int
     in_features: int
@@ -19,27 +19,28 @@ class Parts(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def one(self, part: int, x: Float[Tensor, "tokens in_features"]) -> Float[Tensor, "tokens out_features"]:
-        """A single part applied to tokens: the definition that the other two must equal."""
+        """Apply a single part to tokens; `grouped` and `dense` must agree with it."""
 
     @abc.abstractmethod
     def grouped(
         self, rows: Float[Tensor, "rows in_features"], offsets: Int[Tensor, " parts"]
     ) -> Float[Tensor, "rows out_features"]:
-        """Each part applied to its own rows.
+        """Apply each part to its own rows.
 
         Args:
             rows: tokens sorted by part; a token stands once for each part that it takes.
-            offsets: where each part's rows end (int32).
+            offsets: end of each part's rows (int32).
         """
 
     @abc.abstractmethod
     def dense(
         self, x: Float[Tensor, "tokens in_features"], gates: Float[Tensor, "tokens parts"]
     ) -> Float[Tensor, "tokens out_features"]:
-        """Weighted sum over all parts for every token: parts joined into one wide product."""
+        """Weighted sum over all parts for every token, computed as one wide product."""
 
     def carry(self, x: Float[Tensor, "tokens in_features"]) -> Float[Tensor, "tokens carried"]:
-        """What a dispatch moves to the parts for each token: the token, unless more must go along."""
+        """The rows that a dispatch moves to the parts: the tokens, with further columns where a kind needs
+        them."""
         return x
 
     def dense_onto(
@@ -48,13 +49,13 @@ class Parts(nn.Module, abc.ABC):
         x: Float[Tensor, "tokens in_features"],
         gates: Float[Tensor, "tokens parts"],
     ) -> Float[Tensor, "tokens out_features"]:
-        """`y + dense(x, gates)`, for kinds that can do both at once."""
+        """`y + dense(x, gates)`; a kind may override it to do both in one product."""
         return y + self.dense(x, gates).to(y.dtype)
 
     def is_dense_for(self, routes: Routes) -> bool:
-        """Whether every part for every token is the faster way to compute these routes."""
+        """True if it is faster to compute every part for every token than only the chosen ones."""
         return routes.is_dense
 
     @abc.abstractmethod
     def reset_parameters(self) -> None:
-        """Draw the weights anew, each product keeping the variance of its input."""
+        """Draw new weights, such that each product keeps the variance of its input."""

@@ -1,4 +1,4 @@
-"""What recipes say of parts and of what is always on. No torch here, as in `routers/configs.py`."""
+"""Configurations of the parts and of `always`. No torch here, as in `routers/configs.py`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class PartsConfig(Protocol):
-    """What the `Config` of every kind of part answers."""
+    """Interface of the `Config` of every kind of part."""
 
     @property
     def name(self) -> str:
@@ -25,18 +25,18 @@ class PartsConfig(Protocol):
 
     @property
     def num_parts(self) -> int:
-        """E."""
+        """Number of parts E."""
 
     def build(self, dim: int) -> Parts:
-        """The parts for tokens of width `dim`, in and out."""
+        """Build the parts for tokens of width `dim`, in and out."""
 
     def num_params_each(self, dim: int) -> int:
-        """Learned numbers of one part, without building anything."""
+        """Number of parameters of one part, without building anything."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SwiGLUConfig:
-    """What a recipe says of an always-on feed-forward network."""
+    """Configuration of an always-on feed-forward network."""
 
     hidden: Annotated[int, Ge(0)]
     """Hidden width (all shared experts together); 0: nothing is always on."""
@@ -46,26 +46,26 @@ class SwiGLUConfig:
             raise RecipeError(f"a hidden width cannot be negative: {self.hidden}")
 
     def build(self, dim: int) -> SwiGLU | None:
-        """The network for tokens of width `dim`, or None."""
+        """Build the network for tokens of width `dim`; None if the hidden width is 0."""
         from expertise.mixture.parts.swiglu import SwiGLU
 
         return SwiGLU(dim, self.hidden) if self.hidden else None
 
     def num_params(self, dim: int) -> int:
-        """Learned numbers."""
+        """Number of parameters of the network."""
         return 3 * dim * self.hidden
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SwiGLUExpertsConfig:
-    """What a recipe says of routed feed-forward experts."""
+    """Configuration of routed feed-forward experts."""
 
     name: Literal["swiglu"] = "swiglu"
-    """Which kind of part."""
+    """Kind of part."""
     num_parts: Annotated[int, Ge(1)]
-    """Routed experts; shared ones belong to `always`."""
+    """Number of routed experts; shared experts belong to `always`."""
     hidden: Annotated[int, Ge(1)]
-    """Hidden width of each."""
+    """Hidden width of each expert."""
 
     def __post_init__(self) -> None:
         if self.num_parts < 1 or self.hidden < 1:
@@ -74,26 +74,26 @@ class SwiGLUExpertsConfig:
             )
 
     def build(self, dim: int) -> SwiGLUExperts:
-        """The experts for tokens of width `dim`."""
+        """Build the experts for tokens of width `dim`."""
         from expertise.mixture.parts.swiglu import SwiGLUExperts
 
         return SwiGLUExperts(self.num_parts, dim, self.hidden)
 
     def num_params_each(self, dim: int) -> int:
-        """Learned numbers of one expert."""
+        """Number of parameters of one expert."""
         return 3 * dim * self.hidden
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LowRankExpertsConfig:
-    """What a recipe says of low-rank parts."""
+    """Configuration of low-rank parts."""
 
     name: Literal["low_rank"] = "low_rank"
-    """Which kind of part."""
+    """Kind of part."""
     num_parts: Annotated[int, Ge(1)]
-    """Number of parts."""
+    """Number of low-rank parts."""
     rank: Annotated[int, Ge(1)]
-    """Rank r of each."""
+    """Rank r of each part."""
 
     def __post_init__(self) -> None:
         if self.num_parts < 1 or self.rank < 1:
@@ -102,11 +102,11 @@ class LowRankExpertsConfig:
             )
 
     def build(self, dim: int) -> LowRankExperts:
-        """The parts for tokens of width `dim`."""
+        """Build the parts for tokens of width `dim`."""
         from expertise.mixture.parts.low_rank import LowRankExperts
 
         return LowRankExperts(self.num_parts, dim, dim, self.rank)
 
     def num_params_each(self, dim: int) -> int:
-        """Learned numbers of one part."""
+        """Number of parameters of one part."""
         return 2 * dim * self.rank

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from expertise.mixture.grouped_linear import grouped_linear, missing_columns
 from expertise.mixture.parts.base import Parts
@@ -17,8 +18,8 @@ from expertise.mixture.routes import Routes
 from expertise.shapes import Float, Int
 
 _MOVING = 96
-"""What it costs to bring a token to a part and its output back, in ranks: it takes as long as so many more
-ranks would. Measured, forward and backward: 45 to 75 for tokens that fit the cache, to 180 for others."""
+"""Cost of moving a token to a part and its output back, in ranks: as long as that many more ranks take.
+Measured, forward and backward: 45 to 75 for tokens that fit the cache, up to 180 for others."""
 
 
 class LowRankExperts(Parts):
@@ -65,7 +66,7 @@ class LowRankExperts(Parts):
         scalings: Sequence[float],
         trainable: bool = False,
     ) -> LowRankExperts:
-        """Parts of any ranks with these factors, which are copied.
+        """Join parts of any ranks; their factors are copied.
 
         Args:
             factors: A `[r, in]` and B `[out, r]` of each part; with a leading E beside a stack of experts.
@@ -82,7 +83,7 @@ class LowRankExperts(Parts):
         if num_experts is None:
             up = torch.cat([up.detach().t() for _, up in factors])
         else:
-            # Whole strides for the grouped product; the ranks behind the last part stay zero.
+            # Padded so that strides fit the grouped product; the ranks behind the last part stay zero.
             down = F.pad(down, (0, 0, 0, made._padding))
             up = F.pad(torch.cat([up.detach() for _, up in factors], dim=-1), (0, made._padding))
         made.lora_A = nn.Parameter(down, requires_grad=trainable)
@@ -111,27 +112,27 @@ class LowRankExperts(Parts):
         self.scalings: tuple[float, ...] = (1.0,) * len(ranks)
         """The multipliers that joined parts were made with."""
         self.layout = ""
-        """Equal for joined parts whose weights of ranks are the same for equal gates."""
+        """A key that joined parts share if equal gates give them equal weights of ranks."""
 
     @property
     def is_joined(self) -> bool:
-        """Whether the factors of all parts lie side by side, in parameters of two dimensions."""
+        """True if the factors of all parts are concatenated, in parameters of two dimensions."""
         return self._parameters["lora_A"].ndim == 2  # type: ignore[union-attr]
 
     def reset_parameters(self) -> None:
-        """A normal with std 1 / sqrt(in), B zero."""
+        """Draw A from a normal with std 1 / sqrt(in); set B to zero."""
         nn.init.normal_(self.lora_A, std=self.in_features**-0.5)
         nn.init.zeros_(self.lora_B)
 
     def spans(self) -> list[slice]:
-        """Where each part's ranks lie among the R."""
+        """The slice of the R joined ranks that belongs to each part."""
         return [
             slice(end - rank, end)
             for end, rank in zip(itertools.accumulate(self.ranks), self.ranks, strict=True)
         ]
 
+    @override
     def one(self, part: int, x: Float[Tensor, "tokens in_features"]) -> Float[Tensor, "tokens out_features"]:
-        """Part `part` applied to tokens."""
         span = self.spans()[part]
         low = F.linear(x, self._down()[span])
         return (low * self.scaling[part].to(low.dtype)) @ self._up()[span]
@@ -139,7 +140,7 @@ class LowRankExperts(Parts):
     def grouped(
         self, rows: Float[Tensor, "rows in_features"], offsets: Int[Tensor, " parts"]
     ) -> Float[Tensor, "rows out_features"]:
-        """Two grouped products, the scaling between them, where rows are narrowest."""
+        """Two grouped products; the scaling is applied between them, where rows are narrowest."""
         down, up = self._stacks()
         low = grouped_linear(rows, down, offsets)
         sizes = offsets.diff(prepend=offsets.new_zeros(1))
@@ -149,20 +150,21 @@ class LowRankExperts(Parts):
     def dense(
         self, x: Float[Tensor, "tokens in_features"], gates: Float[Tensor, "tokens parts"]
     ) -> Float[Tensor, "tokens out_features"]:
-        """A joined, weighted, B joined: one product of rank R for the whole sum."""
+        """One product of rank R for the whole sum: joined A, weights, joined B."""
         return (F.linear(x, self._down()) * self.weigh(gates)) @ self._up()
 
+    @override
     def dense_onto(
         self,
         y: Float[Tensor, "tokens out_features"],
         x: Float[Tensor, "tokens in_features"],
         gates: Float[Tensor, "tokens parts"],
     ) -> Float[Tensor, "tokens out_features"]:
-        """`y + dense(x, gates)`; the sum is made inside the second product."""
         return self.onto(y, x, self.weigh(gates))
 
     def weigh(self, gates: Float[Tensor, "tokens parts"]) -> Float[Tensor, "tokens all_ranks"]:
-        """Weights of the ranks, scaling included, in the factors' dtype; layers that are alike share them."""
+        """Weights of the ranks in the factors' dtype, scaling included; layers of equal `layout` share
+        them."""
         return (gates * self.scaling).index_select(1, self.owner).to(self.lora_A.dtype)
 
     def onto(
@@ -173,16 +175,16 @@ class LowRankExperts(Parts):
         offsets: Int[Tensor, " experts"] | None = None,
         in_place: bool = False,
     ) -> Float[Tensor, "tokens out_features"]:
-        """`y` plus the sum over parts.
+        """Add the sum over parts to `y`.
 
         Args:
-            y: what the sum is added to.
+            y: tensor that the sum is added to.
             x: tokens; sorted by expert beside a stack of experts.
             weights: from `weigh`; one row counts for every token.
-            offsets: where each expert's tokens end (int32), beside a stack of experts.
+            offsets: end of each expert's tokens (int32), for parts beside a stack of experts.
             in_place: write the sum into y, if its dtype allows that.
         """
-        # The tables of the module, because its attributes are slow to find, and small models feel it.
+        # Read from the module's table of parameters: attribute access is slow, and small models feel it.
         own: dict[str, Any] = self._parameters
         if offsets is not None:
             low: Tensor = grouped_linear(x, own["lora_A"], offsets) * weights
@@ -204,23 +206,23 @@ class LowRankExperts(Parts):
         x: Float[Tensor, "tokens in_features"],
         weights: Float[Tensor, "tokens_or_one all_ranks"],
     ) -> Float[Tensor, "tokens out_features"]:
-        """The sum over parts beside one expert of a stack; `weights` from `weigh`."""
+        """The sum over parts for one expert of a stack; `weights` come from `weigh`."""
         return F.linear(F.linear(x, self.lora_A[expert]) * weights, self.lora_B[expert])
 
     def fixed(self, weights: Float[Tensor, "tokens_or_one all_ranks"]) -> FixedSum:
-        """The sum over joined parts for weights that many calls share, without gradients."""
+        """The sum over joined parts with weights that many calls share; no gradients."""
         down, up = self.lora_A.detach(), self.lora_B.detach()
         if weights.shape[0] == 1:
             return FixedSum(down, up * weights[0].unsqueeze(1), None)
         return FixedSum(down, up, weights)
 
     def is_dense_for(self, routes: Routes) -> bool:
-        """Few parts are computed for every token, whatever was chosen."""
+        """True where so few parts exist that computing them all costs less than moving tokens."""
         if routes.is_dense:
             return True
         taken, all_ranks = float(routes.num_slots), sum(self.ranks)
         if routes.counts is not None and routes.counts.device.type == "cpu":
-            # Elsewhere this would wait for the device.
+            # On other devices this would wait for the device.
             taken = float(routes.counts.sum()) / max(1, routes.num_tokens)
         return taken * (all_ranks / routes.num_parts + _MOVING) >= all_ranks
 
@@ -231,7 +233,7 @@ class LowRankExperts(Parts):
         return self.lora_B if self.is_joined else self.lora_B.transpose(1, 2).flatten(0, 1)
 
     def _stacks(self) -> tuple[Float[Tensor, "parts r in_features"], Float[Tensor, "parts out_features r"]]:
-        """A and B of the parts, filled up with zeros where ranks differ."""
+        """A and B of the parts as stacks, padded with zeros where ranks differ."""
         if not self.is_joined:
             return self.lora_A, self.lora_B
         most = max(self.ranks)
@@ -242,11 +244,11 @@ class LowRankExperts(Parts):
                 torch.stack([F.pad(joined[s], (0, 0, 0, most - s.stop + s.start)) for s in self.spans()])
                 for joined in (self.lora_A, self.lora_B)
             )
-        # The grouped product wants B whole, and the other way round than it is joined.
+        # The grouped product needs a contiguous B, transposed to how joined parts store it.
         return down, up.transpose(1, 2).contiguous()
 
+    @override
     def extra_repr(self) -> str:
-        """Numbers and widths for printing."""
         ranks = sorted(set(self.ranks))
         shown = f"rank={ranks[0]}" if len(ranks) == 1 else f"ranks={list(self.ranks)}"
         return (
@@ -256,12 +258,12 @@ class LowRankExperts(Parts):
 
 
 class FixedSum:
-    """A sum over low-rank parts whose weights are set, for calls that should cost little beside two products.
+    """A sum over low-rank parts with constant weights, for calls that should cost little beside two products.
 
     Args:
         down: joined A `[R, in]`.
-        up: joined B `[R, out]`; the weights are worked in if they are the same for all rows.
-        weights: of each row's ranks; None: they are worked into B.
+        up: joined B `[R, out]`; already multiplied by the weights if all rows share them.
+        weights: weights of each row's ranks; None if B is already multiplied by them.
     """
 
     def __init__(self, down: Tensor, up: Tensor, weights: Tensor | None) -> None:

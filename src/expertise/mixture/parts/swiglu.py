@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from expertise.mixture.grouped_linear import grouped_linear
 from expertise.mixture.parts.base import Parts
@@ -37,7 +38,7 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(hidden, dim, bias=False)
 
     def forward(self, x: Float[Tensor, "*leading dim"]) -> Float[Tensor, "*leading dim"]:
-        """The network applied to the last dimension."""
+        """Apply the network to the last dimension."""
         return self.down(gated_silu(self.gate_up(x)))  # type: ignore[no-any-return]
 
 
@@ -63,29 +64,29 @@ class SwiGLUExperts(Parts):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Normal weights of std 1 / sqrt(fan-in)."""
+        """Draw normal weights of std 1 / sqrt(fan-in)."""
         for weight in (self.gate_up, self.down):
             nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
 
+    @override
     def one(self, part: int, x: Float[Tensor, "tokens in_features"]) -> Float[Tensor, "tokens out_features"]:
-        """Expert `part` applied to tokens."""
         return F.linear(gated_silu(F.linear(x, self.gate_up[part])), self.down[part])
 
+    @override
     def grouped(
         self, rows: Float[Tensor, "rows in_features"], offsets: Int[Tensor, " parts"]
     ) -> Float[Tensor, "rows out_features"]:
-        """Two grouped products."""
         return grouped_linear(gated_silu(grouped_linear(rows, self.gate_up, offsets)), self.down, offsets)
 
     def dense(
         self, x: Float[Tensor, "tokens in_features"], gates: Float[Tensor, "tokens parts"]
     ) -> Float[Tensor, "tokens out_features"]:
-        """All experts as one wide SwiGLU whose hidden units are weighted by their expert's gate."""
+        """Compute all experts as one wide SwiGLU whose hidden units are weighted by their expert's gate."""
         gate_up = F.linear(x, self.gate_up.flatten(0, 1)).view(-1, self.num_parts, 2 * self.hidden)
         hidden = gated_silu(gate_up)
         hidden = hidden * gates.to(hidden.dtype).unsqueeze(-1)
         return F.linear(hidden.flatten(1), self.down.transpose(0, 1).flatten(1))
 
+    @override
     def extra_repr(self) -> str:
-        """What printing the module shows of it."""
         return f"num_parts={self.num_parts}, dim={self.in_features}, hidden={self.hidden}"

@@ -1,4 +1,4 @@
-"""What every router is, and what its configuration answers."""
+"""Base class of routers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from expertise.shapes import Float
 
 
 class Router(nn.Module, abc.ABC):
-    """Chooses parts for tokens. `num_parts` is all that a mixture asks beside the call itself."""
+    """Base class of routers, which choose parts for tokens. A mixture reads only `num_parts` beside the
+    call."""
 
     num_parts: int
     in_features: int | None = None
-    """Width of the vectors that it reads; None: any, or it reads none."""
+    """Width of the vectors that the router reads; None if any width fits."""
     context_kind: ClassVar[ContextKind] = "nothing"
 
     @abc.abstractmethod
     def forward(self, x: Float[Tensor, "*leading dim"], context: Any = None) -> Routes:
-        """Routes for the tokens of x, flattened in order; `context` is what a router needs beside x."""
+        """Choose parts for the tokens of x, flattened in order; `context` is a further input that some
+        routers need."""

@@ -1,4 +1,4 @@
-"""What recipes say of routers. No torch here: a recipe is validated before torch is imported."""
+"""Configurations of routers. No torch here: a recipe is validated before torch is imported."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 from annotated_types import Ge, Gt, Le
+from typing_extensions import override
 
 from expertise.errors import RecipeError
 
@@ -21,19 +22,19 @@ if TYPE_CHECKING:
     from expertise.mixture.routers.top_p import TopP
 
 ContextKind = Literal["nothing", "token ids", "a context vector"]
-"""What a router wants as `context`."""
+"""Kind of `context` that a router needs."""
 
 Scale = float | Literal["mean-one"]
 """A constant on the routed gates; "mean-one": normalise over the chosen parts, then times their number."""
 
 RoutingDtype = Literal["float32", "activation"]
-"""Where scores are computed: at least float32, or in x's own dtype as the released codes do."""
+"""Precision of the scores: at least float32, or x's own dtype as in the released codes."""
 
 ScoreFunction = Literal["softmax", "sigmoid"]
-"""How logits become scores; sigmoid scores (DeepSeek-V3) are raw gates that do not compete."""
+"""Function from logits to scores; sigmoid scores (DeepSeek-V3) are raw gates that do not compete."""
 
 Squash = Literal["softmax", "sigmoid", "none"]
-"""What bounds the weights: a softmax (they sum to 1), a sigmoid (each in 0 to 1), or nothing (any sign)."""
+"""Bound on the weights: a softmax (they sum to 1), a sigmoid (each in 0 to 1), or nothing (any sign)."""
 
 
 Start = list[float] | Literal["random"]
@@ -42,29 +43,29 @@ Start = list[float] | Literal["random"]
 
 @runtime_checkable
 class RouterConfig(Protocol):
-    """What every router's `Config` answers; it holds what a recipe says, not the model's widths."""
+    """Interface of every router's `Config`, which holds the recipe's choices but not the model's widths."""
 
     @property
     def name(self) -> str:
         """The router's name in the registry."""
 
     def check(self, num_parts: int) -> None:
-        """Refuse, by a RecipeError, what cannot be with so many parts."""
+        """Raise a RecipeError if the configuration does not fit this number of parts."""
 
     def build(self, dim: int, num_parts: int, vocab_size: int = 0) -> Router:
-        """The router for tokens of width `dim` over `num_parts` parts; some need the vocabulary's size.
+        """Build the router for tokens of width `dim` over `num_parts` parts; some need the vocabulary's size.
 
-        Whoever gives a router the tokens as its context, as skills and policies do, asks for no other width.
+        Skills and policies pass the tokens as context, so `dim` is then the width of the context as well.
         """
 
     def num_params(self, dim: int, num_parts: int) -> int:
-        """Learned numbers, without building anything."""
+        """Number of parameters, without building anything."""
 
     def num_active_parts(self, num_parts: int) -> float:
-        """Parts that a token takes, known or assumed."""
+        """Number of parts that a token takes, known or assumed."""
 
     def has_logits(self) -> bool:
-        """Whether its routes carry logits and probabilities, which every loss on the routes needs."""
+        """True if the routes carry logits and probabilities, which every loss on the routes needs."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,17 +73,17 @@ class GateOptions:
     """Fields that the configurations of all learned routers share."""
 
     context_kind: ClassVar[ContextKind] = "nothing"
-    """What the router wants beside the tokens."""
+    """Kind of context that the router needs."""
     normalize: bool = False
     """Divide the gates by their sum over the chosen parts."""
     scale: Scale = 1.0
     """Constant on the gates, or "mean-one"."""
     scores: ScoreFunction = "softmax"
-    """How logits become scores: "softmax" over the routed parts, or "sigmoid" of each."""
+    """Function from logits to scores: "softmax" over the routed parts, or "sigmoid" of each."""
     bias_step: Annotated[float, Ge(0)] = 0.0
-    """Loss-free balancing: how far a step moves each part's bias in the choice; 0: no bias."""
+    """Loss-free balancing: step by which each part's bias in the choice moves; 0: no bias."""
     routing_dtype: RoutingDtype = "float32"
-    """Compute scores in float32, or in the "activation"'s dtype."""
+    """Compute scores in "float32", or in the dtype of the "activation"."""
     hidden: list[Annotated[int, Ge(1)]] = dataclasses.field(default_factory=list)
     """Widths of hidden layers before the centroids, ReLU after each; none: centroids of the token itself."""
 
@@ -103,15 +104,15 @@ class GateOptions:
             raise RecipeError(f"a router's hidden widths must be positive, not {self.hidden}")
 
     def options(self) -> dict[str, Any]:
-        """The shared fields by name, as the routers take them."""
+        """The shared fields by name, as keyword arguments of the routers."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(GateOptions)}
 
     def num_centroids(self, num_parts: int) -> int:
-        """Rows of the router's weight."""
+        """Number of rows of the router's weight."""
         return num_parts
 
     def num_params(self, dim: int, num_parts: int) -> int:
-        """Learned numbers: hidden layers and centroids."""
+        """Number of parameters of hidden layers and centroids."""
         widths = [dim, *self.hidden]
         layers = sum((a + 1) * b for a, b in itertools.pairwise(widths))
         return layers + widths[-1] * self.num_centroids(num_parts)
@@ -119,12 +120,12 @@ class GateOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TopKConfig(GateOptions):
-    """What a recipe says of a top-k router."""
+    """Configuration of a top-k router."""
 
     name: Literal["top_k"] = "top_k"
-    """Which router."""
+    """Name of the router."""
     k: Annotated[int, Ge(1)]
-    """Parts per token."""
+    """Number of parts per token."""
 
     def __post_init__(self) -> None:
         GateOptions.__post_init__(self)
@@ -137,35 +138,35 @@ class TopKConfig(GateOptions):
             raise RecipeError(f"a router's k ({self.k}) is larger than its number of parts ({num_parts})")
 
     def build(self, dim: int, num_parts: int, vocab_size: int = 0) -> TopK:
-        """The router for tokens of width `dim` over `num_parts` parts."""
+        """Build the router for tokens of width `dim` over `num_parts` parts."""
         from expertise.mixture.routers.top_k import TopK
 
         return TopK(dim, num_parts, self.k, **self.options())
 
     def num_active_parts(self, num_parts: int) -> float:
-        """Parts that a token takes, for counting activated parameters."""
+        """Number of parts that a token takes, for counting activated parameters."""
         return float(min(self.k, num_parts))
 
     def has_logits(self) -> bool:
-        """Yes."""
+        """Always true: scores come from logits."""
         return True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TopPConfig(GateOptions):
-    """What a recipe says of a top-p router."""
+    """Configuration of a top-p router."""
 
     name: Literal["top_p"] = "top_p"
-    """Which router."""
+    """Name of the router."""
     p: Annotated[float, Gt(0), Le(1)]
-    """Probability mass that the chosen parts must pass."""
+    """Probability mass that the chosen parts must exceed."""
     max_parts: Annotated[int, Ge(1)] | None = None
-    """At most so many parts per token; left out: no cap."""
+    """Most parts per token; left out: no cap."""
     assumed_parts: Annotated[float, Ge(1)] = 2.0
     """Parts per token that counts of activated parameters and FLOPs assume."""
     nothing: bool = False
-    """One more centroid, the last, that stands for no part: its probability adds nothing, so that what is
-    always on may be left alone. It counts towards p and max_parts."""
+    """Add one more centroid, the last, that stands for no part: its probability adds nothing to the output,
+    so a token may use `always` alone. It counts towards p and max_parts."""
 
     def __post_init__(self) -> None:
         GateOptions.__post_init__(self)
@@ -186,116 +187,116 @@ class TopPConfig(GateOptions):
             )
 
     def build(self, dim: int, num_parts: int, vocab_size: int = 0) -> TopP:
-        """The router for tokens of width `dim` over `num_parts` parts."""
+        """Build the router for tokens of width `dim` over `num_parts` parts."""
         from expertise.mixture.routers.top_p import TopP
 
         return TopP(dim, num_parts, self.p, self.max_parts, nothing=self.nothing, **self.options())
 
+    @override
     def num_centroids(self, num_parts: int) -> int:
-        """One for each part, and one for nothing."""
         return num_parts + self.nothing
 
     def num_active_parts(self, num_parts: int) -> float:
-        """Parts that a token is assumed to take, for counting activated parameters."""
+        """Number of parts that a token is assumed to take, for counting activated parameters."""
         return float(min(self.assumed_parts, self.max_parts or num_parts))
 
     def has_logits(self) -> bool:
-        """Yes, unless a share of the probability goes to no part."""
+        """True unless `nothing` is set, because a share of the probability then goes to no part."""
         return not self.nothing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HashConfig:
-    """What a recipe says of a hash router."""
+    """Configuration of a hash router."""
 
     context_kind: ClassVar[ContextKind] = "token ids"
-    """What the router wants beside the tokens."""
+    """Kind of context that the router needs."""
     name: Literal["hash"] = "hash"
-    """Which router."""
+    """Name of the router."""
     seed: Annotated[int, Ge(0)] = 0
-    """Of the draw of a part for each token id."""
+    """Seed of the random draw of a part for each token id."""
     balanced: bool = False
-    """Give frequent tokens out so that all parts get the same number of training tokens."""
+    """Assign frequent tokens such that all parts get the same number of training tokens."""
 
     def check(self, num_parts: int) -> None:
-        """Any number of parts will do."""
+        """Accept any number of parts."""
 
     def build(self, dim: int, num_parts: int, vocab_size: int = 0) -> Hash:
-        """The router over `num_parts` parts for `vocab_size` token ids."""
+        """Build the router over `num_parts` parts for `vocab_size` token ids."""
         from expertise.mixture.routers.hash import Hash
 
         return Hash(num_parts, vocab_size, self.seed)
 
     def num_params(self, dim: int, num_parts: int) -> int:
-        """Nothing is learned."""
+        """Always 0: nothing is learned."""
         return 0
 
     def num_active_parts(self, num_parts: int) -> float:
-        """One."""
+        """Always 1: each token takes one part."""
         return 1.0
 
     def has_logits(self) -> bool:
-        """No: nothing is scored."""
+        """Always false: no scores are computed."""
         return False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ContextConfig:
-    """What a recipe says of a context router."""
+    """Configuration of a context router."""
 
     context_kind: ClassVar[ContextKind] = "a context vector"
-    """What the router wants beside the tokens."""
+    """Kind of context that the router needs."""
     name: Literal["context"] = "context"
-    """Which router."""
+    """Name of the router."""
     context_dim: Annotated[int, Ge(0)] = 0
-    """Width of the context vector; 0: that of the tokens, which is right wherever skills are weighed."""
+    """Width of the context vector; 0: the width of the tokens, which is right for skills and policies."""
     hidden: list[Annotated[int, Ge(1)]] = dataclasses.field(default_factory=lambda: [256, 256])
     """Widths of the hidden layers, ReLU after each (PSEC's release: 256, 256)."""
     squash: Squash = "none"
-    """What bounds the weights."""
+    """Bound on the weights: "softmax", "sigmoid" or "none"."""
     normalize: bool = False
-    """Divide each context by its root mean square: for hidden states, whose size differs by model."""
+    """Divide each context by its root mean square; useful for hidden states, whose size differs by model."""
     start: Start = "random"
-    """Weight of each part at first, whatever the context; empty: 1 over their number; "random" (PSEC's
-    release): what a new network gives, near 0."""
+    """Weight of each part before training, for any context; empty: 1 over their number; "random" (PSEC's
+    release): the output of a newly drawn network, near 0."""
 
     def check(self, num_parts: int) -> None:
         """Refuse a start for another number of parts, or one that the squash cannot give."""
         outputs_at_start(self.start, num_parts, self.squash)
 
     def build(self, dim: int, num_parts: int, vocab_size: int = 0) -> Context:
-        """The router over `num_parts` parts."""
+        """Build the router over `num_parts` parts."""
         from expertise.mixture.routers.context import Context
 
         width = self.context_dim or dim
         return Context(width, num_parts, self.hidden, self.squash, self.normalize, self.start)
 
     def num_params(self, dim: int, num_parts: int) -> int:
-        """Learned numbers of the MLP."""
+        """Number of parameters of the MLP."""
         widths = [self.context_dim or dim, *self.hidden, num_parts]
         return sum((a + 1) * b for a, b in itertools.pairwise(widths))
 
     def num_active_parts(self, num_parts: int) -> float:
-        """All of them."""
+        """Always the number of parts: a token takes all of them."""
         return float(num_parts)
 
     def has_logits(self) -> bool:
-        """Only under a softmax are the weights probabilities."""
+        """True under a softmax; otherwise the weights are not probabilities."""
         return self.squash == "softmax"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FixedConfig:
-    """What a recipe says of constant weights."""
+    """Configuration of constant weights."""
 
     context_kind: ClassVar[ContextKind] = "nothing"
-    """What the router wants beside the tokens."""
+    """Kind of context that the router needs."""
     name: Literal["fixed"] = "fixed"
-    """Which router."""
+    """Name of the router."""
     values: list[float] = dataclasses.field(default_factory=list)
     """Weight of each part; empty: 1 over their number."""
     learn: bool = False
-    """Whether they are a start only, and training changes them."""
+    """Train the weights, starting from these values."""
 
     def __post_init__(self) -> None:
         if not all(map(math.isfinite, self.values)):
@@ -306,31 +307,31 @@ class FixedConfig:
         one_each(self.values, num_parts, "values")
 
     def build(self, dim: int, num_parts: int, vocab_size: int = 0) -> Fixed:
-        """The router over `num_parts` parts."""
+        """Build the router over `num_parts` parts."""
         from expertise.mixture.routers.fixed import Fixed
 
         return Fixed(num_parts, self.values, self.learn)
 
     def num_params(self, dim: int, num_parts: int) -> int:
-        """Learned numbers: the weights, where they learn."""
+        """Number of parameters: that of the weights if they learn, else 0."""
         return num_parts if self.learn else 0
 
     def num_active_parts(self, num_parts: int) -> float:
-        """All of them."""
+        """Always the number of parts: a token takes all of them."""
         return float(num_parts)
 
     def has_logits(self) -> bool:
-        """No: nothing is scored."""
+        """Always false: no scores are computed."""
         return False
 
 
 def one_each(values: Sequence[float], num_parts: int, what: str) -> list[float]:
-    """A weight for each part: the given ones, or 1 / K each where none is given.
+    """One weight per part: the given ones, or 1 / K each if none is given.
 
     Args:
         values: K numbers, or none.
         num_parts: K.
-        what: what the numbers are called, for the message.
+        what: name of the numbers, for the message.
 
     Raises:
         RecipeError: there are values, and not one for each part.
@@ -341,7 +342,7 @@ def one_each(values: Sequence[float], num_parts: int, what: str) -> list[float]:
 
 
 def outputs_at_start(start: Start, num_parts: int, squash: Squash) -> list[float] | None:
-    """What the network must give so that the squashed weights are those of `start`; None: "random".
+    """Outputs of the network whose squashed values are the weights of `start`; None for "random".
 
     Raises:
         RecipeError: there is not one weight for each part, or the squash cannot give them.

@@ -1,4 +1,4 @@
-"""Context routing: a small network turns a context vector into dense weights."""
+"""Context routing: a small network maps a context vector to dense weights."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from expertise.errors import RecipeError
 from expertise.mixture.routers.base import Router
@@ -64,7 +65,8 @@ class Context(Router):
         self.network = nn.Sequential(*layers[:-1])
         outputs = outputs_at_start(start, num_parts, squash)
         if outputs is not None:
-            # Constant at first: the last layer gives its bias, and the others learn once its weight is not 0.
+            # The output is constant at first: with weight 0 the last layer returns its bias. The other layers
+            # begin to learn once that weight has moved.
             last = self.network[-1]
             assert isinstance(last, nn.Linear)
             nn.init.zeros_(last.weight)
@@ -101,7 +103,7 @@ class Context(Router):
             return Routes(gates=gates, affinities=gates, logits=logits)
         return Routes.dense(torch.sigmoid(logits) if self.squash == "sigmoid" else logits)
 
+    @override
     def extra_repr(self) -> str:
-        """What printing the module shows of it."""
         shown = f"context_dim={self.context_dim}, num_parts={self.num_parts}, squash={self.squash!r}"
         return f"{shown}, normalize=True" if self.normalize else shown

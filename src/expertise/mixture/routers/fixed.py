@@ -1,4 +1,4 @@
-"""Constant weights: the same for every token, given or learnt."""
+"""Constant weights, the same for every token, given or learnt."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from expertise.mixture.routers.base import Router
 from expertise.mixture.routers.configs import FixedConfig, one_each
@@ -20,7 +21,7 @@ class Fixed(Router):
     Args:
         num_parts: K.
         values: the weight of each part; empty: 1 / K each.
-        learn: whether they are a parameter that training changes.
+        learn: train the weights.
 
     Raises:
         RecipeError: there are values, and not one finite number for each part.
@@ -35,9 +36,9 @@ class Fixed(Router):
 
     def forward(self, x: Float[Tensor, "*leading dim"], context: Any = None) -> Routes:
         """Dense routes with the same weights for every token of x; `context` is not used."""
-        # A copy: a view of a parameter asks for gradients even in inference mode.
+        # `repeat` copies: a view of a parameter would require gradients even in inference mode.
         return Routes.dense(self.values.repeat(x.shape[:-1].numel(), 1))
 
+    @override
     def extra_repr(self) -> str:
-        """What printing the module shows of it."""
         return f"num_parts={self.num_parts}, learn={self.values.requires_grad}"

@@ -1,4 +1,4 @@
-"""Hash routing: a fixed part per token id, nothing learned."""
+"""Hash routing: one fixed part per token id, nothing learned."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from expertise.errors import RecipeError
 from expertise.mixture.routers.base import Router
@@ -23,8 +24,8 @@ class Hash(Router):
 
     Args:
         num_parts: E.
-        vocab_size: how many token ids there are.
-        seed: of the draw.
+        vocab_size: number of token ids.
+        seed: seed of the draw.
 
     Raises:
         RecipeError: there is no part or no token.
@@ -44,12 +45,12 @@ class Hash(Router):
         self.register_buffer("table", torch.randint(num_parts, (vocab_size,), generator=generator))
 
     def balance(self, frequencies: Int[Tensor, " vocab"]) -> None:
-        """Deal token ids out, most frequent first, each to the part with the fewest tokens so far.
+        """Assign token ids, most frequent first, each to the part with the fewest tokens so far.
 
-        No draw is left: the result depends on the frequencies alone, equal ones go by the lower id.
+        Replaces the random draw: the result depends on the frequencies alone; ties go by the lower id.
 
         Args:
-            frequencies: how often each id stands in the training text.
+            frequencies: number of times that each id occurs in the training text.
 
         Raises:
             RecipeError: there is not one frequency per token id.
@@ -62,11 +63,11 @@ class Hash(Router):
         for token in order:
             load, part = heapq.heappop(heap)
             self.table[token] = part
-            # A token that never occurs still weighs something, or all of them would meet in one part.
+            # A token that never occurs counts 1; otherwise all such tokens would go to one part.
             heapq.heappush(heap, (load + max(1, counts[token]), part))
 
     def forward(self, x: Float[Tensor, "*leading dim"], context: Any = None) -> Routes:
-        """One part for each token of x, by its id in `context` (int64, x's leading shape).
+        """Look up one part for each token of x by its id in `context` (int64, x's leading shape).
 
         Raises:
             RecipeError: there are no token ids, or not one per token.
@@ -77,6 +78,6 @@ class Hash(Router):
         affinities = x.new_zeros(part_ids.shape[0], self.num_parts).scatter(1, part_ids, 1.0)
         return Routes(gates=affinities.gather(1, part_ids), affinities=affinities, part_ids=part_ids)
 
+    @override
     def extra_repr(self) -> str:
-        """What printing the module shows of it."""
         return f"num_parts={self.num_parts}, vocab_size={len(self.table)}"

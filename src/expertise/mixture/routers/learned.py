@@ -1,4 +1,4 @@
-"""What top-k and top-p share: scores against learned centroids, a bias for balance, gates."""
+"""Base class of top-k and top-p routers: scores against learned centroids, a bias for balance, gates."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from expertise.mixture.routers.base import Router
 from expertise.mixture.routers.configs import GateOptions
@@ -22,7 +23,7 @@ class Scores(NamedTuple):
 
     logits: Float[Tensor, "tokens parts"]
     raw: Float[Tensor, "tokens parts"]
-    """What the choice goes by and gates are made of."""
+    """Scores that decide the choice and become gates."""
     affinities: Float[Tensor, "tokens parts"]
     """Probabilities: raw itself for softmax, raw divided by its sum for sigmoid."""
 
@@ -35,8 +36,8 @@ class LearnedRouter(Router, abc.ABC):
     With `bias_step` > 0 there is also a buffer `bias [E]`, added to the scores in the choice and never in a
     gate (loss-free balancing, arXiv 2408.15664); `rebalance` moves it, and it is saved with the weights.
 
-    A router is `score`, then `ranked`, then `num_used`, then `routes`: whoever changes one of these steps, as
-    the switches of an evaluation do, wraps a router and takes the others as they are.
+    The forward pass calls `score`, `ranked`, `num_used` and `routes` in this order. A wrapper that changes
+    one of these steps, as the switches of an evaluation do, can call the others unchanged.
 
     Args:
         dim: width of a token.
@@ -65,11 +66,11 @@ class LearnedRouter(Router, abc.ABC):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start the centroids small, so that at first no part is preferred (std 1 / dim)."""
+        """Draw small centroids (std 1 / dim), so that at first no part is preferred."""
         nn.init.normal_(self.weight, std=1.0 / self.weight.shape[-1])
 
     def score(self, x: Float[Tensor, "*leading dim"]) -> Scores:
-        """Logits u . e_i and what is made of them (DeepSeekMoE Eq. 11, Dynamic MoE Eq. 1).
+        """Logits u . e_i and the scores made from them (DeepSeekMoE Eq. 11, Dynamic MoE Eq. 1).
 
         Computed in float32 (float64 stays) even under autocast, unless `routing_dtype` is "activation".
         """
@@ -93,7 +94,7 @@ class LearnedRouter(Router, abc.ABC):
             return Scores(logits, torch.sigmoid(logits), torch.softmax(F.logsigmoid(logits), dim=-1))
 
     def ranked(self, scores: Float[Tensor, "tokens parts"], k: int) -> Int[Tensor, "tokens k"]:
-        """The k parts that are greatest in score plus bias, greatest first, ties by the lower id.
+        """Ids of the k parts with the greatest score plus bias, greatest first, ties by the lower id.
 
         The sum is in at least float32: a bias moves by less than one step of bfloat16.
         """
@@ -111,7 +112,7 @@ class LearnedRouter(Router, abc.ABC):
 
     @abc.abstractmethod
     def num_used(self, probabilities: Float[Tensor, "tokens slots"]) -> Int[Tensor, " tokens"] | None:
-        """How many of its ranked parts each token takes, by their probabilities; None: all of them."""
+        """Number of its ranked parts that each token takes, given their probabilities; None: all of them."""
 
     def routes(
         self,
@@ -119,7 +120,7 @@ class LearnedRouter(Router, abc.ABC):
         part_ids: Int[Tensor, "tokens slots"],
         counts: Int[Tensor, " tokens"] | None,
     ) -> Routes:
-        """The record of a choice: the first `counts` of each token's ranked parts, with their gates."""
+        """Build the routes: the first `counts` of each token's ranked parts, with their gates."""
         raw = scores.raw.gather(-1, part_ids)
         used = None
         if counts is not None:
@@ -156,7 +157,7 @@ class LearnedRouter(Router, abc.ABC):
         exactly as much stays. Without a bias nothing happens.
 
         Args:
-            load: how much each part was used in this step, over all ranks; in any unit.
+            load: use of each part in this step, summed over all ranks, in any unit.
         """
         if self.bias is not None:
             load = load.to(self.bias.device, torch.float64)
@@ -164,8 +165,8 @@ class LearnedRouter(Router, abc.ABC):
             error = load.sum() - self.num_parts * load
             self.bias += self.bias_step * torch.sign(error).to(self.bias.dtype)
 
+    @override
     def extra_repr(self) -> str:
-        """What printing the module shows of it."""
         shown = [f"num_parts={self.num_parts}", *self._shown()]
         defaults = GateOptions()
         for field in dataclasses.fields(GateOptions):

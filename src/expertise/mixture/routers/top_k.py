@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import override
 
 from expertise.mixture.routers.configs import RoutingDtype, Scale, ScoreFunction, TopKConfig
 from expertise.mixture.routers.learned import LearnedRouter
@@ -62,22 +63,22 @@ class TopK(LearnedRouter):
         self.k = k
 
     def forward(self, x: Float[Tensor, "*leading dim"], context: Any = None) -> Routes:
-        """k parts for each token of x; `context` is not used."""
+        """Choose k parts for each token of x; `context` is not used."""
         scores = self.score(x)
         return self.routes(scores, self.ranked(scores.raw, self.k), None)
 
     @property
+    @override
     def num_slots(self) -> int:
-        """k."""
         return self.k
 
     @property
+    @override
     def num_least(self) -> int:
-        """k."""
         return self.k
 
     def num_used(self, probabilities: Float[Tensor, "tokens slots"]) -> None:
-        """Every slot is used."""
+        """Return None: each token uses all k slots."""
 
     def _shown(self) -> list[str]:
         return [f"k={self.k}"]

@@ -1,4 +1,4 @@
-"""Top-p routing: as many parts per token as it takes to hold a given probability mass."""
+"""Top-p routing: as many parts per token as are needed to exceed a given probability mass."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from expertise.mixture.routers.configs import RoutingDtype, Scale, ScoreFunction, TopPConfig
 from expertise.mixture.routers.learned import LearnedRouter, Scores
@@ -77,9 +78,9 @@ class TopP(LearnedRouter):
         self.nothing = nothing
 
     def forward(self, x: Float[Tensor, "*leading dim"], context: Any = None) -> Routes:
-        """Parts for each token of x until their mass passes p; `context` is not used."""
+        """Choose parts for each token of x until their mass passes p; `context` is not used."""
         scores = self.score(x)
-        # With a cap only so many greatest parts can matter: no need to sort the rest.
+        # With a cap only that many of the greatest parts can be taken: no need to sort the rest.
         part_ids = self.ranked(scores.raw, self.num_slots)
         return self.routes(scores, part_ids, self.num_used(scores.affinities.gather(-1, part_ids)))
 
@@ -89,23 +90,24 @@ class TopP(LearnedRouter):
         part_ids: Int[Tensor, "tokens slots"],
         counts: Int[Tensor, " tokens"] | None,
     ) -> Routes:
-        """The record of a choice, from which nothing is left out once the gates are made."""
+        """Build the routes; with `nothing`, that centroid is removed once the gates are made."""
         routes = super().routes(scores, part_ids, counts)
         return _without_last(routes) if self.nothing else routes
 
     @property
+    @override
     def num_slots(self) -> int:
-        """The cap, or without one all centroids."""
         return self.max_parts or len(self.weight)
 
     @property
     def num_least(self) -> int:
-        """1; 0 where nothing may be chosen."""
+        """Fewest parts of a token: 1, or 0 if `nothing` may be chosen."""
         return 1 - self.nothing
 
     def num_used(self, probabilities: Float[Tensor, "tokens slots"]) -> Int[Tensor, " tokens"]:
-        """How many of its ranked parts each token takes to pass p; all where they do not pass it."""
-        # Easy to miss: a part stays when the mass BEFORE it has not passed p, so the one that crosses stays.
+        """Number of ranked parts that each token needs to pass p; all of them if their mass never passes
+        it."""
+        # A part stays if the mass BEFORE it has not passed p, so the part that crosses p stays.
         # Probabilities never exceed 1; only the rounding of their sum may.
         passed = probabilities.detach().cumsum(-1) > (self.p if self.p < 1 else math.inf)
         return 1 + (~passed[:, :-1]).sum(-1)
@@ -115,7 +117,7 @@ class TopP(LearnedRouter):
 
 
 def _without_last(routes: Routes) -> Routes:
-    """Routes over all parts but the last: what tokens gave to that one is dropped, the rest moves up."""
+    """Remove the last part from the routes; each token's other parts move up into its slot."""
     assert routes.part_ids is not None
     num_parts = routes.num_parts - 1
     kept = (routes.part_ids >= 0) & (routes.part_ids < num_parts)
