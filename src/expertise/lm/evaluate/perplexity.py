@@ -130,7 +130,7 @@ def evaluate(
     """Evaluate a model in one pass over held-out text.
 
     Args:
-        model: in any mode; its mode is restored.
+        model: in any mode; its mode does not change.
         texts: from `domain_texts`.
         batch_size: windows per batch; fewer where their logits would fill the memory.
         bfloat16: compute products in bfloat16, as in training with bfloat16.
