@@ -72,7 +72,7 @@ class ModelConfig:
     first_dense: Annotated[int, Ge(0)] = 0
     """Number of dense layers at the start."""
     every: Annotated[int, Ge(1)] = 1
-    """One layer in so many is a mixture."""
+    """Interval between mixture layers; 1: every layer is a mixture."""
     dense_hidden: Annotated[int, Ge(0)] = 0
     """Hidden width of the dense layers; required if there are any."""
     override: list[LayerOverride] = dataclasses.field(default_factory=list)

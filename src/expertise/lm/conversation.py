@@ -29,7 +29,7 @@ class Conversation:
         model: a model with its tokenizer and its chat template.
         messages: earlier messages.
         system: a system prompt, put first; empty: only that of `messages`, if any.
-        max_new_tokens: most tokens of an answer.
+        max_new_tokens: maximum number of tokens of an answer.
         settings: settings of the sampling for `continue_text`; each answer begins with the same seed.
 
     Raises:

@@ -108,7 +108,7 @@ class FamilyConfig:
     p: Annotated[float, Gt(0), Le(1)] = 0.4
     """Probability mass that the chosen experts must pass (dynamic)."""
     max_parts: Annotated[int, Ge(1)] | None = None
-    """Most routed experts per token (dynamic); left out: no cap."""
+    """Maximum number of routed experts per token (dynamic); left out: no cap."""
     widen: Annotated[float, Gt(0)] = 1.0
     """Factor of each expert's width (gshard; the paper's x1.2 and x1.5)."""
     multiple: Annotated[int, Ge(1)] = 1

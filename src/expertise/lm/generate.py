@@ -92,7 +92,7 @@ def stream(
     Args:
         model: any language model.
         tokens: prompts of equal length.
-        max_new_tokens: most steps.
+        max_new_tokens: maximum number of steps.
         sampling: settings of the sampling.
         seed: seed of the sampling; None: a new one.
         stop: ids that end a row.

@@ -30,7 +30,7 @@ def continued(
         model: any language model; it needs its tokenizer if text is given.
         given: text; token ids as a list or as a tensor `[T]`; several texts or lists of ids, each continued
             by itself; or a tensor `[B, T]`, whose rows are sampled together.
-        max_new_tokens: most tokens to add.
+        max_new_tokens: maximum number of tokens to add.
         sampling: settings of the sampling.
         seed: seed of the sampling; None: a new one.
         stop: text of one token, or ids, that end a prompt. A text also ends where the model ends a text.

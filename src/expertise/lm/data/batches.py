@@ -26,7 +26,7 @@ class Batch:
     """Inputs, targets, domains and documents of one training step; all int64."""
 
     tokens: Int[Tensor, "batch time"]
-    """Input ids."""
+    """Ids of the input tokens."""
 
     targets: Int[Tensor, "batch time"]
     """The next id of each input, or `IGNORED` if it is not learnt."""

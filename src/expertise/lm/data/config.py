@@ -106,7 +106,7 @@ class DataConfig:
     """Read only these domains of source and validation; empty: all. The split of each stays the same."""
 
     cap_bytes: Annotated[int, Ge(0)] = 0
-    """Most bytes that are kept of each domain of the source; 0: all."""
+    """Maximum bytes to keep of each domain of the source; 0: all."""
 
     deduplicate: bool = True
     """Keep a paragraph of 60 bytes or more, or a whole record, only the first time that it occurs in any
@@ -163,7 +163,7 @@ class TokenizerConfig:
     """A `tokenizer.json` to use instead of training one."""
 
     train_bytes: Annotated[int, Ge(1)] = 6_000_000
-    """Most bytes of training text that the tokenizer is trained on, an equal share of each domain."""
+    """Maximum bytes of training text for training the tokenizer, an equal share of each domain."""
 
     def __post_init__(self) -> None:
         expand_paths(self, "path")

@@ -57,7 +57,7 @@ def evaluation_windows(
         prepared: text and tokenizer.
         split: `validation` or `test` (or `train`, or `all`).
         domain: one of `prepared.domains`.
-        max_bytes: most bytes of text that counts; 0: all.
+        max_bytes: maximum bytes of text that counts; 0: all.
         context: tokens per window.
     """
     documents = list(_first_bytes(prepared.records(split, domain), max_bytes))

@@ -23,7 +23,7 @@ from expertise.runs.progress import number
 from expertise.shapes import Float, Int
 
 LARGEST_LOGITS = 2**28
-"""Most logits of a batch: a gibibyte in float32."""
+"""Maximum number of logits of a batch: a gibibyte in float32."""
 
 
 @dataclasses.dataclass(frozen=True)
