@@ -119,7 +119,7 @@ class Recipe:
             return ""
         return (
             f'with balance.per = "batch" balance.{used[0]} counts loads over one micro-batch: '
-            "in other pieces the run would train on another loss"
+            "micro-batches of another size would change the loss"
         )
 
 

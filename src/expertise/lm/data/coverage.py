@@ -51,14 +51,14 @@ class Coverage:
         if self._lost:
             most = sorted(self._lost, key=lambda character: -self._lost[character])[:_SHOWN]
             notes.append(
-                f"left out: {sum(self._lost.values()):,} of {self._num_characters:,} characters, of which "
-                f"the tokenizer makes no token (most often {', '.join(map(repr, most))})"
+                f"left out: {sum(self._lost.values()):,} of {self._num_characters:,} characters, for which "
+                f"the tokenizer has no token (most often {', '.join(map(repr, most))})"
             )
         if self._unknown is not None and self._num_unknown:
             name = self._tokenizer.id_to_token(self._unknown)
             notes.append(
                 f"{self._num_unknown:,} of {self._num_tokens:,} tokens are {name!r}: "
-                "the tokenizer does not know what stands there"
+                "the tokenizer has no token for the text there"
             )
         return notes
 

@@ -169,8 +169,8 @@ def _notes(left_out: list[str], num_documents: int) -> list[str]:
     if not left_out:
         return []
     return [
-        f"left out: {len(left_out):,} of {counted(num_documents, 'document')} in which the tokenizer makes "
-        f"no token of what is to be learnt (the first: {left_out[0]})"
+        f"left out: {len(left_out):,} of {counted(num_documents, 'document')} in which the tokenizer has "
+        f"no token for the learnt text (the first: {left_out[0]})"
     ]
 
 

@@ -32,7 +32,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokeniz
 
     Args:
         texts: texts to train on.
-        vocab_size: maximum number of tokens, with the end of text and 256 bytes; pairs that occur once are not merged.
+        vocab_size: maximum number of tokens, with the end of text and 256 bytes. Pairs that occur once are
+            not merged.
     """
     import tokenizers  # not needed to import expertise.lm
 

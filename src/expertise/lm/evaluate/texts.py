@@ -30,7 +30,7 @@ from expertise.skills.composed_json import is_composed, read_composed
 SPLITS = ("validation", "test")
 
 _NAME_SOME = "name some with --data"
-_LOOK_AT_OTHER = "look at the text as it is now: name it with --data"
+_LOOK_AT_OTHER = "evaluate on the text as it is now: name it with --data"
 
 Say = Callable[[str], None]
 
@@ -109,8 +109,8 @@ def given_text(model: CausalLM, path: Path | str, data: DataConfig, split: str |
         say(note)
     if (Path(path) / DATA).is_file() and data_of(Path(path))["digest"] == text.digest:
         say(
-            f"{path} was trained on this text: most of it is not new to the model; "
-            "--split validation looks at what is"
+            f"{path} was trained on this text, so the result is too good; "
+            "--split validation evaluates on text that it was not trained on"
         )
     return Look(text=text, split=ALL, words=f"all of {data.places()}", notes=text.notes)
 

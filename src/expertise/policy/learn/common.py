@@ -116,7 +116,7 @@ def read_all(sources: Sequence[DataConfig]) -> Transitions:
     whole = concatenate([part.without_costs() for part in parts])
     if len(without) == len(parts):
         return whole
-    note = f"note: costs are left out of all data, for {', '.join(dict.fromkeys(without))} has none"
+    note = f"note: costs are left out of all data, because {', '.join(dict.fromkeys(without))} has none"
     return dataclasses.replace(whole, notes=(*whole.notes, note))
 
 
