@@ -13,7 +13,7 @@ from expertise.skills.composition import Composition
 
 
 class Alpha:
-    """Reads alpha from a model's calls; of a model that is not composed there is nothing to read.
+    """Reads alpha from a model's calls; a model that is not composed has none.
 
     Args:
         model: any language model.
@@ -25,12 +25,12 @@ class Alpha:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The skills, in the order of alpha; none where the model is not composed."""
+        """Names of the skills, in the order of alpha; empty if the model is not composed."""
         return () if self.composition is None else self.composition.names
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[Alpha]:
-        """Within this context calls keep their alpha for `last`."""
+        """Record alpha of the calls within this context, for `last`."""
         if self.composition is None:
             yield self
             return
@@ -38,11 +38,11 @@ class Alpha:
             yield self
 
     def last(self, rows: int, tokens: int) -> Float[Tensor, "tokens skills"] | None:
-        """Of the last `tokens` tokens of each row in the last recorded call, the mean over layers.
+        """Return alpha of the last `tokens` tokens of each row of the last recorded call, mean over layers.
 
         Args:
-            rows: rows of that call.
-            tokens: so many of each; the call may have had more before them.
+            rows: number of rows of that call.
+            tokens: number of tokens of each row, counted from its end.
 
         Returns:
             `[rows * tokens, K]`, float32; None: there are no skills.

@@ -1,4 +1,4 @@
-"""What each expert learnt: the tokens and domains that a part serves, and a passage seen token by token."""
+"""Analysis of experts: the tokens and domains that each part takes, and the routes of a passage."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from expertise.shapes import Float, Int
 
 @dataclasses.dataclass(frozen=True)
 class LayerAnalysis:
-    """One mixture layer over all held-out text."""
+    """Counts of one mixture layer over all held-out text."""
 
     usage: Usage
     token_counts: Int[Tensor, "parts vocab"]
-    """How often each part took each token (the token that goes in)."""
+    """Number of times that each part took each input token."""
 
     def domain_share(self) -> Float[Tensor, "parts domains"]:
-        """Of the tokens that a part takes, the share that comes from each domain."""
+        """Return the share of each domain in the tokens that a part takes."""
         return _shares(self.usage.by_domain)
 
     def domain_prior(self) -> Float[Tensor, " domains"]:
-        """Share of each domain in all (token, part) pairs."""
+        """Return the share of each domain in all (token, part) pairs."""
         return _shares(self.usage.by_domain.sum(0))
 
     def mutual_information(self) -> float:
-        """Of part and domain, in bits."""
+        """Return the mutual information of part and domain, in bits."""
         return mutual_information(self.usage.by_domain)
 
     def favourite_tokens(self, part: int, number: int, least: int = 3) -> list[int]:
-        """Token ids that a part takes far more often than the layer as a whole does.
+        """Return token ids that a part takes far more often than the whole layer does.
 
         Ranked by `count * log(share in the part / share in the layer)`, the token's term of the divergence
         between the two: frequent and over-represented ones come first. Rarer ones than `least` are left out.
@@ -64,7 +64,7 @@ class Passage:
 def analyse_layers(
     model: LanguageModel, texts: list[DomainText], batch_size: int, bfloat16: bool = False
 ) -> dict[int, LayerAnalysis]:
-    """Count, for every mixture layer and part, domains and tokens over held-out text.
+    """Count domains and tokens of every mixture layer and part over held-out text.
 
     Args:
         model: the model.
@@ -92,7 +92,7 @@ def analyse_layers(
 
 
 def passage(model: LanguageModel, text: DomainText, num_tokens: int) -> Passage:
-    """The first tokens of a domain's held-out text, with the parts that each took in every layer."""
+    """Route the first tokens of a domain's held-out text; return them with their routes in every layer."""
     start = opening(text, min(num_tokens, model.config.context))
     documents = None if start.documents is None else start.documents.to(model.device)
     with torch.inference_mode(), recording(model):
@@ -110,13 +110,13 @@ class Opening:
     """The first tokens of a domain's held-out text, as one row."""
 
     tokens: Int[Tensor, "1 time"]
-    """Ids."""
+    """Ids of the tokens."""
     documents: Int[Tensor, "1 time"] | None
     """The number of each token's document; None: attention crosses documents."""
 
 
 def opening(text: DomainText, num_tokens: int) -> Opening:
-    """At most so many first tokens; where documents are attended to one by one, those of the first window."""
+    """Return at most `num_tokens` first tokens; of the first window if each document attends to itself."""
     windows = text.windows
     if windows.documents is None or not len(windows.documents):
         return Opening(windows.ids[None, :num_tokens], None)

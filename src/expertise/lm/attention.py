@@ -14,16 +14,16 @@ from expertise.shapes import Bool, Float, Int
 
 @dataclasses.dataclass(frozen=True)
 class Spans:
-    """Documents side by side in one window: each is attended to by itself, and its positions start at 0."""
+    """Several documents in one window: each attends only to itself, and its positions start at 0."""
 
     positions: Int[Tensor, "batch time"]
-    """Of each token in its document."""
+    """Position of each token in its document."""
     mask: Bool[Tensor, "batch 1 time time"]
-    """Which token (third dimension) attends to which (last): block-diagonal and causal."""
+    """Attention mask from query (third dimension) to key (last): block-diagonal and causal."""
 
     @classmethod
     def of(cls, documents: Int[Tensor, "batch time"]) -> Spans:
-        """From the number of each token's document; a run of equal numbers is one document."""
+        """Compute positions and mask from document numbers; a run of equal numbers is one document."""
         time = torch.arange(documents.shape[1], device=documents.device)
         new = documents.diff(dim=1, prepend=documents[:, :1] - 1) != 0
         first = torch.where(new, time, 0).cummax(1).values
@@ -54,7 +54,7 @@ class Rotary(nn.Module):
     def forward(
         self, heads: Float[Tensor, "batch heads time head_dim"], at: int | Int[Tensor, "batch time"]
     ) -> Float[Tensor, "batch heads time head_dim"]:
-        """Turn queries or keys that stand at these positions, or at `at`, `at` + 1, …"""
+        """Rotate queries or keys, given their positions or the position `at` of the first."""
         if isinstance(at, int):
             cosine, sine = (table[at : at + heads.shape[-2]] for table in (self.cosine, self.sine))
         else:
@@ -65,12 +65,12 @@ class Rotary(nn.Module):
 
 
 class KeyValueCache:
-    """Keys and values of the tokens so far, for every layer.
+    """Cache of the keys and values of all past tokens, for every layer.
 
     Args:
         config: the model's.
         batch: number of sequences.
-        like: a tensor whose device and dtype the cache takes.
+        like: a tensor with the device and dtype for the cache.
     """
 
     def __init__(self, config: ModelConfig, batch: int, like: Tensor) -> None:
@@ -79,9 +79,9 @@ class KeyValueCache:
         self.length = 0
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add a layer's new keys and values `[B, H, T, head_dim]`; all of them so far come back.
+        """Append a layer's new keys and values `[B, H, T, head_dim]` and return all of them so far.
 
-        `length` is moved by `advance` once all layers have added theirs.
+        `advance` updates `length` once all layers have appended theirs.
         """
         end = self.length + keys.shape[-2]
         self._store[layer, 0, :, :, self.length : end] = keys
@@ -89,7 +89,7 @@ class KeyValueCache:
         return self._store[layer, 0, :, :, :end], self._store[layer, 1, :, :, :end]
 
     def advance(self, tokens: int) -> None:
-        """All layers have added so many tokens."""
+        """Add `tokens` to `length` after all layers have appended that many."""
         self.length += tokens
 
 
@@ -119,7 +119,7 @@ class Attention(nn.Module):
         cache: KeyValueCache | None = None,
         spans: Spans | None = None,
     ) -> Float[Tensor, "batch time dim"]:
-        """Each position attends to itself and those before it (of its document), cached ones included."""
+        """Attend from each position to itself and those before it in its document, cached ones too."""
         batch, time, _ = x.shape
         heads = self.qkv(x).view(batch, time, -1, self.head_dim).transpose(1, 2)
         queries = heads[:, : self.num_heads]
@@ -127,7 +127,7 @@ class Attention(nn.Module):
         values = heads[:, self.num_heads + self.kv_heads :]
         start = cache.length if cache else 0
         if isinstance(self.query_norm, nn.RMSNorm):
-            # In the norms' own dtype: under autocast a mixed one warns and is slow.
+            # In the norms' own dtype: mixed dtypes under autocast cause a warning and are slow.
             dtype = self.query_norm.weight.dtype
             queries, keys = self.query_norm(queries.to(dtype)), self.key_norm(keys.to(dtype))
         at = start if spans is None else spans.positions
@@ -139,7 +139,7 @@ class Attention(nn.Module):
             keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
         mask = None if spans is None else spans.mask
         if start and time > 1:
-            # Query i stands at position start + i; torch's is_causal would align it with key i.
+            # Query i has position start + i; torch's is_causal would align it with key i.
             mask = torch.ones(time, start + time, dtype=torch.bool, device=x.device).tril(start)
         causal = mask is None and start == 0
         mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=causal)

@@ -1,4 +1,4 @@
-"""The kinds of language models that skills can stand on: our runs, and models of transformers."""
+"""The kinds of language models that skills can adapt: our runs, and models of transformers."""
 
 from __future__ import annotations
 
@@ -32,30 +32,30 @@ class Run:
 
     @staticmethod
     def can_open(path: str) -> bool:
-        """Whether there is a run or a checkpoint."""
+        """Return True if the path is a run or a checkpoint."""
         return folder.is_run(Path(path)) or checkpoint.is_checkpoint(Path(path))
 
     @staticmethod
     def view(path: str, device: str) -> LanguageModel:
-        """The model as learning, evaluating and generating see it."""
+        """Load the model with the interface for learning, evaluation and generation."""
         return load(path, device)
 
     @staticmethod
     def open(path: str, device: str) -> nn.Module:
-        """The model itself."""
+        """Load the module itself."""
         return Run.view(path, device)
 
 
 class Transformers:
     """A folder or a hub id of a causal language model of transformers.
 
-    Weights are read from safetensors alone, in float32 whatever they are stored in: so a skill is learnt in
-    float32, and a base has one fingerprint. No code that comes with a model is run.
+    Weights are read from safetensors only, and always in float32: so a skill is learnt in float32, and a base
+    has one fingerprint. Code that comes with a model is never run.
     """
 
     @staticmethod
     def can_open(path: str) -> bool:
-        """Whether there is a folder with a `config.json`, or it looks like a hub id and not like a path."""
+        """Return True for a folder with a `config.json`, and for a name like a hub id, not like a path."""
         where = Path(path)
         if where.exists():
             return (where / "config.json").is_file()
@@ -63,11 +63,11 @@ class Transformers:
 
     @staticmethod
     def view(path: str, device: str) -> Foreign:
-        """The model as learning, evaluating and generating see it.
+        """Load the model with the interface for learning, evaluation and generation.
 
         Raises:
             MissingExtra: transformers is not installed.
-            RunError: there is no such model, or it is none that can be opened.
+            RunError: there is no such model, or it cannot be opened.
         """
         transformers = _library(path)
         local = Path(path).exists()
@@ -81,14 +81,14 @@ class Transformers:
                     use_safetensors=True,
                     output_loading_info=True,
                 )
-        except Exception as error:  # a damaged file shows in any way there is
+        except Exception as error:  # a damaged file can raise anything
             raise RunError(f"cannot open {path} as a causal language model: {_line(error)}") from None
         if missing := sorted(found["missing_keys"]):
             raise RunError(f"cannot open {path} as a causal language model: it has no {missing[0]}")
         tokenizer, own = _tokenizer(path, local)
         rows = core.get_input_embeddings().weight.shape[0]
         if tokenizer is not None:
-            end_of_text(tokenizer)  # adds one where there is none that we know
+            end_of_text(tokenizer)  # adds one if there is none that we know
             if vocab_size(tokenizer) > rows:
                 raise RunError(
                     f"the tokenizer of {path} has {vocab_size(tokenizer)} tokens, the model knows {rows}",
@@ -98,12 +98,12 @@ class Transformers:
 
     @staticmethod
     def open(path: str, device: str) -> nn.Module:
-        """The model itself."""
+        """Load the module itself."""
         return Transformers.view(path, device).core
 
 
 def _library(path: str) -> Any:
-    """The package transformers, which most users do without."""
+    """Import the package transformers, an optional dependency."""
     try:
         return importlib.import_module("transformers")
     except ImportError:
@@ -111,7 +111,7 @@ def _library(path: str) -> Any:
 
 
 def _tokenizer(path: str, local: bool) -> tuple[Tokenizer | None, dict[str, Any]]:
-    """The tokenizer, and what `tokenizer_config.json` and `chat_template.jinja` say; None: there is none."""
+    """Return the tokenizer (None: there is none) with `tokenizer_config.json` and `chat_template.jinja`."""
     transformers = _library(path)
 
     def find(name: str) -> Path | None:
@@ -140,7 +140,7 @@ def _tokenizer(path: str, local: bool) -> tuple[Tokenizer | None, dict[str, Any]
         with _quiet(transformers):
             made = transformers.AutoTokenizer.from_pretrained(path, local_files_only=local)
         return tokenizer_from(made.backend_tokenizer.to_str()), settings
-    except Exception as error:  # some need packages that are not here, others files that are not there
+    except Exception as error:  # some need packages that are not installed, others files that are missing
         say(f"{path} has no tokenizer that can be used: {_line(error)}")
         return None, settings
 
@@ -161,7 +161,7 @@ def _chat(path: str, settings: dict[str, Any], tokenizer: Tokenizer | None) -> C
 
 
 def _first(tokenizer: Tokenizer | None) -> int | None:
-    """The id that a tokenizer puts before every text of its own accord."""
+    """Return the id that a tokenizer puts before every text by default."""
     added = [] if tokenizer is None else tokenizer.encode("", add_special_tokens=True).ids
     return int(added[0]) if added else None
 
@@ -172,7 +172,7 @@ def _line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """Without progress bars, which would stand between our lines."""
+    """Turn off progress bars, which would mix with our own lines."""
     logging = transformers.utils.logging
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

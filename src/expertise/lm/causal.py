@@ -1,4 +1,4 @@
-"""What learning, evaluating and generating ask of a language model, whoever wrote it."""
+"""The interface of a causal language model for learning, evaluation and generation."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ if TYPE_CHECKING:
 
 
 Prompt = TypeVar("Prompt", Tensor, str, list[str], list[int], list[list[int]])
-"""What `generate` continues: a text or token ids, or several; what it gives is of the same kind."""
+"""Type of a prompt for `generate`: one or several texts or lists of token ids; results have the same type."""
 
 
 @runtime_checkable
 class CausalLM(Protocol):
-    """A causal language model: ours is one as it is, those of transformers stand behind `foreign.Foreign`."""
+    """A causal language model: our `LanguageModel`, or one of transformers wrapped in `foreign.Foreign`."""
 
     tokenizer: Tokenizer | None
-    """The tokenizer that it was trained with, where known."""
+    """The tokenizer that it was trained with, if known."""
     chat: Chat | None
-    """Its chat template, where it has one."""
+    """Its chat template, if it has one."""
     reads_documents: bool
-    """Whether it was trained on documents one by one, each with an end of text before it: then a prompt must
-    have one, too."""
+    """True if every training document followed an end-of-text token and was attended to by itself; a prompt
+    then needs an end of text before it, too."""
 
     @property
     def core(self) -> nn.Module:
-        """The module that holds the weights, under the names that skills know."""
+        """The module that holds the weights, under the names that skills use."""
 
     def around(self, core: nn.Module) -> CausalLM:
-        """The same view of another module of this kind: of what `compose` made of `core`."""
+        """Return the same wrapper around another module of this kind, such as the result of `compose`."""
 
     @property
     def device(self) -> torch.device:
-        """Where the weights live."""
+        """Device of the weights."""
 
     @property
     def context(self) -> int:
@@ -49,13 +49,13 @@ class CausalLM(Protocol):
 
     @property
     def vocab_size(self) -> int:
-        """How many ids it knows."""
+        """Size of the vocabulary."""
 
     def mixtures(self) -> dict[int, Mixture]:
-        """Layer index → its mixture, where these are ours."""
+        """Return our mixtures by layer index; empty for models of transformers."""
 
     def new_cache(self, rows: int) -> Any:
-        """An empty key-value cache for so many sequences."""
+        """Return an empty key-value cache for `rows` sequences."""
 
     def __call__(
         self,
@@ -63,7 +63,7 @@ class CausalLM(Protocol):
         cache: Any = None,
         documents: Int[Tensor, "batch time"] | None = None,
     ) -> Float[Tensor, "batch time vocab"]:
-        """Logits of the next token at every position.
+        """Return the logits of the next token at every position.
 
         Args:
             tokens: ids (int64).

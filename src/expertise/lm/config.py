@@ -1,4 +1,4 @@
-"""The architecture of a language model, and its size without a tensor."""
+"""The architecture of a language model, and its size, counted without making tensors."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from expertise.runs.recipe import Choice
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerOverride:
-    """What some mixture layers have differently."""
+    """Other values for some mixture layers."""
 
     layers: list[int]
     """Indices of the layers, from 0."""
     num_parts: Annotated[int, Ge(1)] | None = None
-    """Their number of parts."""
+    """Number of parts of these layers."""
     k: Annotated[int, Ge(1)] | None = None
-    """Their k (top-k)."""
+    """k of these layers (top-k)."""
     p: Annotated[float, Gt(0)] | None = None
-    """Their p (top-p)."""
+    """p of these layers (top-p)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MixtureLayer:
-    """Feed-forward half of one mixture layer, all overrides applied."""
+    """Configuration of one mixture layer, all overrides applied."""
 
     router: RouterConfig
     parts: PartsConfig
@@ -48,7 +48,7 @@ class ModelConfig:
     Layer l (from 0) is a mixture when `l >= first_dense and l % every == 0`, as in DeepSeekMoE's released
     code; the others are dense. Without `router` and `parts` every layer is dense: those that would be
     mixtures are as wide as `always` where it is given, else as `dense_hidden`, like the others. `family`
-    stands for `router`, `parts` and `always`; `feed_forward` is what they come to.
+    replaces `router`, `parts` and `always`; `feed_forward` returns the resulting three.
     """
 
     dim: Annotated[int, Ge(1)]
@@ -62,33 +62,33 @@ class ModelConfig:
     num_kv_heads: Annotated[int, Ge(0)] = 0
     """Key and value heads (grouped-query attention); 0: as many as query heads."""
     router: Annotated[RouterConfig, Choice(ROUTERS)] | None = None
-    """Who chooses the parts of a token."""
+    """The router that chooses the parts of a token."""
     parts: Annotated[PartsConfig, Choice(PARTS, default="swiglu")] | None = None
-    """What is chosen from."""
+    """The parts that the router chooses from."""
     always: SwiGLUConfig = dataclasses.field(default_factory=lambda: SwiGLUConfig(hidden=0))
-    """Shared experts, merged into one network that is always on."""
+    """Shared experts, merged into one network that is always active."""
     family: FamilyConfig | None = None
-    """Instead of router, parts and always: a family of equal size from a reference mixture."""
+    """A family of layers of equal size from a reference mixture; replaces router, parts and always."""
     first_dense: Annotated[int, Ge(0)] = 0
-    """So many first layers are dense."""
+    """Number of dense layers at the start."""
     every: Annotated[int, Ge(1)] = 1
-    """A mixture in every so many layers."""
+    """Interval between mixture layers; 1: every layer is a mixture."""
     dense_hidden: Annotated[int, Ge(0)] = 0
-    """Hidden width of the dense layers; needed when there is one."""
+    """Hidden width of the dense layers; required if there are any."""
     override: list[LayerOverride] = dataclasses.field(default_factory=list)
-    """Layers whose number of parts, k or p differs."""
+    """Layers with another number of parts, k or p."""
     vocab_size: Annotated[int, Ge(0)] = 0
     """Rows of the embedding; 0: the tokenizer's size."""
     tied: bool = False
-    """Use the embedding as the head."""
+    """Use the embedding matrix as the head."""
     qkv_bias: bool = False
-    """Biases in the query, key and value products."""
+    """Add biases to the query, key and value products."""
     qk_norm: bool = False
-    """RMSNorm over each query and key head."""
+    """Apply RMSNorm to each query and key head."""
     rope_theta: Annotated[float, Gt(0)] = 10000.0
     """Base of the rotary frequencies."""
     norm_epsilon: Annotated[float, Gt(0)] = 1e-6
-    """RMSNorm's epsilon."""
+    """Epsilon of RMSNorm."""
     init: Annotated[float, Gt(0)] | Literal["width-scaled"] = "width-scaled"
     """Std of all initial weights (the paper: 0.006), or 1 / sqrt(fan-in) with smaller residual outputs."""
 
@@ -133,7 +133,7 @@ class ModelConfig:
 
     @property
     def kv_heads(self) -> int:
-        """Key and value heads, resolved."""
+        """Number of key and value heads, resolved."""
         return self.num_kv_heads or self.num_heads
 
     @property
@@ -143,13 +143,13 @@ class ModelConfig:
 
     @property
     def feed_forward(self) -> FeedForward:
-        """Router, parts and always of the mixture layers, as given or as the family makes them."""
+        """Router, parts and always-on part of the mixture layers, as given or as the family makes them."""
         if self.family is not None:
             return self.family.build()
         return FeedForward(router=self.router, parts=self.parts, always=self.always)
 
     def layer(self, index: int) -> MixtureLayer | None:
-        """What layer `index` (from 0) holds: a mixture, or None for a dense one."""
+        """Return the configuration of layer `index` (from 0) if it is a mixture; None for a dense layer."""
         what = self.feed_forward
         router, parts = what.router, what.parts
         if router is None or parts is None or index < self.first_dense or index % self.every:
@@ -166,13 +166,13 @@ class ModelConfig:
         return MixtureLayer(router=router, parts=parts, always=what.always)
 
     def dense_width(self, index: int) -> int:
-        """Hidden width of layer `index`, which holds no mixture."""
+        """Return the hidden width of layer `index`, a dense layer."""
         what = self.feed_forward
         only_always = what.router is None and index >= self.first_dense and not index % self.every
         return what.always.hidden if only_always and what.always.hidden else self.dense_hidden
 
     def num_params_by_kind(self) -> dict[str, int]:
-        """Learned numbers by kind: embedding, head, attention, norms, dense, always, routed, router."""
+        """Return the parameters by kind: embedding, head, attention, norms, dense, always, routed, router."""
         d, heads = self.dim, self.num_heads + 2 * self.kv_heads
         attention = d * heads * self.head_dim + self.num_heads * self.head_dim * d
         attention += heads * self.head_dim if self.qkv_bias else 0
@@ -196,19 +196,19 @@ class ModelConfig:
         }
 
     def num_params(self) -> int:
-        """All learned numbers."""
+        """Return the number of all parameters."""
         return sum(self.num_params_by_kind().values())
 
     def num_active_params(self) -> int:
-        """Learned numbers that one token uses; a top-p router's at its `assumed_parts`."""
+        """Return the number of parameters that one token uses; a top-p router counts `assumed_parts`."""
         return sum(self.num_active_params_by_kind().values())
 
     def num_active_params_by_kind(self) -> dict[str, int]:
-        """Learned numbers that one token uses, by kind: all but the routed parts that it does not take."""
+        """Return the parameters that one token uses, by kind: all but the routed parts it does not take."""
         return {**self.num_params_by_kind(), "routed": round(self._active_routed())}
 
     def flops_per_sequence(self) -> float:
-        """FLOPs of a forward and a backward pass over `context` tokens, counted as in the papers.
+        """Count the FLOPs of a forward and a backward pass over `context` tokens, as the papers do.
 
         `6 * (activated parameters without the input embedding) * T + 12 * L * d * T^2`.
         """
@@ -254,7 +254,7 @@ def _replace(config: Any, key: str, value: int | float) -> Any:
 
 @contextlib.contextmanager
 def _naming(key: str) -> Iterator[None]:
-    """Put the recipe's key before the message of a configuration that does not know where it stands."""
+    """Put the recipe's key before the message of a nested configuration's error."""
     try:
         yield
     except RecipeError as error:

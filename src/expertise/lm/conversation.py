@@ -1,4 +1,4 @@
-"""A conversation with a model: messages from a file, turns one by one, answers as they are made."""
+"""A conversation with a model: read messages from a file, ask, and stream answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from expertise.lm.text import Piece, continue_text, prompt_tokens
 from expertise.runs.files import decoded, require_utf8
 
 _SYSTEM = ("system", "developer")
-"""Who says what holds for the whole conversation."""
+"""Roles whose message holds for the whole conversation."""
 _QUESTION: tuple[Message, ...] = ({"role": "user", "content": "?"},)
 _EXAMPLE = 'write it as [{"role": "user", "content": "…"}, …], or one message per line'
 
@@ -21,16 +21,16 @@ _EXAMPLE = 'write it as [{"role": "user", "content": "…"}, …], or one messag
 class Conversation:
     """Messages so far, and a model that answers them.
 
-    An answer that is broken off stays as far as it came; where it had not begun, its question is taken back.
-    When the messages and room for an answer exceed the model's context, the oldest turns are left out of what
-    the model reads, the system prompt apart.
+    An answer that is broken off keeps the text so far; if it had not begun, its question is removed again.
+    If the messages and room for an answer exceed the model's context, the model no longer reads the oldest
+    turns; it always reads the system prompt.
 
     Args:
-        model: with its tokenizer and its chat template.
-        messages: what was said before.
-        system: a system prompt, put in front; empty: none but that of `messages`.
-        max_new_tokens: tokens of an answer at most.
-        settings: of the sampling, as `continue_text` takes them; each answer begins with the same seed.
+        model: a model with its tokenizer and its chat template.
+        messages: earlier messages.
+        system: a system prompt, put first; empty: only that of `messages`, if any.
+        max_new_tokens: maximum number of tokens of an answer.
+        settings: settings of the sampling for `continue_text`; each answer begins with the same seed.
 
     Raises:
         RunError: the model has no tokenizer, or no chat template.
@@ -55,39 +55,39 @@ class Conversation:
         self._model, self._max_new_tokens, self._settings = model, max_new_tokens, settings
         self._first = self._num_system = _num_system(self.messages)
         self.answer: list[Piece] = []
-        # What is refused is refused now: no template, or one that leaves a system prompt out.
+        # Check now: there must be a template, and it must not leave a system prompt out.
         prompt_tokens(model, [*self.messages[: self._num_system], *_QUESTION])
 
     messages: list[Message]
-    """All that was said, answers included."""
+    """All messages, answers included."""
     answer: list[Piece]
-    """The last answer's pieces, as far as it has come."""
+    """Pieces of the last answer so far."""
 
     @property
     def context(self) -> int:
-        """How many tokens the model reads at most."""
+        """Context of the model in tokens."""
         return self._model.context
 
     @property
     def num_forgotten(self) -> int:
-        """How many of the oldest messages the model does not read any more."""
+        """Number of the oldest messages that the model no longer reads."""
         return self._first - self._num_system
 
     def ask(self, content: str, where: str = "the message") -> Generator[Piece, None, None]:
-        """Say something as the user, and give the answer piece by piece.
+        """Add a message of the user, and yield the answer piece by piece.
 
         Raises:
-            DataError: it is empty, or the template refuses it.
-            RecipeError: it does not fit the context.
+            DataError: the message is empty, or the template refuses it.
+            RecipeError: the message does not fit the context.
         """
         self.messages += read_messages([{"role": "user", "content": content}], where)
         yield from self._answered(forget=True)
 
     def go_on(self) -> Generator[Piece, None, None]:
-        """Answer the last message, piece by piece; no message is left out.
+        """Answer the last message, piece by piece, with all messages in the context.
 
         Raises:
-            RecipeError: there is none, the last one is the assistant's, or they do not fit the context.
+            RecipeError: there is no message, the last one is the assistant's, or they exceed the context.
         """
         if not self.messages or self.messages[-1]["role"] not in ("user", "tool"):
             said = f"the last message is the {self.messages[-1]['role']}'s" if self.messages else "no message"
@@ -114,7 +114,7 @@ class Conversation:
                 del self.messages[-1:]
 
     def _read(self) -> list[Message]:
-        """The messages that the model reads."""
+        """Return the messages that the model reads."""
         return self.messages[: self._num_system] + self.messages[self._first :]
 
     def _is_too_long(self) -> bool:
@@ -123,7 +123,7 @@ class Conversation:
         return len(before) + len(ids) + room > self._model.context
 
     def _forget(self) -> bool:
-        """Leave out the oldest turn, up to the next thing that the user said; False where none is left."""
+        """Leave out the oldest turn, up to the user's next message; return False if no turn is left."""
         later = range(self._first + 1, len(self.messages))
         turns = [index for index in later if self.messages[index]["role"] == "user"]
         self._first = turns[0] if turns else self._first
@@ -135,7 +135,7 @@ def _num_system(messages: Sequence[Message]) -> int:
 
 
 def parse_messages(raw: bytes, where: str) -> list[Message]:
-    """The messages of one conversation: a JSON list, an object with `messages`, or one message per line.
+    """Parse the messages of one conversation: a JSON list, an object with `messages`, or JSON Lines.
 
     Args:
         raw: a file's content.

@@ -1,4 +1,4 @@
-"""Tokens as text, as they come."""
+"""Decode tokens to text as they are generated."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ if TYPE_CHECKING:
 
 _UNKNOWN = "\ufffd"
 _LONGEST_CHARACTER = 4
-"""Bytes of a character in UTF-8; so an unfinished one has at most three tokens."""
+"""Bytes of the longest character in UTF-8; an unfinished one has at most three tokens."""
 
 
 class Decoder:
-    """Turns ids into text one by one; the bytes of an unfinished character wait for the rest of it.
+    """Decodes ids to text one by one; bytes of an unfinished character wait for the rest of it.
 
     The work is done by the decode stream of `tokenizers`. Two things it does not do: it holds back everything
     after bytes that are no character until other text comes, and it raises an error where a later token
     changes how earlier ones are written (byte tokens of Llama's kind, for one). Both are handled here.
 
     Args:
-        tokenizer: whose ids they are; control tokens are shown, too.
+        tokenizer: decodes the ids; control tokens are shown, too.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -29,7 +29,7 @@ class Decoder:
         self._restart()
 
     def add(self, token: int) -> str:
-        """The text that this token completes; often its own, empty while a character is unfinished."""
+        """Add a token and return the text that it completes; empty while a character is unfinished."""
         try:
             text = self._stream.step(self._tokenizer, token)
         except Exception:  # the library raises bare Exception
@@ -43,14 +43,14 @@ class Decoder:
         return self._release()
 
     def rest(self) -> str:
-        """The text of what still waits: bytes that never became a character."""
+        """Return the text of the tokens that still wait: bytes that never became a character."""
         return self._text(self._waiting)
 
     def _release(self) -> str:
-        """The text of the oldest tokens that wait, where they cannot be part of a character."""
+        """Return the text of the oldest waiting tokens that cannot be part of a character."""
         waiting = self._waiting
-        # Without them the rest may be readable; and when as many wait as a character has bytes, some must go,
-        # but none that belong together.
+        # Without them the rest may be readable. When as many wait as a character has bytes, some must be
+        # released, but none that belong together.
         most = self._text(waiting).count(_UNKNOWN) - (len(waiting) < _LONGEST_CHARACTER)
         for number in range(1, len(waiting) + 1):
             oldest, newest = waiting[:number], waiting[number:]

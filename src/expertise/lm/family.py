@@ -22,7 +22,7 @@ FamilyName: TypeAlias = Literal["dense", "hash", "switch", "gshard", "deepseekmo
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FeedForward:
-    """What stands in the feed-forward half of a layer, whoever decided it; no router: all is always on."""
+    """Router, routed parts and always-on part of a mixture layer; without a router only the last is there."""
 
     router: RouterConfig | None
     parts: PartsConfig | None
@@ -34,28 +34,28 @@ class FamilySizes:
     """Counts and widths of one layer. Sizes are in hidden units: one is 3 * dim parameters of a SwiGLU."""
 
     num_parts: int
-    """Routed experts; 0: nothing is routed."""
+    """Number of routed experts; 0: nothing is routed."""
     parts_per_token: float
-    """How many of them a token takes; for top-p, how many make it as large as the reference."""
+    """Routed experts per token; for top-p, the number at which the layer is as large as the reference."""
     part_hidden: int
-    """Hidden width of a routed expert; 0 where there is none."""
+    """Hidden width of a routed expert; 0 if there is none."""
     always_hidden: int
-    """Hidden width of all that is always on."""
+    """Hidden width of the always-on part."""
     intended_total: float
-    """Hidden units that the family should have in all, before widths were rounded."""
+    """Hidden units of the layer in all, before widths were rounded."""
     intended_activated: float
-    """Hidden units that a token should activate, before widths were rounded."""
+    """Hidden units that a token activates, before widths were rounded."""
 
     def num_params(self, dim: int) -> int:
-        """Expert parameters of a layer of width `dim`, routed and always on; centroids are not experts."""
+        """Return the expert parameters of a layer of width `dim`, routed and always on, without centroids."""
         return 3 * dim * (self.num_parts * self.part_hidden + self.always_hidden)
 
     def num_active_params(self, dim: int) -> int:
-        """Expert parameters that a token activates."""
+        """Return the expert parameters that a token activates."""
         return round(3 * dim * (self.parts_per_token * self.part_hidden + self.always_hidden))
 
     def differences(self, dim: int) -> dict[str, float]:
-        """What rounding the widths cost: actual minus intended.
+        """Return the differences that rounding the widths made: actual minus intended.
 
         Returns:
             `total` and `activated` in parameters, `total_percent` and `activated_percent` of what was
@@ -73,7 +73,7 @@ class FamilySizes:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FamilyConfig:
-    """One family of layers, and the reference mixture that all of them are measured by.
+    """One family of layers, with the reference mixture that sets its size.
 
     | family | routed (a token takes) | always on |
     |---|---|---|
@@ -85,34 +85,34 @@ class FamilyConfig:
     | `dynamic` | as `deepseekmoe`, but as many as it takes to pass `p` | as `deepseekmoe` |
 
     Gates are the papers': raw probabilities, not normalised, scale 1. With m = 1 and K_s = 0 `dynamic` is the
-    model of Dynamic MoE and `deepseekmoe` is `gshard`. Changing `name` is all it takes to get another family
-    from the same recipe: what is cut into segments alone heeds `segments` and `shared`, and `hash`, which
-    learns no router, passes over the recipe's losses on the routes.
+    model of Dynamic MoE and `deepseekmoe` is `gshard`. Changing `name` alone gives another family from the
+    same recipe: only families that are cut into segments use `segments` and `shared`, and `hash`, which
+    learns no router, ignores the recipe's losses on the routes.
 
     Raises:
-        RecipeError: the reference makes no sense, or an option belongs to another family.
+        RecipeError: the reference is impossible, or an option belongs to another family.
     """
 
     name: FamilyName
-    """Which family."""
+    """Name of the family."""
     num_experts: Annotated[int, Ge(1)]
-    """N: full-size experts of the reference."""
+    """Number of full-size experts of the reference (N)."""
     top_k: Annotated[int, Ge(1)]
-    """K: how many of them a token takes in the reference."""
+    """Experts per token in the reference (K)."""
     hidden: Annotated[int, Ge(1)]
     """Hidden width of one full-size expert, the standard feed-forward width."""
     segments: Annotated[int, Ge(1)] = 1
-    """m: into how many experts each full-size one is cut (deepseekmoe, dynamic)."""
+    """Number of experts that each full-size one is cut into (m; deepseekmoe, dynamic)."""
     shared: Annotated[int, Ge(0)] = 0
-    """K_s: how many of the cut experts are always on (deepseekmoe, dynamic)."""
+    """Number of cut experts that are always on (K_s; deepseekmoe, dynamic)."""
     p: Annotated[float, Gt(0), Le(1)] = 0.4
     """Probability mass that the chosen experts must pass (dynamic)."""
     max_parts: Annotated[int, Ge(1)] | None = None
-    """At most so many routed experts per token (dynamic); left out: no cap."""
+    """Maximum number of routed experts per token (dynamic); left out: no cap."""
     widen: Annotated[float, Gt(0)] = 1.0
-    """Experts so many times as wide (gshard; the paper's x1.2 and x1.5)."""
+    """Factor of each expert's width (gshard; the paper's x1.2 and x1.5)."""
     multiple: Annotated[int, Ge(1)] = 1
-    """So many full-size experts, all always on (dense; the paper's x2, x4 and x16)."""
+    """Number of full-size experts that are all always on (dense; the paper's x2, x4 and x16)."""
     align: Annotated[int, Ge(1)] = 1
     """Round each expert's width to the nearest multiple of this."""
 
@@ -132,7 +132,7 @@ class FamilyConfig:
                 f"segments * top_k = {self.segments * self.top_k} in all"
             )
         for key, owner in (("widen", "gshard"), ("multiple", "dense")):
-            # Passed over, they would let unequal models be compared as equal ones.
+            # Ignoring them would let unequal models be compared as equal ones.
             if getattr(self, key) != 1 and self.name != owner:
                 raise RecipeError(
                     f"model.family.{key} belongs to the family {owner!r}, not to {self.name!r}",
@@ -141,11 +141,11 @@ class FamilyConfig:
         self.build()
 
     def sizes(self) -> FamilySizes:
-        """Counts and widths, and what they should have come to."""
+        """Return counts and widths, and the intended sizes before rounding."""
         return FAMILIES[self.name][0](self)
 
     def build(self) -> FeedForward:
-        """Router, parts and what is always on, as a recipe could have spelled them out.
+        """Return router, parts and always-on part, as a recipe could have stated them.
 
         Raises:
             RecipeError: the router refuses its number of parts.
@@ -159,8 +159,8 @@ class FamilyConfig:
         return FeedForward(router=router, parts=parts, always=SwiGLUConfig(hidden=sizes.always_hidden))
 
     def width(self, share: float) -> int:
-        """A share of the full width, rounded to a multiple of `align`."""
-        # Not round(): it would take 0.5 down and 1.5 up.
+        """Return a share of the full width, rounded to a multiple of `align`."""
+        # Not round(): it would round 0.5 down and 1.5 up.
         return self.align * max(1, math.floor(share * self.hidden / self.align + 0.5))
 
 
@@ -195,7 +195,7 @@ def _k_of_n(family: FamilyConfig) -> FamilySizes:
 
 
 def _segmented(family: FamilyConfig) -> FamilySizes:
-    """N' = mN - K_s and K' = mK - K_s (DeepSeekMoE Eqs. 9-11)."""
+    """Return the sizes with N' = mN - K_s and K' = mK - K_s (DeepSeekMoE Eqs. 9-11)."""
     m, shared, width = family.segments, family.shared, family.width(1 / family.segments)
     return FamilySizes(
         num_parts=m * family.num_experts - shared,
@@ -208,7 +208,7 @@ def _segmented(family: FamilyConfig) -> FamilySizes:
 
 
 def _no_router(_family: FamilyConfig, _sizes: FamilySizes) -> None:
-    """Nothing is routed."""
+    """Return no router: nothing is routed."""
 
 
 def _hash(_family: FamilyConfig, _sizes: FamilySizes) -> RouterConfig:
@@ -235,4 +235,4 @@ FAMILIES: dict[str, tuple[_Sizes, _Router]] = {
     "deepseekmoe": (_segmented, _top_k),
     "dynamic": (_segmented, _top_p),
 }
-"""Name → how its sizes follow from the reference, and its router."""
+"""Name → function that derives the sizes from the reference, and function that makes the router."""

@@ -1,4 +1,4 @@
-"""Causal language models of transformers, seen as our own are: ids in, logits out."""
+"""Causal language models of transformers with the interface of our own: ids in, logits out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from expertise.lm.data.chat import Chat
 
 _ENDLESS = 2**31
-"""Context of a model that names none."""
+"""Context of a model whose configuration names none."""
 
 
 @final
@@ -28,12 +28,12 @@ class Foreign:
     """A causal language model of transformers as a `CausalLM`.
 
     Args:
-        core: such a model, or what `compose` made of one.
-        tokenizer: its own.
+        core: such a model, or the result of `compose` on one.
+        tokenizer: its tokenizer.
         chat: its chat template.
-        first: the id that its tokenizer puts before every text, where it puts one. Such models go astray
-            without it, so it is put before each row that begins a text, and what it gives is dropped.
-        reads_documents: whether an end of text must stand before a prompt.
+        first: the id that its tokenizer puts before every text, if it does so. Such models fail without it,
+            so it is put before each row that begins a text, and its logits are dropped.
+        reads_documents: True if an end of text must be put before a prompt.
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class Foreign:
         self._text_config: Any = core.config.get_text_config()  # type: ignore[operator, union-attr]
 
     def around(self, core: nn.Module) -> Foreign:
-        """The same view of what `compose` made of the core."""
+        """Return the same wrapper around what `compose` made of the core."""
         return Foreign(core, self.tokenizer, self.chat, self.first, self.reads_documents)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights live."""
+        """Device of the weights."""
         return next(self.core.parameters()).device
 
     @property
@@ -66,21 +66,21 @@ class Foreign:
 
     @property
     def context(self) -> int:
-        """Longest sequence, in tokens, without the one that is put before it."""
+        """Longest sequence in tokens, without the id that is put before it."""
         longest = getattr(self._text_config, "max_position_embeddings", None) or _ENDLESS
         return int(longest) - (self.first is not None)
 
     @property
     def vocab_size(self) -> int:
-        """How many ids it knows."""
+        """Size of the vocabulary."""
         return int(self._text_config.vocab_size)
 
     def mixtures(self) -> dict[int, Mixture]:
-        """None of its layers is a mixture of ours."""
+        """Return an empty dictionary: no layer is one of our mixtures."""
         return {}
 
     def new_cache(self, rows: int) -> Any:
-        """An empty key-value cache; it takes any number of sequences."""
+        """Return an empty key-value cache, for any number of sequences."""
         transformers: Any = importlib.import_module("transformers")
         return transformers.DynamicCache(config=self.core.config)
 
@@ -90,15 +90,15 @@ class Foreign:
         cache: Any = None,
         documents: Int[Tensor, "batch time"] | None = None,
     ) -> Float[Tensor, "batch time vocab"]:
-        """Logits of the next token at every position; see `CausalLM`.
+        """Return the logits of the next token at every position; see `CausalLM`.
 
-        Documents side by side are kept apart by attention masks and positions: models that remember by other
-        means (convolutions, recurrences) see across them.
+        Attention masks and positions keep documents in one row apart. Models that remember in other ways
+        (convolutions, recurrences) see across documents.
         """
         given: dict[str, Any] = {"use_cache": cache is not None, "past_key_values": cache}
         if documents is not None:
             spans = Spans.of(documents)
-            # Added to the scores, so that every implementation of attention can read it.
+            # Added to the scores: a form that every implementation of attention accepts.
             mask = torch.zeros(spans.mask.shape, dtype=self._dtype, device=tokens.device)
             given["attention_mask"] = mask.masked_fill(~spans.mask, torch.finfo(mask.dtype).min)
             given["position_ids"] = spans.positions

@@ -1,4 +1,4 @@
-"""Text from a model, token by token, with a key-value cache."""
+"""Generate text token by token, with a key-value cache."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from expertise.shapes import Float, Int
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen."""
+    """Settings for choosing the next token."""
 
     temperature: float = 1.0
-    """Divides the logits; 0: the most likely token."""
+    """Divisor of the logits; 0: take the most likely token."""
     top_k: int | None = None
-    """Only so many most likely tokens."""
+    """Sample only from this many most likely tokens."""
     top_p: float | None = None
-    """Only the most likely tokens that together pass this probability."""
+    """Sample only from the most likely tokens that together pass this probability."""
     no_repeat: int | None = None
-    """Never repeat a run of so many tokens."""
+    """Never repeat a run of this many tokens."""
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
@@ -42,10 +42,10 @@ class Sampling:
         before: Int[Tensor, "batch time"],
         generator: torch.Generator,
     ) -> Int[Tensor, " batch"]:
-        """The next token of each row.
+        """Choose the next token of each row.
 
         Args:
-            logits: of the next token.
+            logits: logits of the next token.
             before: all tokens of the row so far, for `no_repeat`.
             generator: source of randomness, on the CPU.
         """
@@ -57,7 +57,7 @@ class Sampling:
                     logits[row, list(banned)] = -torch.inf
         if self.temperature == 0:
             return logits.argmax(-1).to(before.device)
-        # From the greatest one down, so that no temperature, however low, makes them overflow.
+        # Relative to the largest, so that they do not overflow at any low temperature.
         logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature
         if self.top_k is not None and self.top_k < logits.shape[1]:
             # By rank and not by value: equal logits must not widen the choice.
@@ -74,7 +74,7 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One more token of each row."""
+    """The next token of each row."""
 
     tokens: Int[Tensor, " batch"]
 
@@ -87,14 +87,14 @@ def stream(
     seed: int | None = None,
     stop: tuple[int, ...] = (),
 ) -> Iterator[Step]:
-    """New tokens of each row, one step at a time; ends early when every row has met a stop token.
+    """Generate tokens for all rows, one step at a time; stops early when every row has met a stop token.
 
     Args:
         model: any language model.
         tokens: prompts of equal length.
-        max_new_tokens: steps at most.
-        sampling: how to choose.
-        seed: of the sampling; None: a new one.
+        max_new_tokens: maximum number of steps.
+        sampling: settings of the sampling.
+        seed: seed of the sampling; None: a new one.
         stop: ids that end a row.
 
     Raises:
@@ -123,10 +123,10 @@ def stream(
     fresh = tokens
     for _ in range(max_new_tokens):
         if length + fresh.shape[1] > context:
-            # Full: go on with the newer half, read again from its own start.
+            # The cache is full: go on with the newer half, read again from its own start.
             fresh = tokens[:, -max(1, context // 2) :]
             cache, length = model.new_cache(tokens.shape[0]), 0
-        # Entered anew for each step: a generator must not leave its caller in inference mode.
+        # Entered again for each step: a generator must not leave its caller in inference mode.
         with torch.inference_mode():
             chosen = sampling.choose(model(fresh, cache)[:, -1], tokens, generator)
         length += fresh.shape[1]
@@ -141,7 +141,7 @@ def stream(
 
 
 def _would_repeat(rows: list[list[int]], length: int) -> Iterator[set[int]]:
-    """For each row the tokens that would complete a run of `length` tokens seen before in it."""
+    """Yield for each row the tokens that would complete a run of `length` tokens seen before in it."""
     for row in rows:
         tail = row[len(row) - length + 1 :] if length > 1 else []
         starts = range(len(row) - length + 1)

@@ -37,21 +37,21 @@ _FILLED = ("model", "tokenizer")
 
 @dataclasses.dataclass(frozen=True)
 class Initial:
-    """What a run starts from."""
+    """The checkpoint that a run starts from: path, weights, tokenizer and architecture."""
 
     path: str
-    """As the recipe names it."""
+    """The path as the recipe names it."""
     saved: Checkpoint
     config: ModelConfig
     tokenizer: tokenizers.Tokenizer
 
     @property
     def tokenizer_path(self) -> Path:
-        """The checkpoint's tokenizer."""
+        """Path of the checkpoint's tokenizer."""
         return self.saved.path / TOKENIZER
 
     def load_into(self, model: LanguageModel) -> None:
-        """Put the weights into a model.
+        """Copy the weights into a model.
 
         Raises:
             RunError: a parameter is missing, not known, or of another shape; both shapes are named.
@@ -59,7 +59,7 @@ class Initial:
         load_weights(model, self.saved, f"the model's {CONFIG}")
 
     def facts(self) -> dict[str, Any]:
-        """Which weights these are: `path`, `checkpoint`, `step`, `sha256` of `model.safetensors`."""
+        """Return the origin of the weights: `path`, `checkpoint`, `step`, `sha256` of `model.safetensors`."""
         return {
             "path": self.path,
             "checkpoint": str(self.saved.path),
@@ -69,10 +69,10 @@ class Initial:
 
 
 def open_initial(path: str) -> Initial:
-    """A run (its newest whole checkpoint) or a checkpoint to start from.
+    """Open a run (its newest whole checkpoint) or a checkpoint to start from.
 
     Raises:
-        RunError: it is neither, holds nothing whole, or has no tokenizer.
+        RunError: the path is neither, has no whole checkpoint, or has no tokenizer.
     """
     try:
         saved = find_checkpoint(Path(path).expanduser())
@@ -87,14 +87,14 @@ def open_initial(path: str) -> Initial:
 
 
 def filled_in(values: Mapping[str, Any], run: Path | None) -> dict[str, Any]:
-    """A recipe's tables with what `init` gives (the rest of `[model]`, and `[tokenizer]`), and the template.
+    """Complete a recipe's tables from `init`: the rest of `[model]`, `[tokenizer]` and the chat template.
 
     Args:
-        values: as TOML gives them; without `init` and without conversations they come back as they are.
-        run: where the run is or will be; one that is there gives its own, and `init` is not looked at.
+        values: the tables as TOML gives them; returned unchanged without `init` and without conversations.
+        run: the run's folder; if the run exists, its own recipe is used and `init` is not read.
 
     Raises:
-        RunError: there is nothing to start from.
+        RunError: `init` names no run and no checkpoint.
         RecipeError: the chat template cannot be read or used.
     """
     result = copy.deepcopy(dict(values))
@@ -115,11 +115,11 @@ def filled_in(values: Mapping[str, Any], run: Path | None) -> dict[str, Any]:
 
 
 def initial_of(recipe: Recipe, run: Path) -> Initial | None:
-    """What a run still starts from: nothing, when its recipe names none or it has a checkpoint of its own.
+    """Open the checkpoint that a run starts from; None if the recipe has no `init` or the run a checkpoint.
 
     Raises:
-        RunError: there is nothing to start from.
-        RecipeError: the recipe's model or tokenizer is another one; the key is named with both values.
+        RunError: `init` names no run and no checkpoint.
+        RecipeError: the recipe states another model or tokenizer; the key is named with both values.
     """
     if not recipe.init or checkpoint.any_saved(run):
         return None
@@ -135,12 +135,12 @@ def initial_of(recipe: Recipe, run: Path) -> Initial | None:
 
 
 def tokenizer_of(recipe: Recipe, run: Path, initial: Initial | None = None) -> TokenizerConfig:
-    """Where a run's tokenizer comes from: what the recipe says, but for runs with `init` theirs.
+    """Return the tokenizer's configuration: the recipe's or, with `init`, the tokenizer of that checkpoint.
 
     Args:
         recipe: the run's.
-        run: its folder; once it has a tokenizer, that is the one.
-        initial: what it starts from.
+        run: its folder; if it holds a tokenizer, that one is used.
+        initial: the checkpoint that the run starts from.
     """
     if not recipe.init:
         return recipe.tokenizer
@@ -167,12 +167,12 @@ def _refuse_other_tokenizer(asked: TokenizerConfig, initial: Initial) -> None:
 
 
 def _asked_size(initial: Initial) -> int:
-    """The size of its vocabulary, as a recipe may ask for it."""
+    """Return the size of its vocabulary, as a recipe may ask for it."""
     return max(SMALLEST_VOCABULARY, vocab_size(initial.tokenizer))
 
 
 def _merged(given: Any, own: Any) -> Any:
-    """What a recipe states over what is given; a table of another name is the recipe's alone."""
+    """Merge a recipe's values over given ones; a table with another `name` replaces the given table."""
     if not (isinstance(given, dict) and isinstance(own, dict)):
         return own
     if "name" in own and own["name"] != given.get("name", own["name"]):

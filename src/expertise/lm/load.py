@@ -1,4 +1,4 @@
-"""A trained model from a run or from one of its checkpoints."""
+"""Load a trained model from a run or from one of its checkpoints."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from expertise.runs.device import resolve
 from expertise.runs.weights import load_weights
 
 CONFIG = "model.json"
-"""The architecture, beside the weights of a checkpoint."""
+"""File of the architecture, beside the weights of a checkpoint."""
 TOKENIZER = "tokenizer.json"
 CHAT = TEMPLATE_FILE
-"""The chat template of a model that was trained on messages."""
+"""File of the chat template of a model that was trained on messages."""
 GENERATION = "generation.json"
-"""How a model is to be asked: `reads_documents`."""
+"""File of the settings for prompts: `reads_documents`."""
 
 
 def load(path: str | Path, device: str = "cpu") -> LanguageModel:
-    """A language model with its weights and, where there are such, its tokenizer and its chat template.
+    """Load a language model with its weights and, if saved with it, its tokenizer and its chat template.
 
     Args:
         path: a run (its newest whole checkpoint is taken) or a checkpoint's folder.
@@ -39,22 +39,22 @@ def load(path: str | Path, device: str = "cpu") -> LanguageModel:
         The model in evaluation mode.
 
     Raises:
-        RunError: the folder is neither, holds no whole checkpoint, or what it holds does not fit together.
+        RunError: the folder is neither, has no whole checkpoint, or its files do not fit together.
     """
     return load_checkpoint(find_checkpoint(Path(path)), device)
 
 
 def load_checkpoint(found: Checkpoint, device: str = "cpu") -> LanguageModel:
-    """The model of a checkpoint that was opened before, so that it is checked once and known by its step.
+    """Load the model of a checkpoint that is already open, so that it is verified only once.
 
     Args:
         found: the checkpoint.
         device: "cpu", "cuda", "mps" or "auto".
 
     Raises:
-        RunError: what it holds does not fit together.
+        RunError: the checkpoint's files do not fit together.
     """
-    with torch.random.fork_rng(devices=[]):  # the weights drawn here are thrown away
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced
         model = LanguageModel(config_of(found))
     load_weights(model, found, f"its {CONFIG}")
     if (found.path / TOKENIZER).is_file():
@@ -67,7 +67,7 @@ def load_checkpoint(found: Checkpoint, device: str = "cpu") -> LanguageModel:
 
 
 def find_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint at a path, or the newest whole one of the run there.
+    """Open the checkpoint at a path, or the newest whole one of the run there.
 
     Raises:
         RunError: there is neither, or the run has no whole checkpoint.
@@ -84,10 +84,10 @@ def find_checkpoint(path: Path) -> Checkpoint:
 
 
 def config_of(saved: Checkpoint) -> ModelConfig:
-    """The architecture of a checkpoint.
+    """Return the architecture of a checkpoint.
 
     Raises:
-        RunError: it holds no language model, but what learning a skill left.
+        RunError: it holds no language model but the state of a skill's training.
     """
     if not (saved.path / CONFIG).is_file():
         raise RunError(f"{saved.path} holds no language model: it has no {CONFIG}")

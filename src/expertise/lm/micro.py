@@ -1,4 +1,4 @@
-"""A step's micro-batches, and what their losses are divided by."""
+"""A step's micro-batches, and the counts that their losses are divided by."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from expertise.runs.config import TrainConfig
 
 @dataclass(frozen=True)
 class StepCounts:
-    """What the sums of a micro-batch's losses are divided by: a step's counts, an equal share for each.
+    """Divisors of a micro-batch's summed losses: the step's counts divided by its number of micro-batches.
 
     Micro-batches may hold more and fewer targets, tokens and sequences that count. When each divides its sums
     by the same share, the mean over the micro-batches is the mean over the whole step.
     """
 
     targets: float
-    """Targets that are learnt."""
+    """Targets that count in the loss."""
     tokens: float
-    """Tokens that are no padding."""
+    """Tokens without padding."""
     sequences: float
-    """Sequences that hold such a token."""
+    """Sequences with at least one token that is not padding."""
 
     @classmethod
     def of(cls, batches: list[Batch]) -> StepCounts:
-        """The share of each of a step's micro-batches; at least one of everything in the step."""
+        """Return the share of each of a step's micro-batches; at least one of everything in the step."""
         targets = tokens = sequences = 0
         for batch in batches:
             targets += batch.num_targets()
@@ -41,13 +41,13 @@ class StepCounts:
 
 
 class MicroBatches:
-    """Batches of training text, cut as a training says: a function of text, seed and step alone.
+    """Micro-batches of training text; each depends on text, seed and step only.
 
     Args:
-        prepared: the text.
+        prepared: the encoded text.
         context: tokens per window.
         train: batch size, accumulation and seed.
-        keys: what sets the context, for the error.
+        keys: names of the recipe keys that set the context, for the error.
 
     Raises:
         DataError: there is too little text for one batch.
@@ -57,17 +57,17 @@ class MicroBatches:
         self, prepared: Prepared, context: int, train: TrainConfig, keys: ContextKeys | None = None
     ) -> None:
         self._prepared, self._accumulation = prepared, train.accumulation
-        # Also refuses too little text, by the recipe's key.
+        # This also refuses too little text, and names the recipe's key.
         self.notes = prepared.batches(context, train.batch_size, train.seed, keys or ContextKeys()).notes()
         self._micro = prepared.batches(context, train.batch_size // train.accumulation, train.seed)
         self._counts: tuple[int, StepCounts | None] = (-1, None)
 
     def batch(self, step: int, micro: int) -> Batch:
-        """One micro-batch; those of a step are consecutive rows of its batch."""
+        """Return one micro-batch; those of a step are consecutive rows of its batch."""
         return self._micro.batch(step * self._accumulation + micro)
 
     def rows(self) -> Iterator[tuple[int, int, Batch]]:
-        """The rows of an epoch in the order of training: the step, the place in it (both from 0), the row."""
+        """Yield the rows of an epoch in training order: step, place in the step (both from 0), row."""
         size = self._micro.batch_size
         for number in itertools.count():
             batch = self._micro.batch(number)
@@ -78,11 +78,11 @@ class MicroBatches:
                 yield step, micro * size + row, batch.row(row)
 
     def epochs(self, steps: int) -> float:
-        """How often so many steps go through all windows."""
+        """Return the number of epochs that `steps` steps make."""
         return steps * self._accumulation * self._micro.batch_size / self._micro.num_windows
 
     def counts(self, step: int) -> StepCounts | None:
-        """What a step's losses are divided by; None where every token counts and is a target."""
+        """Return the divisors of a step's losses; None where every token counts and is a target."""
         if not self._prepared.some_ignored:
             return None
         if self._counts[0] != step:

@@ -1,4 +1,4 @@
-"""The decoder."""
+"""A decoder-only transformer language model with mixtures of experts in its feed-forward layers."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Block(nn.Module):
         cache: KeyValueCache | None = None,
         spans: Spans | None = None,
     ) -> Float[Tensor, "batch time dim"]:
-        """The layer applied to the residual stream; `tokens` are the ids, for routers that go by them."""
+        """Apply the layer to the residual stream; routers that go by token ids read `tokens`."""
         x = x + self.attention(self.attention_norm(x), rotary, cache, spans)
         normed = self.feed_forward_norm(x)
         if isinstance(self.feed_forward, Mixture):
@@ -69,12 +69,12 @@ class LanguageModel(nn.Module):
     Attributes:
         tokenizer: the tokenizer that it was trained with, where known.
         chat: the chat template that it was trained with, where there was one.
-        reads_documents: whether it was trained on documents one by one, each with an end of text before it:
-            then a prompt must have one, too.
+        reads_documents: True if every training document followed an end-of-text token and was attended to by
+            itself; a prompt then needs an end of text before it, too.
     """
 
     entry_points = ("hidden",)
-    """Methods that callers use in place of the model's own call (skills must hear of these, too)."""
+    """Methods that callers use in place of the model's own call; skills must take effect in these, too."""
     weights_read_directly = ("head",)
     """Layers that are never called: only their weight is read."""
 
@@ -94,7 +94,7 @@ class LanguageModel(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw all weights anew, as `config.init` says.
+        """Draw all weights again as `config.init` says.
 
         Norms start at 1, biases at 0.
 
@@ -122,12 +122,12 @@ class LanguageModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights live."""
+        """Device of the weights."""
         return self.embedding.weight.device
 
     @property
     def weights_read_elsewhere(self) -> tuple[str, ...]:
-        """Layers whose weight another one uses, too."""
+        """Layers whose weight another layer shares."""
         return ("embedding",) if self.head is None else ()
 
     @property
@@ -147,11 +147,11 @@ class LanguageModel(nn.Module):
 
     @property
     def vocab_size(self) -> int:
-        """How many ids it knows."""
+        """Size of the vocabulary: rows of the embedding."""
         return self.config.vocab_size
 
     def new_cache(self, rows: int) -> KeyValueCache:
-        """An empty key-value cache for so many sequences."""
+        """Return an empty key-value cache for `rows` sequences."""
         return KeyValueCache(self.config, rows, self.embedding.weight)
 
     @property
@@ -160,7 +160,7 @@ class LanguageModel(nn.Module):
         return self.embedding.weight if self.head is None else self.head.weight
 
     def mixtures(self) -> dict[int, Mixture]:
-        """Layer index → its mixture; dense layers are left out."""
+        """Return the mixtures by layer index; dense layers are left out."""
         found = {index: block.feed_forward for index, block in enumerate(self.blocks)}
         return {index: module for index, module in found.items() if isinstance(module, Mixture)}
 
@@ -170,7 +170,7 @@ class LanguageModel(nn.Module):
         cache: KeyValueCache | None = None,
         documents: Int[Tensor, "batch time"] | None = None,
     ) -> Float[Tensor, "batch time dim"]:
-        """Normed hidden states before the head; see `forward`.
+        """Return the normed hidden states before the head; see `forward`.
 
         Raises:
             RecipeError: the sequence (with what is cached) is longer than the context, or there are documents
@@ -197,7 +197,7 @@ class LanguageModel(nn.Module):
         cache: KeyValueCache | None = None,
         documents: Int[Tensor, "batch time"] | None = None,
     ) -> Float[Tensor, "batch time vocab"]:
-        """Logits of the next token at every position.
+        """Return the logits of the next token at every position.
 
         Args:
             tokens: ids (int64).

@@ -1,4 +1,4 @@
-"""What a composed language model notes beside what every composed model says: on what text, read how."""
+"""Notes that are saved with a composed language model: the text of its router, and how it was read."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from expertise.skills.composed_json import Composed
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Notes:
-    """The notes of a composed language model; those of one that was made in Python may be empty."""
+    """Notes of a composed language model; they may be empty if it was composed in Python."""
 
     data: DataConfig | None = None
-    """The text that its router was learnt from; None: there is no such text."""
+    """The text that its router was learnt from; None: there is none."""
     reads_documents: bool | None = None
-    """Whether that text was read document by document; None: as the base reads."""
+    """True if that text was read document by document; None: as the base reads."""
     context: Annotated[int, Ge(0)] = 0
-    """Tokens of a window there; 0: as the base's context allows."""
+    """Tokens per window of that text; 0: as the base's context allows."""
     bfloat16: bool = False
-    """Whether products were computed in bfloat16."""
+    """True if products were computed in bfloat16."""
 
     def to_json(self) -> dict[str, Any]:
-        """For `save_composed`."""
+        """Return plain values for `save_composed`."""
         return dataclasses.asdict(self)
 
 
 def notes_of(composed: Composed) -> Notes:
-    """The notes of a composed language model.
+    """Return the notes of a composed language model.
 
     Raises:
-        RecipeError: they are no notes of ours.
+        RecipeError: the saved notes have another form.
     """
     return recipes.build(composed.notes, Notes)

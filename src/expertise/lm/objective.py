@@ -1,4 +1,4 @@
-"""What training descends: the language-model loss and, apart from it, the losses on the routes."""
+"""The training objective: the language-model loss and the auxiliary losses on the routes."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def next_token_loss(
     documents: Int[Tensor, "batch time"] | None = None,
     num_targets: float | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean negative log-likelihood of the targets, in nats per token; targets of -100 do not count.
+    """Compute the mean negative log-likelihood of the targets, in nats per token; -100 is ignored.
 
-    It is computed in float32, for a model in float64 in float64; 0 where no target counts.
+    It is computed in float32 (in float64 for a model in float64); 0 if no target counts.
 
     Args:
         model: the model.
-        tokens: what goes in.
-        targets: the token that follows each, -100 where it does not count.
+        tokens: input ids.
+        targets: the next token of each, -100 where it is ignored.
         documents: the number of each token's document; None: a row is one text.
         num_targets: divide the sum by this instead of the number of targets that count, so that the means of
             micro-batches that hold more and fewer of them average to the mean of the whole batch.
@@ -52,7 +52,7 @@ def route_losses(
     counted: Bool[Tensor, " tokens"] | None = None,
     counts: StepCounts | None = None,
 ) -> tuple[Float[Tensor, ""] | None, dict[str, Float[Tensor, ""]]]:
-    """The losses on the routes of all mixture layers.
+    """Compute the auxiliary losses on the routes of all mixture layers.
 
     Entropy and z-loss are means over tokens; the balance losses with `per = "sequence"` are means over
     sequences. Divided by a step's counts, their mean over its micro-batches is that of the whole step, so
@@ -60,12 +60,12 @@ def route_losses(
     statistics over the tokens given here, one micro-batch, which counts by its tokens within the step.
 
     Args:
-        layers: routes of each mixture layer; none for a dense model. Those without logits (hash routing) are
-            left out: they learn nothing.
+        layers: routes of each mixture layer; empty for a dense model. Routes without logits (hash routing)
+            are skipped: they learn nothing.
         config: the coefficients.
         num_sequences: sequences in the micro-batch.
-        counted: tokens that are no padding; None: all. A sequence of padding alone counts for nothing.
-        counts: what sums over tokens and sequences are divided by; None: what counts in this micro-batch.
+        counted: mask of the tokens that are no padding; None: all. Sequences of padding alone do not count.
+        counts: divisors of the sums over tokens and sequences; None: the counts of this micro-batch.
 
     Returns:
         The weighted sum over losses and layers (None when every coefficient is 0), and each unweighted loss
@@ -118,7 +118,7 @@ def _with_probabilities(layers: list[Routes], config: BalanceConfig) -> list[Rou
 
 
 def equal_groups(num_parts: int, num_groups: int) -> list[list[int]]:
-    """Consecutive parts in groups as equal as they can be, one per device."""
+    """Divide consecutive parts into groups as equal as possible, one per device."""
     if num_groups > num_parts:
         raise RecipeError(f"balance.device_groups ({num_groups}) is more than a layer's parts ({num_parts})")
     return [[int(part) for part in group] for group in torch.arange(num_parts).tensor_split(num_groups)]
@@ -134,17 +134,17 @@ def losses(
     documents: Int[Tensor, "batch time"] | None = None,
     counts: StepCounts | None = None,
 ) -> Losses:
-    """All losses of one micro-batch.
+    """Compute all losses of one micro-batch.
 
     Args:
         model: the model.
-        tokens: what goes in.
-        targets: the token that follows each.
+        tokens: input ids.
+        targets: the next token of each.
         config: coefficients of the losses on the routes.
-        detail: also measure the loads of every part, and the largest bias of each layer where there is one.
-        observe: told the routes of every mixture layer, without padding.
+        detail: also measure the loads of all parts and each layer's largest bias, if there is one.
+        observe: called with the routes of every mixture layer, without padding.
         documents: the number of each token's document, negative for padding, which no statistic counts.
-        counts: what the losses of a step's micro-batches are divided by; None: this is the whole step, or
+        counts: divisors of the losses of a step's micro-batches; None: this is the whole step, or
             every token of it counts and is a target.
 
     Returns:

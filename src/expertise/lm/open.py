@@ -1,4 +1,4 @@
-"""Any language model by its path: a run, a checkpoint, a composed model, or one of transformers."""
+"""Open any language model by its path: a run, a checkpoint, a composed model, or one of transformers."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from expertise.skills.composed_json import is_composed, read_composed
 
 
 def open_model(path: str | Path, device: str = "cpu", base: str | Path | None = None) -> CausalLM:
-    """A language model with its weights and its tokenizer, in evaluation mode.
+    """Open a language model with its weights and its tokenizer, in evaluation mode.
 
     Args:
         path: a run, a checkpoint, a folder that `save_composed` wrote, or a folder or a hub id of a causal
             language model of transformers.
         device: "cpu", "cuda", "mps" or "auto".
-        base: for a composed model: where its base is now; None: where it was.
+        base: for a composed model: the present path of its base; None: the path that it was composed with.
 
     Raises:
-        SkillError: there is none, or a composed model's folder is damaged or its base another one.
-        RunError: what is there is damaged or cannot be opened.
+        SkillError: there is no such model, or a composed model's folder is damaged or its base another one.
+        RunError: the model is damaged or cannot be opened.
         MissingExtra: it needs transformers, which is not installed.
     """
     folder = Path(path)

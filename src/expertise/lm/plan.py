@@ -1,4 +1,4 @@
-"""What a recipe's model will take, counted from the recipe alone: no tensor is made."""
+"""Parameters, FLOPs and checkpoint sizes of a recipe's model, counted without making tensors."""
 
 from __future__ import annotations
 
@@ -9,53 +9,53 @@ from typing import Any
 from expertise.lm.recipe import Recipe
 
 _FLOAT32 = 4
-"""Bytes of a number in a checkpoint: weights and moments are kept in float32, whatever products run in."""
+"""Bytes of a number in a checkpoint: weights and moments are stored in float32, whatever products run in."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Sizes of one recipe. The kinds of parameters are `ModelConfig.num_params_by_kind`'s."""
+    """Sizes of one recipe's model. The kinds of parameters are those of `ModelConfig.num_params_by_kind`."""
 
     name: str
-    """The recipe's name."""
+    """Name of the recipe."""
     parameters_total: int
-    """All learned numbers."""
+    """Number of all parameters."""
     parameters_activated: int
-    """Those that one token uses."""
+    """Number of parameters that one token uses."""
     parameters_by_kind: dict[str, int]
-    """All of each kind."""
+    """Parameters of each kind."""
     parameters_activated_by_kind: dict[str, int]
-    """Those of each kind that one token uses."""
+    """Parameters of each kind that one token uses."""
     flops_per_sequence: float
-    """Forward and backward pass over `context` tokens, as `ModelConfig.flops_per_sequence` counts."""
+    """FLOPs of a forward and a backward pass over `context` tokens; see `ModelConfig.flops_per_sequence`."""
     flops_per_token: float
-    """The same, divided by the number of tokens."""
+    """`flops_per_sequence` divided by the number of tokens."""
     context: int
     """Tokens of a sequence."""
     vocab_size: int
     """Rows of the embedding; the tokenizer's size where the model leaves it open."""
     layers: dict[str, int]
-    """How many layers are mixtures (`mixture`) and how many not (`dense`)."""
+    """Number of layers that are mixtures (`mixture`) and that are not (`dense`)."""
     parts_per_token: float
-    """Mean over the mixture layers, of the number that the activated parameters are counted at."""
+    """Mean over the mixture layers of the parts per token that the activated parameters are counted at."""
     assumed_parts: float | None
-    """The same where routers leave it to the token and it is assumed; None where it is fixed."""
+    """`parts_per_token` if it is an assumption, as for top-p routers; None if it is fixed."""
     tokens: int
-    """That the recipe trains on."""
+    """Number of tokens that the recipe trains on."""
     checkpoint_bytes: dict[str, int]
-    """Of the tensors of one checkpoint: `weights`, `optimizer` (AdamW's two moments), `total`."""
+    """Bytes of the tensors of one checkpoint: `weights`, `optimizer` (AdamW's two moments), `total`."""
 
     def to_json(self) -> dict[str, Any]:
-        """For machines; what is not assumed is left out."""
+        """Return plain values for JSON, without an `assumed_parts` of None."""
         return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
 
 
 def plan(name: str, recipe: Recipe) -> Plan:
-    """Count what a recipe's model takes.
+    """Count parameters, FLOPs and checkpoint bytes of a recipe's model.
 
     Args:
-        name: of the recipe.
-        recipe: its data need not be named.
+        name: name of the recipe.
+        recipe: the recipe; it need not name data.
 
     Raises:
         DataError: `tokenizer.path` names a file that cannot be read, and the model names no size.
@@ -89,11 +89,11 @@ def plan(name: str, recipe: Recipe) -> Plan:
 
 
 def _vocab_size(recipe: Recipe) -> int:
-    """What a run would find: a given tokenizer's size, else the most that a trained one can have."""
+    """Return the vocabulary's size: a given tokenizer's, else the largest that a trained one can have."""
     if not recipe.tokenizer.path:
         return recipe.tokenizer.vocab_size
     from expertise.lm.data.tokenizer import end_of_text, load_tokenizer, vocab_size
 
     tokenizer = load_tokenizer(Path(recipe.tokenizer.path))
-    end_of_text(tokenizer)  # adds one where there is none, as training does
+    end_of_text(tokenizer)  # adds one if there is none, as training does
     return vocab_size(tokenizer)

@@ -1,4 +1,4 @@
-"""What `generate` takes and gives back: text, token ids, or lists of either."""
+"""Prompts and results of `generate`: text, token ids, or lists of either."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def continued(
     seed: int | None = None,
     stop: str | int | Sequence[int] | None = None,
 ) -> Any:
-    """Each prompt and what follows it, in the form in which it was given.
+    """Continue each prompt, and return prompt and continuation in the form in which it was given.
 
     Args:
-        model: any language model; with its tokenizer where text is given.
+        model: any language model; it needs its tokenizer if text is given.
         given: text; token ids as a list or as a tensor `[T]`; several texts or lists of ids, each continued
-            as if it were alone; or a tensor `[B, T]`, whose rows are drawn for together.
-        max_new_tokens: how many tokens to add at most.
-        sampling: how to choose.
-        seed: of the sampling; None: a new one.
+            by itself; or a tensor `[B, T]`, whose rows are sampled together.
+        max_new_tokens: maximum number of tokens to add.
+        sampling: settings of the sampling.
+        seed: seed of the sampling; None: a new one.
         stop: text of one token, or ids, that end a prompt. A text also ends where the model ends a text.
 
     Raises:
-        RecipeError: it is nothing of that, is empty or longer than the context, or holds unknown ids.
-        RunError: text is given, or to stop at, and the model has no tokenizer.
+        RecipeError: the prompt has another type, is empty or longer than the context, or holds unknown ids.
+        RunError: there is text in the prompt or in `stop`, and the model has no tokenizer.
     """
     if isinstance(given, str):
         pieces = continue_text(

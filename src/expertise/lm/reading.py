@@ -1,4 +1,4 @@
-"""Text as a given model reads it."""
+"""Encode text with the tokenizer and the chat template of a given model."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     import tokenizers
 
 LONGEST_WINDOW = 1024
-"""Tokens of a window where nobody asks for more; contexts of published models are far longer."""
+"""Default length of a window in tokens; contexts of published models are far longer."""
 
 
 def prepare_for(model: CausalLM, data: DataConfig, say: Callable[[str], None]) -> Prepared:
-    """Text in a model's own tokens and, where it is messages, in its own chat template.
+    """Encode text with a model's own tokenizer and, for messages, its own chat template.
 
     Args:
         model: any language model.
-        data: which text; a template that it names is used.
-        say: told what is being built.
+        data: configuration of the text; a template that it names is used.
+        say: called with each line of progress.
 
     Raises:
         RunError: the model has no tokenizer.
@@ -33,7 +33,7 @@ def prepare_for(model: CausalLM, data: DataConfig, say: Callable[[str], None]) -
 
 
 def all_for(model: CausalLM, data: DataConfig, say: Callable[[str], None]) -> HeldOut:
-    """The same with nothing divided: all of the text is to be looked at."""
+    """Encode text for evaluation: none of it is divided off for training."""
     return all_of(*_as_read(model, data), say)
 
 
@@ -46,10 +46,10 @@ def _as_read(model: CausalLM, data: DataConfig) -> tuple[DataConfig, tokenizers.
 
 
 def window_of(model: CausalLM, asked: int = 0) -> int:
-    """Tokens of a window: as asked, or as the model's context allows, at most `LONGEST_WINDOW`.
+    """Return the tokens per window: as asked, or as the model's context allows, at most `LONGEST_WINDOW`.
 
     Raises:
-        RecipeError: more is asked for than the context holds.
+        RecipeError: the asked length exceeds the context.
     """
     if asked > model.context:
         raise RecipeError(f"context ({asked}) is more than the model's, {model.context}")

@@ -1,4 +1,4 @@
-"""Everything that a recipe says about training a language model."""
+"""The recipe for training a language model."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ from expertise.runs.optim import OptimizerConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BalanceConfig:
-    """Coefficients of the losses on the routes; each loss is summed over the mixture layers."""
+    """Coefficients of the auxiliary losses on the routes; each loss is summed over the mixture layers."""
 
     expert: Annotated[float, Ge(0)] = 0.0
-    """Of the expert-level balance loss (alpha; DeepSeekMoE Eq. 12)."""
+    """Coefficient of the expert-level balance loss (alpha; DeepSeekMoE Eq. 12)."""
     per: Literal["batch", "sequence"] = "batch"
-    """Where expert and device balance count loads: over a micro-batch's tokens, or over each sequence."""
+    """Count loads for expert and device balance over a micro-batch's tokens, or over each sequence."""
     device: Annotated[float, Ge(0)] = 0.0
-    """Of the device-level balance loss (DeepSeekMoE Eq. 15); its loads are counted as `per` says."""
+    """Coefficient of the device-level balance loss (DeepSeekMoE Eq. 15); `per` applies to its loads, too."""
     device_groups: Annotated[int, Ge(1)] = 1
-    """Into how many groups of consecutive parts it divides each layer."""
+    """Number of groups of consecutive parts that each layer is divided into for the device-level loss."""
     entropy: Annotated[float, Ge(0)] = 0.0
-    """Of the entropy of the affinities, the dynamic loss (Dynamic MoE §2.3)."""
+    """Coefficient of the entropy of the affinities, the dynamic loss (Dynamic MoE §2.3)."""
     z: Annotated[float, Ge(0)] = 0.0
-    """Of the router z-loss (arXiv 2202.08906)."""
+    """Coefficient of the router z-loss (arXiv 2202.08906)."""
 
     def coefficients(self) -> dict[str, float]:
-        """Loss → its coefficient."""
+        """Return the coefficient of each loss."""
         return {"expert": self.expert, "entropy": self.entropy, "device": self.device, "z": self.z}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """On how much held-out text a run looks while it trains."""
+    """Amount of held-out text for evaluations during training."""
 
     bytes_per_domain: Annotated[int, Ge(1)] = 65_536
     """Validation text of each domain per evaluation, in bytes."""
     batch_size: Annotated[int, Ge(1)] = 16
-    """Sequences at once."""
+    """Sequences per batch."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,21 +56,21 @@ class Recipe:
     """A language model from text to checkpoint."""
 
     data: DataConfig
-    """The text."""
+    """The text to train on."""
     model: ModelConfig
-    """The architecture."""
+    """The architecture of the model."""
     optimizer: OptimizerConfig
     """AdamW and its schedule."""
     train: TrainConfig
-    """How long and how much at once."""
+    """Number of steps, batch size and other settings of the training loop."""
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
-    """Trained on the text, or given."""
+    """The tokenizer: trained on the text, or given."""
     balance: BalanceConfig = dataclasses.field(default_factory=BalanceConfig)
-    """Losses on the routes."""
+    """Auxiliary losses on the routes."""
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
-    """Looks at held-out text."""
+    """Evaluations on held-out text."""
     init: str = ""
-    """A run or a checkpoint whose weights and tokenizer a new run starts from; empty: from random weights."""
+    """Run or checkpoint whose weights and tokenizer a new run starts from; empty: random weights."""
 
     def __post_init__(self) -> None:
         expand_paths(self, "init")
@@ -90,10 +90,10 @@ class Recipe:
 
     @property
     def read_data(self) -> DataConfig:
-        """The text as a run reads it.
+        """Return the configuration of the text as a run reads it.
 
-        A run's recipe has its chat template in full; an older one that has none means ChatML, whatever stands
-        beside its tokenizer now.
+        A run's recipe holds its chat template in full. An older recipe without one means ChatML, whatever
+        file stands beside its tokenizer now.
         """
         data = self.data
         states = data.kind != "messages" or data.template or data.template_file
@@ -101,16 +101,16 @@ class Recipe:
 
     @property
     def applied_balance(self) -> BalanceConfig:
-        """The losses on the routes that training adds: none where a family's router learns nothing.
+        """Return the auxiliary losses that training adds: none where a family's router learns nothing.
 
-        Named by hand such a router and such a loss are refused together; within a family, where one table
-        serves all, they are not.
+        Outside a family such a router and such a loss are refused together; within a family, where one table
+        serves all routers, they are not.
         """
         router = self.model.feed_forward.router
         return self.balance if router is None or router.has_logits() else BalanceConfig()
 
     def why_kept(self, key: str) -> str:
-        """Why a run of this recipe cannot go on with another value of a dotted key; empty: it can."""
+        """Explain why a run of this recipe cannot go on with another value of a dotted key; empty: it can."""
         balance = self.applied_balance
         if key != "train.accumulation" or self.model.router is None or balance.per != "batch":
             return ""
@@ -119,21 +119,21 @@ class Recipe:
             return ""
         return (
             f'with balance.per = "batch" balance.{used[0]} counts loads over one micro-batch: '
-            "in other pieces the run would train on another loss"
+            "micro-batches of another size would change the loss"
         )
 
 
 def refuse_early(recipe: Recipe, run: Path) -> None:
-    """Refuse what can be refused by names alone; nothing is read but a run's recipe, and torch is not needed.
+    """Refuse mistakes that names alone show; only a run's recipe is read, and torch is not imported.
 
     Args:
-        recipe: what to train.
+        recipe: the recipe to train.
         run: the run's folder.
 
     Raises:
         RunError: the folder holds something else, or a run of another recipe.
         RecipeError: the recipe names no data.
-        DataError: data or a tokenizer are not there.
+        DataError: data or a tokenizer do not exist.
     """
     folder.require_free_or_run(run)
     if folder.is_run(run):
@@ -149,5 +149,5 @@ def refuse_early(recipe: Recipe, run: Path) -> None:
 
 
 def may_change(key: str) -> bool:
-    """Whether a run may go on with another value of this key."""
+    """Return True if a run may go on with another value of this key."""
     return config.may_change(key) or key == "evaluation.batch_size"

@@ -1,4 +1,4 @@
-"""Examples of what training sees: rows of its own batches as text, and which tokens of them are learnt."""
+"""Examples of training data: rows of its own batches as text, with the tokens that are learnt."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ShownToken:
-    """A token of an example."""
+    """One token of an example."""
 
     id: int
-    """Its id."""
+    """Id of the token."""
     text: str
-    """The text that it completes; a character that spans several tokens comes with its last one."""
+    """The text that it completes; a character of several tokens comes with its last one."""
     learnt: bool
-    """Whether it is a target: the loss is on it."""
+    """True if the token is a target of the loss."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,38 +32,38 @@ class Example:
     """One row of a training batch, as text."""
 
     step: int
-    """The step that sees it first, counted from 1."""
+    """The first step that sees it, counted from 1."""
     row: int
     """Its row in that step's batch, counted from 1."""
     documents: list[list[ShownToken]]
-    """Its tokens, by document where each is attended to by itself; else all are one. Each begins with a token
-    that is only read and goes on with the targets, so it may end with one that the model never reads."""
+    """Its tokens by document if documents are attended to one by one, else all in one. Each begins with a
+    token that is only an input and goes on with the targets; the model may never read its last one."""
     inputs: list[int]
-    """The ids that go in, as they are in the batch."""
+    """The input ids, as they are in the batch."""
     targets: list[int | None]
-    """The id that follows each of them; None where it is not learnt."""
+    """The next id of each input; None if it is not learnt."""
     num_padding: int
-    """How many places only fill the row."""
+    """Number of padding tokens."""
     is_full: bool
-    """Whether it ends without padding and without an end of text: what may come after it is not seen."""
+    """True if it ends without padding and without an end of text, that is, if its text may go on."""
 
     @property
     def num_learnt(self) -> int:
-        """How many targets are learnt."""
+        """Number of targets that are learnt."""
         return sum(target is not None for target in self.targets)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain values."""
+        """Return all fields as plain values."""
         return {**dataclasses.asdict(self), "num_learnt": self.num_learnt}
 
 
 def examples(batches: MicroBatches, tokenizer: Tokenizer, number: int) -> list[Example]:
-    """The first rows that training sees, read from its batches.
+    """Read the first rows of the training data from its batches.
 
     Args:
-        batches: the training's own.
-        tokenizer: what their ids are of.
-        number: how many rows; fewer where an epoch has fewer.
+        batches: batches of the training.
+        tokenizer: the tokenizer of their ids.
+        number: number of rows; fewer if an epoch has fewer.
     """
     rows = itertools.islice(batches.rows(), number)
     return [_example(step, row, batch, tokenizer) for step, row, batch in rows]
@@ -94,7 +94,7 @@ def _example(step: int, row: int, batch: Batch, tokenizer: Tokenizer) -> Example
 
 
 def _tokens(inputs: list[int], targets: list[int | None], tokenizer: Tokenizer) -> list[ShownToken]:
-    """The tokens of one document in their order; a target is shown as it is, whatever goes in after it."""
+    """Return the tokens of one document in order, each target with its own text."""
     shown = [(inputs[0], False)]
     for target, after in itertools.zip_longest(targets, inputs[1:]):
         if target is not None:

@@ -31,8 +31,8 @@ class LanguageModelTask:
     """Next-token prediction, as the training loop sees it.
 
     Args:
-        recipe: what to train.
-        prepared: its text.
+        recipe: the recipe to train.
+        prepared: the encoded text.
         initial: weights to start from; None: random ones (or a checkpoint that is restored later).
     """
 
@@ -59,7 +59,7 @@ class LanguageModelTask:
         self._balance = LossFreeBalance(self.model.mixtures().values())
 
     def losses(self, step: int, micro: int, detail: bool) -> Losses:
-        """Losses of one micro-batch; a step's micro-batches are consecutive rows of its batch."""
+        """Compute the losses of one micro-batch; a step's micro-batches are consecutive rows of its batch."""
         if micro == 0:
             self._balance.begin()
         batch = self._batches.batch(step, micro)
@@ -77,15 +77,15 @@ class LanguageModelTask:
             )
 
     def epochs(self, steps: int) -> float:
-        """How often so many steps go through the training text."""
+        """Return the number of epochs that `steps` steps make."""
         return self._batches.epochs(steps)
 
     def after_step(self) -> None:
-        """Move the biases of loss-free balancing by the loads of the whole step, all micro-batches."""
+        """Update the biases of loss-free balancing from the loads of the whole step, all micro-batches."""
         self._balance.apply()
 
     def evaluate(self, between: Callable[[], None] | None = None) -> dict[str, Any]:
-        """Bits per byte on validation text, and the use of every part there."""
+        """Compute bits per byte on validation text, and the use of every part there."""
         config = self.recipe.evaluation
         if self._texts is None:
             context = self.recipe.model.context
@@ -94,14 +94,14 @@ class LanguageModelTask:
         return evaluate(self.model, self._texts, config.batch_size, bfloat16, between).to_json()
 
     def headline(self, evaluation: Mapping[str, Any]) -> str:
-        """The mean, each domain, and the parts per token."""
+        """Return one line with the mean bits per byte, those of each domain, and the parts per token."""
         text = in_words(evaluation["bits_per_byte"])
         if "parts_per_token" in evaluation:
             text += f", {number(evaluation['parts_per_token']['mean'])} parts per token"
         return text
 
     def files(self) -> Mapping[str, str]:
-        """Architecture, tokenizer and how to ask, so that a checkpoint stands by itself."""
+        """Return architecture, tokenizer and generation settings: a checkpoint can be loaded alone."""
         chat = self._prepared.chat
         documents = json.dumps({"reads_documents": True}) + "\n"
         return {
@@ -112,11 +112,11 @@ class LanguageModelTask:
         }
 
     def examples(self, number: int) -> list[Example]:
-        """The first rows that training sees."""
+        """Return the first rows of the training data."""
         return examples(self._batches, self._prepared.tokenizer, number)
 
     def _deal_token_ids(self) -> None:
-        """Give token ids to the parts of balanced hash routers, by their frequency in the training text."""
+        """Assign token ids to the parts of balanced hash routers, by their frequency in the training text."""
         config = self.model_config.router
         if not (isinstance(config, Hash.Config) and config.balanced):
             return
@@ -127,10 +127,10 @@ class LanguageModelTask:
 
 
 def with_vocabulary(config: ModelConfig, size: int) -> ModelConfig:
-    """The architecture with its embedding's size known.
+    """Return the architecture with the size of its vocabulary filled in.
 
     Raises:
-        RecipeError: the recipe names a size that the tokenizer does not fit into.
+        RecipeError: the recipe names a size that is too small for the tokenizer.
     """
     if config.vocab_size and config.vocab_size < size:
         raise RecipeError(
@@ -141,11 +141,11 @@ def with_vocabulary(config: ModelConfig, size: int) -> ModelConfig:
 
 
 def model_json(config: ModelConfig) -> str:
-    """An architecture as JSON that `load` reads."""
+    """Return an architecture as JSON that `load` reads."""
     values = dataclasses.asdict(config)
     return json.dumps({key: value for key, value in values.items() if value is not None}, indent=1) + "\n"
 
 
 def _context_keys(recipe: Recipe) -> ContextKeys:
-    """What sets the context: nothing where `init` does, whose weights know one context alone."""
+    """Return the recipe keys that set the context; none with `init`, whose weights fix the context."""
     return ContextKeys("", "") if recipe.init else ContextKeys()

@@ -1,4 +1,4 @@
-"""Text in, text out: a model's continuation as pieces of text, with the parts and skills of each token."""
+"""Generate text from text, with the parts and skills of each token."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """The text of one token; a character that spans several tokens comes with its last one."""
+    """The text of one token; a character of several tokens comes with its last one."""
 
     text: str
     parts: list[int]
-    """How many parts it took in each mixture layer; empty when not known (the very last token)."""
+    """Number of parts it took in each mixture layer; empty if unknown (the very last token)."""
     generated: bool
-    """False for the prompt's tokens."""
+    """True if the token was generated, False if it belongs to the prompt."""
     skills: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Of a composed model: the weight that each skill had for it, the mean over layers; empty as `parts`."""
+    """Of a composed model: weight of each skill for this token, the mean over layers; empty if unknown."""
 
 
 def continue_text(
@@ -51,21 +51,21 @@ def continue_text(
 ) -> Iterator[Piece]:
     """Continue a text, piece by piece.
 
-    A token's parts and skills are known once it has been read, that is when the token after it is chosen; so
-    pieces come one token late.
+    The parts and skills of a token are known once the model has read it, that is when the next token is
+    chosen; so pieces come one token late.
 
     Args:
-        model: with its tokenizer.
-        prompt: any text, not empty; or the messages of a conversation, which the model's chat template
-            writes, and the assistant's answer is given up to the marker that ends its turn.
+        model: a model with its tokenizer.
+        prompt: any text, not empty; or the messages of a conversation, which are rendered by the model's chat
+            template; the assistant's answer then ends at the marker of its turn.
         max_new_tokens: tokens to add at most.
         temperature: divides the logits; 0 takes the most likely token.
         top_k: sample from so many most likely tokens only.
         top_p: sample from the most likely tokens that together pass this probability only.
         no_repeat: never repeat a run of so many tokens.
-        seed: of the sampling.
-        stop: text of one token, or ids, that end it beside the end of text.
-        with_prompt: also give the prompt's own pieces.
+        seed: seed of the sampling.
+        stop: text of one token, or ids, that end the text in addition to the end-of-text token.
+        with_prompt: also yield the prompt's own pieces.
 
     Raises:
         RunError: the model has no tokenizer, or no chat template.
@@ -108,7 +108,7 @@ def continue_text(
 
 
 def stop_ids(tokenizer: Tokenizer | None, stop: str | int | Sequence[int] | None) -> tuple[int, ...]:
-    """The ids that end a text, from what was asked for.
+    """Return the ids of the tokens that end a text.
 
     Args:
         tokenizer: the model's.
@@ -129,16 +129,16 @@ def stop_ids(tokenizer: Tokenizer | None, stop: str | int | Sequence[int] | None
 
 
 def prompt_tokens(model: CausalLM, prompt: str | Sequence[Message]) -> tuple[list[int], list[int]]:
-    """What stands before a prompt, and its own token ids.
+    """Return the tokens to put before a prompt, and the prompt's own token ids.
 
-    As in training: where documents were read one by one, an end of text stood before each.
+    As in training: if documents were read one by one, an end of text is put before the prompt.
 
     Args:
-        model: with its tokenizer.
+        model: a model with its tokenizer.
         prompt: text, or the messages of a conversation.
 
     Raises:
-        RunError: the model has no tokenizer, or a conversation is to be written without a chat template.
+        RunError: the model has no tokenizer, or no chat template for a conversation.
         RecipeError: the prompt is not UTF-8.
         DataError: the template refuses the messages.
     """
@@ -164,7 +164,7 @@ def prompt_tokens(model: CausalLM, prompt: str | Sequence[Message]) -> tuple[lis
 
 
 class _Ending:
-    """Lets text through up to a marker; text that may be the marker's beginning waits.
+    """Passes text through up to a marker; text that may be the marker's beginning waits.
 
     Args:
         marker: any text, of one token or several; empty: nothing ends it.
@@ -176,7 +176,7 @@ class _Ending:
         self.reached = False
 
     def add(self, text: str) -> str:
-        """What can be shown once this text has come."""
+        """Add text and return the text that can be shown now."""
         if not self._marker:
             return text
         held = self._held + text
@@ -189,12 +189,12 @@ class _Ending:
         return held[:at]
 
     def rest(self) -> str:
-        """What waited and was no marker."""
+        """Return the waiting text, which did not become a marker."""
         return self._held
 
 
 def _counts(mixtures: list[Mixture], number: int) -> list[list[int]]:
-    """Parts in each layer of the last `number` tokens that were read."""
+    """Return the parts per layer of each of the last `number` tokens that were read."""
     layers = [
         m.last_routes.parts_per_token()[-number:].tolist() for m in mixtures if m.last_routes is not None
     ]
@@ -202,7 +202,7 @@ def _counts(mixtures: list[Mixture], number: int) -> list[list[int]]:
 
 
 def _skills(alpha: Alpha, number: int) -> list[dict[str, float]]:
-    """The skills' weights for the last `number` tokens that were read."""
+    """Return the skills' weights for each of the last `number` tokens that were read."""
     found = alpha.last(1, number)
     if found is None:
         return [{} for _ in range(number)]

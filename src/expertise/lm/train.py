@@ -1,4 +1,4 @@
-"""Training a language model: from a recipe to a run."""
+"""Train a language model: from a recipe to a run."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from expertise.runs.files import write_atomic
 from expertise.runs.schedule import rate_notes
 
 DATA = "data.json"
-"""What the run was trained on: digest of the sources, domains, bytes, and the weights that it began with."""
+"""File that describes the training data: digest of the sources, domains, bytes, and the initial weights."""
 
 
 def train(recipe: Recipe, run: Path, say: Callable[[str], None]) -> None:
-    """Make a run, or go on with it.
+    """Start or resume a run.
 
-    Nothing is written to the run before its recipe and its text are known to be good.
+    Nothing is written to the run before its recipe and its text have been checked.
 
     Args:
-        recipe: what to train.
+        recipe: the recipe to train.
         run: the run's folder.
-        say: told what happens, a line at a time.
+        say: called with each line of progress.
 
     Raises:
-        ExpertiseError: any mistake of the user's; see `expertise.errors`.
+        ExpertiseError: any mistake of the user; see `expertise.errors`.
     """
     folder.refuse_if_held(run)
     task, prepared, initial = _ready(recipe, run, say)
@@ -52,16 +52,16 @@ def train(recipe: Recipe, run: Path, say: Callable[[str], None]) -> None:
 
 
 def check(recipe: Recipe, run: Path, say: Callable[[str], None], show: int = 0) -> list[Example]:
-    """Do all that `train` does before it writes to the run: validate recipe, folder, text and sizes.
+    """Do everything that `train` does before it writes to the run: check recipe, folder, text and sizes.
 
     Args:
-        recipe: what would be trained.
+        recipe: the recipe that would be trained.
         run: the run's folder.
-        say: told what happens, a line at a time.
-        show: how many examples to give.
+        say: called with each line of progress.
+        show: number of examples to return.
 
     Returns:
-        The first rows that training sees.
+        The first rows of the training data.
     """
     task, _, _ = _ready(recipe, run, say)
     say("the recipe is valid")
@@ -92,7 +92,7 @@ def _ready(
 
 
 def describe(config: ModelConfig, prepared: Prepared) -> str:
-    """Sizes of model and data in one line."""
+    """Describe sizes of model and data in one line."""
     total, active = config.num_params(), config.num_active_params()
     tokens = sum(prepared.tokens_count["train"].values())
     return (
@@ -102,7 +102,7 @@ def describe(config: ModelConfig, prepared: Prepared) -> str:
 
 
 def data_of(run: Path) -> dict[str, Any]:
-    """What a run was trained on, as it was noted when the run was made."""
+    """Read the description of a run's training data."""
     path = run / DATA
     if not path.is_file():
         raise RunError(f"{run} has no {DATA}; it was not trained to begin with")
@@ -116,10 +116,10 @@ def refuse_other_text(
     """Refuse to use a run, or a composed model, with text other than its own.
 
     Args:
-        run: its folder.
-        before: digest of its text.
-        now: digest of what the sources give now.
-        way_on: what can be done with the new text.
+        run: the folder.
+        before: digest of the text that it was made with.
+        now: digest of the text that the sources now give.
+        way_on: advice for using the new text.
 
     Raises:
         RunError: the digests differ; both are shown.
@@ -133,13 +133,13 @@ def refuse_other_text(
 
 
 def on_new_text(run: Path) -> str:
-    """How to go on from a run whose text has changed, in words."""
+    """Advise the user how to go on from a run whose text has changed."""
     init = shlex.quote(f"init={run}")
     return f"train on from it with the new text: expertise train RECIPE --set {init} --out ANOTHER_FOLDER"
 
 
 def is_finished(run: Path, recipe: Recipe) -> bool:
-    """Whether a run has all the steps of its recipe, and was evaluated after the last."""
+    """Return True if a run has all the steps of its recipe, and was evaluated after the last."""
     if not folder.is_run(run):
         return False
     saved = checkpoint.latest(run)
@@ -147,7 +147,7 @@ def is_finished(run: Path, recipe: Recipe) -> bool:
 
 
 def result(run: Path) -> dict[str, Any]:
-    """A run's last evaluation: `run`, `step`, `bits_per_byte`, `parts_per_token`."""
+    """Return a run's last evaluation: `run`, `step`, `bits_per_byte`, `parts_per_token`."""
     evaluations = [r for r in metrics.read_lines(run / "metrics.jsonl") if r["kind"] == "evaluation"]
     if not evaluations:
         raise RunError(f"{run} has not been evaluated yet")
@@ -173,7 +173,7 @@ def _refuse_other_data(run: Path, prepared: Prepared) -> None:
 
 
 def _refuse_other_weights(run: Path, initial: Initial | None) -> None:
-    """Refuse to begin a run again, before its first checkpoint, from weights other than it began with."""
+    """Refuse to begin a run again, before its first checkpoint, from other weights than it began with."""
     if initial is None or not (run / DATA).is_file():
         return
     before, now = data_of(run).get("init", {}).get("sha256"), initial.facts()["sha256"]
@@ -185,11 +185,11 @@ def _refuse_other_weights(run: Path, initial: Initial | None) -> None:
 
 
 def _adopt_data(run: Path, prepared: Prepared, initial: Initial | None) -> None:
-    """Note what the run is trained on; refuse to go on with other text or another tokenizer."""
+    """Record the training data of the run; refuse other text or another tokenizer than it began with."""
     path = run / DATA
     _refuse_other_data(run, prepared)
-    # Before the note of what it is: a run that has the note has the text, too. A run of an earlier version
-    # gets it now, and one whose text was damaged gets it anew.
+    # Written before the description: a run that has the description has the text, too. A run of an earlier
+    # version gets it now, and one whose text was damaged gets it again.
     if not held_out.is_kept(run / HELD_OUT, prepared.digest):
         held_out.keep(prepared, run / HELD_OUT)
     if path.is_file():

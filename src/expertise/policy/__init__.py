@@ -1,8 +1,8 @@
 """Diffusion policies from recorded behaviour, in the order in which data flows.
 
-`envs`, `data` → `batch` (transitions) → `critics` → `objective` (weights, errors) → `task` (what is trained)
-→ `acting` (what every policy can do) → `policy` → `growing` (a skill) → `compose` (alpha(s) over skills) and
-`baselines` → `learn` (recipes) → `evaluate`.
+`envs`, `data` → `batch` (transitions) → `critics` → `objective` (weights, errors) → `task` (training)
+→ `acting` (the interface of all policies) → `policy` → `growing` (a skill) → `compose` (alpha(s) over skills)
+and `baselines` → `learn` (recipes) → `evaluate`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every policy can do: draw several actions for each state, and take one of them."""
+"""Base classes of the policies: sample several actions for each state, and choose one of them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, overload
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from expertise.errors import DataError, RecipeError, nearest
 from expertise.policy.alpha import name_now
@@ -32,32 +33,32 @@ POLICIES = Registry(
         "direct": "expertise.policy.baselines.direct:DirectPolicy",
     },
 )
-"""Kind → class. To add one write it and add a line: it is saved, loaded, evaluated like the others."""
+"""Policy class of each kind. To add one write it and add a line: saving, loading and evaluation use it."""
 
 CRITIC_OF = {"first": "", "max-q": "reward", "min-qc": "safety"}
-"""Pick → the critic that it asks."""
+"""Critic that each `pick` needs; empty: none."""
 _OTHER_PICK = 'or pick without a critic: policy.pick = "first" in a recipe, --pick first in a command'
 
 
 class Policy(nn.Module, abc.ABC):
-    """Base of the policies. One way to act serves all of them.
+    """Base of the policies, with one `act` for all of them.
 
     Args:
         observation_dim: width of an observation.
         action_dim: width of an action.
-        num_candidates: actions that are drawn for each state where a call does not say.
-        pick: which of them is taken where a call does not say: a key of `CRITIC_OF`.
+        num_candidates: default number of actions that are sampled for each state.
+        pick: default rule for choosing one of them: a key of `CRITIC_OF`.
 
     Raises:
-        RecipeError: `pick` is not known, or `num_candidates` is below 1.
+        RecipeError: `pick` is unknown, or `num_candidates` is below 1.
     """
 
     kind: str
-    """Its name in `POLICIES`."""
+    """Name of the class in `POLICIES`."""
     num_sheets: int
-    """Sheets of noise that an action is made of."""
+    """Number of noise tensors ("sheets") that an action needs."""
     names: tuple[str, ...] = ()
-    """What it weighs up state by state, in the order of `weigh`; empty: nothing."""
+    """Names of the weighted parts, in the order of `weigh`; empty: there are none."""
 
     def __init__(self, observation_dim: int, action_dim: int, num_candidates: int, pick: str) -> None:
         super().__init__()
@@ -73,19 +74,19 @@ class Policy(nn.Module, abc.ABC):
         observations: Float[Tensor, "states observations"],
         noise: Float[Tensor, "sheets states candidates actions"],
     ) -> Float[Tensor, "states candidates actions"]:
-        """The actions that the noise leads to. Gradients reach whatever of the policy learns."""
+        """Return the actions made from the noise. Gradients reach all trainable parameters."""
 
     @abc.abstractmethod
     def parts(self) -> dict[str, Any]:
-        """What `rebuilt` needs, as plain values."""
+        """Return the facts that `rebuilt` needs, as plain values."""
 
     @classmethod
     @abc.abstractmethod
     def rebuilt(cls, facts: dict[str, Any]) -> Policy:
-        """The policy that has these facts, its weights yet to be put in."""
+        """Build the policy with these facts; its weights are to be loaded afterwards."""
 
     def facts(self) -> dict[str, Any]:
-        """What `restored` needs besides the weights, as plain values."""
+        """Return the facts that `restored` needs besides the weights, as plain values."""
         return {
             "kind": self.kind,
             "observation_dim": self.observation_dim,
@@ -99,11 +100,11 @@ class Policy(nn.Module, abc.ABC):
     def weigh(
         self, observations: Float[Tensor, "states observations"]
     ) -> Float[Tensor, "states names"] | None:
-        """alpha(s), the weight of each of `names` at each state; None: it weighs nothing up."""
+        """Return alpha(s), the weight of each of `names` at each state; None if there are no weights."""
         return None
 
     def attach(self, critics: Critics) -> None:
-        """Take critics along, to choose among candidates and to be saved with the policy; they learn no more.
+        """Attach frozen critics, for the choice among candidates; they are saved with the policy.
 
         Raises:
             RecipeError: they are made for other observations or actions.
@@ -147,24 +148,24 @@ class Policy(nn.Module, abc.ABC):
         noise: Any = None,
         generator: torch.Generator | None = None,
     ) -> Any:
-        """What to do.
+        """Return an action for each state.
 
         Args:
-            observations: as they come, `[states, observations]` or one state `[observations]`: a tensor, a
+            observations: `[states, observations]` or one state `[observations]`, not normalised: a tensor, a
                 NumPy array or lists of numbers.
-            num_candidates: actions to draw for each state; None: the policy's own number.
-            pick: which of them to take: "first", "max-q" or "min-qc"; None: the policy's own.
-            noise: standard normal numbers, as `draw` gives them, instead of drawing; the rest is determined.
-                The number of candidates is then theirs. One state has noise for one state.
-            generator: what draws them; None: torch's own.
+            num_candidates: number of actions to sample per state; None: the policy's own number.
+            pick: rule for choosing one of them: "first", "max-q" or "min-qc"; None: the policy's own.
+            noise: standard normal numbers, as `draw` returns them; the result is then deterministic.
+                They determine the number of candidates. One state has noise for one state.
+            generator: random generator of the noise; None: torch's default.
 
         Returns:
             Actions within ±1 (`diffusion.clip`), float32, `[states, actions]`, or `[actions]` for one state:
-            for a tensor a tensor on the policy's device, else a NumPy array.
+            as a tensor on the policy's device for a tensor, else as a NumPy array.
 
         Raises:
-            DataError: the observations are no such numbers, not finite or not of the policy's width, or the
-                noise is not for them.
+            DataError: the observations are not numbers, not finite or not of the policy's width, or the
+                noise has another shape.
             RecipeError: `pick` needs a critic that is not attached, or `num_candidates` is below 1.
         """
         rows = states_of(observations, self.observation_dim).to(self.scale.mean)
@@ -185,7 +186,7 @@ class Policy(nn.Module, abc.ABC):
     def draw(
         self, num_states: int, num_candidates: int = 1, generator: torch.Generator | None = None
     ) -> Float[Tensor, "sheets states candidates actions"]:
-        """The noise that `act` starts from, drawn where the generator lives, on the policy's device."""
+        """Draw the noise for `act` on the generator's device, and move it to the policy's device."""
         require_acting(num_candidates)
         shape = (self.num_sheets, num_states, num_candidates, self.action_dim)
         here = self.scale.mean.device
@@ -193,13 +194,13 @@ class Policy(nn.Module, abc.ABC):
         return torch.randn(shape, generator=generator, device=device).to(here)
 
     def require_critic(self, pick: str | None = None) -> None:
-        """Refuse a way to pick that the critics at hand cannot serve.
+        """Refuse a `pick` whose critic is not attached.
 
         Args:
-            pick: None: the policy's own.
+            pick: the rule; None: the policy's own.
 
         Raises:
-            RecipeError: `pick` is not known, or its critic is not there.
+            RecipeError: `pick` is unknown, or its critic is not attached.
         """
         pick = self.pick if pick is None else pick
         require_acting(pick=pick)
@@ -219,10 +220,10 @@ class Policy(nn.Module, abc.ABC):
         candidates: Float[Tensor, "states candidates actions"],
         pick: str,
     ) -> Float[Tensor, "states actions"]:
-        """One candidate for each state.
+        """Choose one candidate for each state.
 
         Raises:
-            RecipeError: `pick` is not known, or its critic is not attached.
+            RecipeError: `pick` is unknown, or its critic is not attached.
         """
         self.require_critic(pick)
         critic = CRITIC_OF[pick]
@@ -237,18 +238,18 @@ class Policy(nn.Module, abc.ABC):
 
     @staticmethod
     def name_now(name: str) -> str:
-        """What a weight is called today that version 0.1.0 wrote as `name`."""
+        """Convert a weight's name from version 0.1.0 to its present name."""
         return name_now(name)
 
     def update_acting(self, step: int) -> None:
-        """What follows training step `step` (from 0): a slow copy that acts moves, where there is one."""
+        """Update the acting copy after training step `step` (from 0); policies without one do nothing."""
 
 
 class DenoisingPolicy(Policy, abc.ABC):
-    """Base of the policies that predict the noise in an action, and so turn noise into actions.
+    """Base of the policies that predict the noise in an action, and sample actions from noise.
 
     Args:
-        diffusion: the process.
+        diffusion: the diffusion process.
         observation_dim, action_dim, num_candidates, pick: as in `Policy`.
     """
 
@@ -268,30 +269,30 @@ class DenoisingPolicy(Policy, abc.ABC):
     def predictor(
         self, observations: Float[Tensor, "states observations"], *, acting: bool, each: int = 1
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """(noisy actions [rows, actions], times [rows]) → the noise in them, given what was observed.
+        """Return the function (noisy actions [rows, actions], times [rows]) → the noise in them.
 
         Args:
-            observations: as they came.
-            acting: ask what acts, else what is trained, where these are two.
-            each: so many rows, one after another, belong to each state.
+            observations: observations, not normalised.
+            acting: use the acting weights, else the trained ones, if these differ.
+            each: number of consecutive rows that belong to each state.
         """
 
+    @override
     def candidates(
         self,
         observations: Float[Tensor, "states observations"],
         noise: Float[Tensor, "sheets states candidates actions"],
     ) -> Float[Tensor, "states candidates actions"]:
-        """The actions that the noise leads to. Gradients reach whatever of the policy learns."""
         _, states, number, dim = noise.shape
         predict = self.predictor(observations, acting=True, each=number)
         return self.diffusion.sample(predict, noise.flatten(1, 2)).view(states, number, dim)
 
 
 def require_acting(num_candidates: int | None = None, pick: str | None = None) -> None:
-    """Refuse a number of candidates below 1, and a way to pick one that is not known; None is not looked at.
+    """Refuse a number of candidates below 1, and an unknown `pick`; None is not checked.
 
     Raises:
-        RecipeError: it is so.
+        RecipeError: one of them is refused.
     """
     if num_candidates is not None and num_candidates < 1:
         raise RecipeError(f"num_candidates must be at least 1, not {num_candidates}")
@@ -300,7 +301,7 @@ def require_acting(num_candidates: int | None = None, pick: str | None = None) -
 
 
 def restored(facts: dict[str, Any]) -> Policy:
-    """A policy from its `facts`, critics included; its weights are yet to be put in."""
+    """Build a policy from its `facts`, critics included; its weights are to be loaded afterwards."""
     policy: Policy = POLICIES[facts["kind"]].rebuilt(facts)
     policy.num_candidates, policy.pick = facts["num_candidates"], facts["pick"]
     if facts["critics"] is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from expertise.mixture.routers.configs import RouterConfig
 from expertise.policy.acting import DenoisingPolicy
@@ -26,17 +27,17 @@ from expertise.skills.targets import all_targets
 class ComposedPolicy(DenoisingPolicy):
     """A base with skills over the weights that act (PSEC, arXiv 2502.05932, §4.2).
 
-    One alpha(s) serves all layers; it is asked once per state, not at each step of the sampler and not for
+    One alpha(s) serves all layers; it is computed once per state, not at each step of the sampler and not for
     each candidate. Only alpha's parameters have `requires_grad`. The base is shared and never changed.
 
     Args:
-        base: what the skills were learnt on; its critics come along.
+        base: the policy that the skills were learnt on; its critics are used, too.
         skills: at least one, in the order of alpha.
-        alpha: the router that decides their weights.
+        alpha: configuration of the router that computes their weights.
 
     Raises:
         SkillError: a skill does not fit the base, there is none, or two have one name.
-        RecipeError: the router cannot be, as where weights are given, and not one for each skill.
+        RecipeError: the router is impossible, such as constant weights of another number than the skills.
     """
 
     kind = "composed"
@@ -55,10 +56,10 @@ class ComposedPolicy(DenoisingPolicy):
         if base.critics is not None:
             self.attach(base.critics)
 
+    @override
     def predictor(
         self, observations: Float[Tensor, "states observations"], *, acting: bool, each: int = 1
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """(noisy actions [rows, actions], times [rows]) → the noise in them; see `DenoisingPolicy`."""
         seen = self.scale(observations)
         weights = weights_of(self.alpha, seen)
         if each > 1:
@@ -70,7 +71,7 @@ class ComposedPolicy(DenoisingPolicy):
         observations: Float[Tensor, "states observations"],
         noise: Float[Tensor, "sheets states candidates actions"],
     ) -> Float[Tensor, "states candidates actions"]:
-        """The actions that the noise leads to. Gradients reach alpha."""
+        """Return the actions sampled from the noise. Gradients reach alpha."""
         if torch.is_grad_enabled():
             return super().candidates(observations, noise)
         if self._steered is None:
@@ -83,17 +84,17 @@ class ComposedPolicy(DenoisingPolicy):
         drawn = self.diffusion.sample(lambda x, times: network(x, times, seen), noise.flatten(1, 2))
         return drawn.view(states, number, dim)
 
+    @override
     def weigh(self, observations: Float[Tensor, "states observations"]) -> Float[Tensor, "states names"]:
-        """alpha(s)."""
         return weights_of(self.alpha, self.scale(observations))
 
     @property
     def skills(self) -> list[Skill]:
-        """What alpha weighs up, in its order; views of what acts."""
+        """Return the skills in the order of alpha, as views of the acting weights."""
         return skills_of(self.network)
 
     def parts(self) -> dict[str, Any]:
-        """Configuration of the base and of alpha, and what each skill adapts."""
+        """Return the configurations of the base and of alpha, and the shape of each skill."""
         return {
             "policy": dataclasses.asdict(self.config),
             "skills": self._shapes,
@@ -101,30 +102,30 @@ class ComposedPolicy(DenoisingPolicy):
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        # What acts shares memory with the network: a copy makes its own.
+        # The acting network shares memory with `network`: a copy makes its own.
         return {**self.__dict__, "_steered": None}
 
     def _apply(self, *arguments: Any, **named: Any) -> ComposedPolicy:
-        self._steered = None  # moved to another device or dtype, the network has other memory
+        self._steered = None  # on another device or dtype the network has other memory
         super()._apply(*arguments, **named)  # type: ignore[no-untyped-call]
         return self
 
     @classmethod
     def rebuilt(cls, facts: dict[str, Any]) -> ComposedPolicy:
-        """A policy with the same skills, all zero."""
+        """Build a policy with the same skills, all zero."""
         base = DiffusionPolicy.rebuilt(facts)
         skills = [empty_skill(base, shape) for shape in facts["skills"]]
         return cls(base, skills, ALPHA.read(facts["weighing"]["alpha"]))
 
 
 def shape_of(skill: Skill) -> dict[str, Any]:
-    """A skill's name, and rank and scaling of each of its factors, as plain values."""
+    """Return a skill's name, and rank and scaling of each of its factors, as plain values."""
     factors = {address: [f.rank, f.scaling] for address, f in skill.factors.items()}
     return {"name": skill.name, "factors": factors}
 
 
 def empty_skill(base: DiffusionPolicy, shape: dict[str, Any]) -> Skill:
-    """A skill of the shape that `shape_of` gave, all zero."""
+    """Make a skill of the shape that `shape_of` returned, all zero."""
     targets, factors = all_targets(base.acting), {}
     for address, (rank, scaling) in shape["factors"].items():
         target = targets[address]

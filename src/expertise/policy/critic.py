@@ -1,4 +1,4 @@
-"""One critic: IQL for reward, or the pair that tells how safe a state and an action are."""
+"""Critics: IQL for reward, and the feasibility critics for safety."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ class RewardCriticConfig:
     """IQL (arXiv 2110.06169). The defaults are those of PSEC's release for DSRL."""
 
     discount: Annotated[float, Ge(0), Le(1)] = 0.99
-    """gamma (release: 0.99)."""
+    """Discount factor gamma (release: 0.99)."""
     expectile: Annotated[float, Gt(0), Lt(1)] = 0.7
-    """Of Q under the data's actions that V is (release: 0.7; 0.9 for AntMaze)."""
+    """Expectile of Q under the data's actions that V learns (release: 0.7; 0.9 for AntMaze)."""
     num_critics: Annotated[int, Ge(1)] = 2
-    """Q networks; the least of them counts (release: 2)."""
+    """Number of Q networks, whose minimum is used (release: 2)."""
     hidden: list[Annotated[int, Ge(1)]] = dataclasses.field(default_factory=lambda: [256, 256])
     """Widths of the hidden layers, ReLU between them (release: 256, 256)."""
     value_norm: bool = True
-    """LayerNorm on what V is given (release: true in the launcher for skills, false in its configuration)."""
+    """Apply LayerNorm to the input of V (release: true in the launcher for skills, else false)."""
     target_rate: Annotated[float, Gt(0), Le(1)] = 0.005
-    """How fast the target Q follows (release: tau = 0.005)."""
+    """Rate at which the target Q follows Q (release: tau = 0.005)."""
     enabled: bool = True
-    """Whether there is this critic at all; false: as if the table were left out."""
+    """Train this critic; false: as if the table were left out."""
 
     def __post_init__(self) -> None:
         _check("reward", self)
@@ -45,23 +45,23 @@ class SafetyCriticConfig:
     """The feasibility critics of FISOR (arXiv 2401.10700), as PSEC's release trains them for DSRL."""
 
     discount: Annotated[float, Ge(0), Le(1)] = 0.99
-    """gamma (release: 0.99)."""
+    """Discount factor gamma (release: 0.99)."""
     expectile: Annotated[float, Gt(0), Lt(1)] = 0.9
     """Weight of the Q below V, so that V is near the least Q under the data's actions (release: 0.9)."""
     violation: Annotated[float, Gt(0)] = 25.0
-    """h where a transition costs something (release: cost_scale = 25)."""
+    """h of a transition that has a cost (release: cost_scale = 25)."""
     safe: Annotated[float, Lt(0)] = -1.0
-    """h where it costs nothing (release: -1)."""
+    """h of a transition without a cost (release: -1)."""
     num_critics: Annotated[int, Ge(1)] = 2
-    """Q networks; the greatest of them counts (release: 2)."""
+    """Number of Q networks, whose maximum is used (release: 2)."""
     hidden: list[Annotated[int, Ge(1)]] = dataclasses.field(default_factory=lambda: [256, 256])
     """Widths of the hidden layers, ReLU between them (release: 256, 256)."""
     value_norm: bool = True
-    """LayerNorm on what V is given (release: true in the launcher for skills, false in its configuration)."""
+    """Apply LayerNorm to the input of V (release: true in the launcher for skills, else false)."""
     target_rate: Annotated[float, Gt(0), Le(1)] = 0.005
-    """How fast the target Q follows (release: tau = 0.005)."""
+    """Rate at which the target Q follows Q (release: tau = 0.005)."""
     enabled: bool = True
-    """Whether there is this critic at all; false, for data without costs: as if the table were left out."""
+    """Train this critic; false, for data without costs: as if the table were left out."""
 
     def __post_init__(self) -> None:
         _check("safety", self)
@@ -71,7 +71,7 @@ class SafetyCriticConfig:
 
 
 class Critic(nn.Module, abc.ABC):
-    """Base of the critics: several Q of state and action, a slow copy of them, and V of the state.
+    """Base of the critics: Q networks of state and action, their target copies, and V of the state.
 
     Args:
         config: sizes and constants.
@@ -98,20 +98,20 @@ class Critic(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The losses of Q and V; their sum is to be descended."""
+        """Return the losses of Q and V; their sum is minimised."""
 
     @abc.abstractmethod
     def action_value(
         self, observations: Float[Tensor, "rows observations"], actions: Float[Tensor, "rows actions"]
     ) -> Float[Tensor, " rows"]:
-        """The slow Q of all networks together."""
+        """Return the target Q, all networks combined."""
 
     def state_value(self, observations: Float[Tensor, "rows observations"]) -> Float[Tensor, " rows"]:
-        """V."""
+        """Return V of each observation."""
         return self.v(observations).squeeze(1)  # type: ignore[no-any-return]
 
     def update_target(self) -> None:
-        """Move the slow copy towards Q."""
+        """Move the target copy towards Q."""
         with torch.no_grad():
             torch._foreach_lerp_(list(self.target.parameters()), list(self.q.parameters()), self._target_rate)
 
@@ -120,7 +120,7 @@ class Critic(nn.Module, abc.ABC):
         return torch.stack([network(joined).squeeze(1) for network in self.target])
 
     def _q_loss(self, batch: Batch, wanted: Tensor) -> Tensor:
-        """Mean squared error over rows and networks."""
+        """Compute the mean squared error over rows and networks."""
         joined = torch.cat([batch.observations, batch.actions], dim=1)
         return torch.stack(
             [(network(joined).squeeze(1) - wanted).square().mean() for network in self.q]
@@ -128,11 +128,11 @@ class Critic(nn.Module, abc.ABC):
 
 
 class RewardCritic(Critic):
-    """IQL: V is an expectile of Q over the data's actions, so that no other action is ever asked about.
+    """IQL: V is an expectile of Q over the data's actions, so Q is never evaluated at other actions.
 
-    V descends |tau - 1(u < 0)| u² with u = Q(s, a) - V(s) (Eq. 5), Q descends (r + gamma V(s') - Q(s, a))²
-    (Eq. 6), where V's Q is the least of the slow ones. V and Q descend at once, each towards the other's
-    values before the step; the release lets V go first. As tau nears 1, V nears the best value that the data
+    V minimises |tau - 1(u < 0)| u² with u = Q(s, a) - V(s) (Eq. 5), Q minimises (r + gamma V(s') - Q(s, a))²
+    (Eq. 6), where V uses the minimum of the target Qs. V and Q are updated at once, each from the other's
+    values before the step; the release updates V first. As tau nears 1, V nears the best value that the data
     supports.
     """
 
@@ -143,11 +143,11 @@ class RewardCritic(Critic):
     def action_value(
         self, observations: Float[Tensor, "rows observations"], actions: Float[Tensor, "rows actions"]
     ) -> Float[Tensor, " rows"]:
-        """The least of the slow Q."""
+        """Return the minimum of the target Qs."""
         return self._targets(observations, actions).amin(0)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """`v_loss`, `q_loss`."""
+        """Return `v_loss` and `q_loss`."""
         with torch.no_grad():
             q = self.action_value(batch.observations, batch.actions)
             following = self.state_value(batch.next_observations) * (1 - batch.terminals)
@@ -157,12 +157,12 @@ class RewardCritic(Critic):
 
 
 class SafetyCritic(Critic):
-    """How close the worst that is still to come is, if one acts as safely as the data shows.
+    """Feasibility critics: the worst discounted h in the future, acting as safely as the data shows.
 
-    h is `violation` where a transition costs something and `safe` elsewhere. Q_c descends to
-    (1 - gamma) h + gamma max(h, V_c(s')), or h where nothing follows; V_c is an expectile of Q_c with the
-    greater weight on those below it: nearly the least. So V_c is near the reachability value of FISOR: the
-    nearer a violation that cannot be avoided, the greater. The greatest of the slow Q_c counts.
+    h is `violation` if a transition has a cost and `safe` otherwise. Q_c is fitted to
+    (1 - gamma) h + gamma max(h, V_c(s')), or to h if nothing follows; V_c is an expectile of Q_c with the
+    larger weight on values below it: nearly the minimum. So V_c is near the reachability value of FISOR: the
+    nearer a violation that cannot be avoided, the larger. The maximum of the target Q_c is used.
     """
 
     def __init__(self, config: SafetyCriticConfig, observation_dim: int, action_dim: int) -> None:
@@ -172,11 +172,11 @@ class SafetyCritic(Critic):
     def action_value(
         self, observations: Float[Tensor, "rows observations"], actions: Float[Tensor, "rows actions"]
     ) -> Float[Tensor, " rows"]:
-        """The greatest of the slow Q_c."""
+        """Return the maximum of the target Q_c."""
         return self._targets(observations, actions).amax(0)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """`v_loss`, `q_loss`.
+        """Return `v_loss` and `q_loss`.
 
         Raises:
             DataError: the data has no costs.
@@ -189,13 +189,13 @@ class SafetyCritic(Critic):
                 self.state_value(batch.next_observations)
             )
             wanted = torch.where(batch.terminals > 0, h, ahead)
-        # The expectile of Q from below is one from above of -Q.
+        # An expectile of Q from below is one of -Q from above.
         v_loss = expectile_loss(self.state_value(batch.observations) - q, self.config.expectile)
         return {"v_loss": v_loss, "q_loss": self._q_loss(batch, wanted)}
 
 
 def costs_of(batch: Batch) -> Float[Tensor, " rows"]:
-    """The costs of transitions.
+    """Return the costs of transitions.
 
     Raises:
         DataError: the data has none.
@@ -209,13 +209,13 @@ def costs_of(batch: Batch) -> Float[Tensor, " rows"]:
 
 
 def expectile_loss(difference: Float[Tensor, " rows"], expectile: float) -> Float[Tensor, ""]:
-    """Mean of |expectile - 1(u < 0)| u² over differences u (IQL, Eq. 5)."""
+    """Return the mean of |expectile - 1(u < 0)| u² over differences u (IQL, Eq. 5)."""
     weight = torch.where(difference > 0, expectile, 1 - expectile)
     return (weight * difference.square()).mean()
 
 
 def _mlp(width: int, hidden: list[int]) -> nn.Sequential:
-    """Width → hidden … → 1, ReLU between, Xavier-uniform, biases at zero."""
+    """Build an MLP: width → hidden … → 1, ReLU between, Xavier-uniform, biases at zero."""
     layers: list[nn.Module] = []
     for width_in, width_out in itertools.pairwise([width, *hidden, 1]):
         layer = nn.Linear(width_in, width_out)

@@ -23,26 +23,26 @@ from expertise.shapes import Float
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CriticsConfig:
-    """Which critics there are."""
+    """Critics to train, and normalisation of their observations."""
 
     reward: RewardCriticConfig | None = None
-    """The critic of reward; None: there is none."""
+    """The critic of reward; None: no such critic."""
     safety: SafetyCriticConfig | None = None
-    """The critics of safety; None: there are none."""
+    """The critics of safety; None: no such critics."""
     normalize: bool = True
-    """Bring observations to mean 0 and standard deviation 1 of the data (release: false)."""
+    """Normalise observations to mean 0 and standard deviation 1 of the data (release: false)."""
 
     def __post_init__(self) -> None:
         for name in ("reward", "safety"):
             critic = getattr(self, name)
             if critic is not None and not critic.enabled:
-                # As if it were left out, so that nobody need ask again.
+                # Treated as left out, so that only None has to be checked later.
                 object.__setattr__(self, name, None)
         if self.reward is None and self.safety is None:
             raise RecipeError("critics: give critics.reward, critics.safety or both")
 
     def build_for(self, data: Batch) -> Critics:
-        """Critics with new weights, for transitions such as these."""
+        """Build critics with new weights for these transitions."""
         critics = Critics(self, data.observations.shape[1], data.actions.shape[1])
         if self.normalize:
             critics.scale.fit(data.observations)
@@ -50,10 +50,10 @@ class CriticsConfig:
 
 
 class Critics(nn.Module):
-    """The critics of one data set, and the scale on which they see observations.
+    """The critics of one data set, and the scale of their observations.
 
     Args:
-        config: which there are.
+        config: the critics to build.
         observation_dim: width of an observation.
         action_dim: width of an action.
     """
@@ -67,12 +67,12 @@ class Critics(nn.Module):
         self.safety = SafetyCritic(config.safety, observation_dim, action_dim) if config.safety else None
 
     def each(self) -> Mapping[str, Critic]:
-        """Name → critic, those that there are."""
+        """The critics by name."""
         both = {"reward": self.reward, "safety": self.safety}
         return {name: critic for name, critic in both.items() if critic is not None}
 
     def facts(self) -> dict[str, Any]:
-        """What `load_critics` needs besides the weights, as plain values."""
+        """Configuration and sizes that `load_critics` needs besides the weights, as plain values."""
         return {
             "observation_dim": self.observation_dim,
             "action_dim": self.action_dim,
@@ -80,7 +80,7 @@ class Critics(nn.Module):
         }
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Every critic's losses under `<critic>_<loss>`."""
+        """Return the losses of every critic as `<critic>_<loss>`."""
         scaled = dataclasses.replace(
             batch,
             observations=self.scale(batch.observations),
@@ -99,12 +99,12 @@ class Critics(nn.Module):
         observations: Float[Tensor, "rows observations"],
         actions: Float[Tensor, "rows actions"],
     ) -> Float[Tensor, " rows"]:
-        """The slow Q of a critic, without gradients.
+        """Return the target Q of a critic, without gradients.
 
         Args:
             name: "reward" or "safety".
-            observations: what was seen, as it came.
-            actions: what was, or would be, done.
+            observations: observations, not normalised.
+            actions: actions to evaluate.
 
         Raises:
             RecipeError: there is no such critic.
@@ -113,11 +113,11 @@ class Critics(nn.Module):
 
     @torch.no_grad()
     def v(self, name: str, observations: Float[Tensor, "rows observations"]) -> Float[Tensor, " rows"]:
-        """V of a critic, without gradients; arguments and errors as in `q`."""
+        """Return V of a critic, without gradients; arguments and errors as in `q`."""
         return self.named(name).state_value(self.scale(observations))
 
     def named(self, name: str, *hints: str) -> Critic:
-        """A critic by its name; `hints` say what else can be done where there is none.
+        """Return a critic by its name; `hints` give further advice for the error.
 
         Raises:
             RecipeError: there is no such critic.

@@ -1,4 +1,4 @@
-"""The demo of policies: safe control of a ball from the data that come with the package."""
+"""Demo of policies: safe control of a ball, learnt from the data in the package."""
 
 from __future__ import annotations
 
@@ -45,56 +45,56 @@ OURS = "PSEC"
 ROWS = {"base": "base", "reward skill": REWARD, "safety skill": SAFETY, OURS: "psec"}
 """Policy → folder of its run."""
 LIBRARY = "library"
-"""Folder of the skills."""
+"""Folder of the library of skills."""
 NOTE = (
     "Learnt with a small network (0.15 M parameters) and few steps, from 240 episodes of our own teachers, "
     "with one seed: a demonstration, not a reproduction of the paper's table."
 )
-"""What whoever sees the numbers should know."""
+"""A caveat to show with the results."""
 RESULTS = "results.json"
-"""What the policies came to."""
+"""File of the results."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """How long each training is. The paper trains for 25 to 330 times as many steps, but for alpha."""
+    """Lengths of the trainings. The paper trains for 25 to 330 times as many steps, except for alpha."""
 
     seed: int = 0
-    """Of weights and of the order of the data."""
+    """Seed of the weights and of the order of the data."""
     critic_steps: int = 2000
-    """Of the critics, all at once."""
+    """Training steps of the critics, all at once."""
     base_steps: int = 3000
-    """Of the base."""
+    """Training steps of the base."""
     skill_steps: int = 1500
-    """Of each skill."""
+    """Training steps of each skill."""
     alpha_steps: int = 1000
-    """Of alpha (release: 1,000)."""
+    """Training steps of alpha (release: 1,000)."""
     batch_size: int = 256
-    """Transitions of a step (release: 2,048)."""
+    """Transitions per step (release: 2,048)."""
     max_cost: float = 5.0
-    """Trajectories that alpha learns from cost no more, and an episode that costs less is safe."""
+    """Largest cost of trajectories that alpha learns from, and of an episode that counts as safe."""
     min_return: float = 400.0
-    """They return at least so much: the best sixth of the cheap ones."""
+    """Smallest return of trajectories that alpha learns from: the best sixth of the cheap ones."""
     episodes: int = 20
-    """That each policy is judged by (paper: 20)."""
+    """Number of episodes that each policy is evaluated on (paper: 20)."""
     network: PlainNetwork.Config = dataclasses.field(default_factory=PlainNetwork.Config)
-    """The small network."""
+    """Network of all policies: the small one."""
     film_every: int = 8
-    """Steps between the pictures of PSEC's first episode; 0: none are taken."""
+    """Steps between the pictures of PSEC's first episode; 0: no pictures."""
 
 
 def demo(folder: Path, say: Callable[[str], None], config: DemoConfig | None = None) -> dict[str, Evaluation]:
-    """Critics, a base, a reward skill, a safety skill and alpha(s) over both; then all of them act.
+    """Train critics, a base, a reward skill, a safety skill and alpha(s) over both, then evaluate all.
 
-    Stopped, it goes on where it was; only the episodes at the end are always run.
+    If it was stopped, it resumes its trainings; only the evaluations at the end are always run.
 
     Args:
-        folder: gets a run for each training, the library of skills, and `results.json`.
-        say: told what happens, a line at a time.
-        config: how long.
+        folder: receives a run for each training, the library of skills, and `results.json`.
+        say: called with each line of progress.
+        config: lengths of the trainings.
 
     Returns:
-        Policy → its episodes; the first of each is kept step by step.
+        Evaluation of each policy; the first episode of each is recorded step by step.
 
     Raises:
         ExpertiseError: simulator or readers are not installed, or the folder holds something else.
@@ -102,7 +102,7 @@ def demo(folder: Path, say: Callable[[str], None], config: DemoConfig | None = N
     config = config or DemoConfig()
     wanted = recipes_of(config, folder)
     _require_own(folder, wanted)
-    with Environment(ENVIRONMENT):  # what is missing should be said before anything is trained
+    with Environment(ENVIRONMENT):  # report a missing package before anything is trained
         pass
     for number, (name, recipe) in enumerate(wanted.items(), 1):
         say(f"{number} of 5: {_ABOUT[name]}")
@@ -120,7 +120,7 @@ def demo(folder: Path, say: Callable[[str], None], config: DemoConfig | None = N
 
 
 def _require_own(folder: Path, wanted: Mapping[str, LearnRecipe]) -> None:
-    """Refuse a folder with anything but a demo of these recipes, before the first training.
+    """Refuse a folder with anything except a demo of these recipes, before the first training.
 
     Raises:
         RunError: it is a file, or holds other things.
@@ -137,13 +137,13 @@ def _require_own(folder: Path, wanted: Mapping[str, LearnRecipe]) -> None:
 
 
 def result(folder: Path, found: Mapping[str, Evaluation]) -> dict[str, Any]:
-    """What the policies came to, as plain values."""
+    """Return the evaluations of the policies as plain values."""
     policies = {row: {"run": str(folder / ROWS[row]), **each.summary()} for row, each in found.items()}
     return {"environment": ENVIRONMENT, "folder": str(folder), "policies": policies}
 
 
 def skills(folder: Path) -> list[Skill]:
-    """The skills that a demo has learnt."""
+    """Open the skills that a demo has learnt."""
     base = load(folder / "base")
     assert isinstance(base, DiffusionPolicy)
     return Library(folder / LIBRARY).load_all([REWARD, SAFETY], base.acting)
@@ -156,22 +156,22 @@ _ABOUT = {
     SAFETY: "a skill for safety",
     "psec": "alpha(s), which weighs the skills up state by state",
 }
-"""Run → what is learnt there, in the order in which it is learnt."""
+"""Title of each run's training, in the order of training."""
 
 
 def recipes_of(config: DemoConfig, folder: Path) -> dict[str, LearnRecipe]:
-    """Run → its recipe, in the order in which each needs those before it.
+    """Return the recipe of each run; runs come after the runs that they need.
 
     Args:
-        config: how long.
-        folder: where the runs are.
+        config: lengths of the trainings.
+        folder: the folder of the runs.
     """
     everything = [DataConfig(path=DATA)]
     few = [DataConfig(path=DATA, max_cost=config.max_cost, min_return=config.min_return)]
     critics, base, library = (str(folder / name) for name in ("critics", "base", LIBRARY))
 
     def train(steps: int) -> TrainConfig:
-        # One thread: more make networks this small slower.
+        # More than one thread makes networks this small slower.
         return TrainConfig(
             steps=steps,
             batch_size=config.batch_size,
@@ -206,7 +206,7 @@ def recipes_of(config: DemoConfig, folder: Path) -> dict[str, LearnRecipe]:
         ),
         "base": PolicyRecipe(
             data=everything,
-            # One action for each state: the safest of several hides how the policies differ.
+            # One action for each state: the safest of several would hide the differences between policies.
             policy=PolicyConfig(network=config.network),
             critics=critics,
             train=train(config.base_steps),

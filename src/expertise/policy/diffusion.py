@@ -1,4 +1,4 @@
-"""The diffusion process: how a vector is turned into noise, and noise back. It knows no policy."""
+"""The diffusion process: add noise to vectors, and sample vectors from noise. It knows no policies."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class DiffusionConfig:
     num_steps: Annotated[int, Ge(1)] = 5
     """T, steps between data and noise (release: 5)."""
     beta_min: Annotated[float, Gt(0)] = 0.1
-    """Least rate of the schedule "vp" (release: 0.1)."""
+    """Smallest rate of the schedule "vp" (release: 0.1)."""
     beta_max: Annotated[float, Gt(0)] = 10.0
-    """Greatest rate of the schedule "vp" (release: 10)."""
+    """Largest rate of the schedule "vp" (release: 10)."""
     clip: Annotated[float, Ge(0)] = 1.0
-    """Bound of every component after every step of the sampler (release: 1); 0: none."""
+    """Bound of every component after every step of the sampler (release: 1); 0: no bound."""
     temperature: Annotated[float, Ge(0)] = 1.0
     """Factor on the noise that the sampler adds after each step but the last (release: 1)."""
 
@@ -45,7 +45,7 @@ class DiffusionConfig:
             )
 
     def betas(self) -> list[float]:
-        """The schedule "vp", PSEC's and IDQL's (arXiv 2304.10573): share of noise that each step adds.
+        """Return the schedule "vp" of PSEC and IDQL (arXiv 2304.10573): share of noise that each step adds.
 
         beta_t = 1 - exp(-beta_min / T - (beta_max - beta_min) (2 t - 1) / (2 T^2)) for t = 1 … T.
         """
@@ -57,17 +57,17 @@ class DiffusionConfig:
 class Diffusion(nn.Module):
     """A variance-preserving diffusion in discrete time (DDPM, arXiv 2006.11239).
 
-    Times are 0 … T - 1; time t has t + 1 steps of noise behind it. The module has no weights: its two tables
-    follow from the configuration and are in no checkpoint.
+    Times are 0 … T - 1; x at time t has t + 1 steps of noise. The module has no weights: its two tables
+    follow from the configuration and are not in checkpoints.
 
     Args:
         config: steps, schedule and sampler.
     """
 
     signal: Tensor
-    """sqrt(abar_t) [T]."""
+    """Factor of the data at each time: sqrt(abar_t) [T]."""
     noise: Tensor
-    """sqrt(1 - abar_t) [T]."""
+    """Factor of the noise at each time: sqrt(1 - abar_t) [T]."""
 
     def __init__(self, config: DiffusionConfig) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Diffusion(nn.Module):
         self.num_steps = config.num_steps
         self._betas = config.betas()
         kept = torch.tensor([1 - beta for beta in self._betas], dtype=torch.float64).cumprod(0)
-        # Numbers for the sampler, whose times are known in Python; tables for training, whose are not.
+        # Numbers for the sampler, which knows its times in Python; tables for training, which does not.
         self._kept = kept.tolist()
         self.register_buffer("signal", kept.sqrt().float(), persistent=False)
         self.register_buffer("noise", (1 - kept).sqrt().float(), persistent=False)
@@ -83,7 +83,7 @@ class Diffusion(nn.Module):
     def add_noise(
         self, x: Float[Tensor, "rows dim"], noise: Float[Tensor, "rows dim"], times: Int[Tensor, " rows"]
     ) -> Float[Tensor, "rows dim"]:
-        """What x has become at each row's time: sqrt(abar_t) x + sqrt(1 - abar_t) noise (DDPM Eq. 4).
+        """Return noisy x at each row's time: sqrt(abar_t) x + sqrt(1 - abar_t) noise (DDPM Eq. 4).
 
         Args:
             x: data.
@@ -95,11 +95,11 @@ class Diffusion(nn.Module):
     def mean_before(
         self, x: Float[Tensor, "rows dim"], predicted: Float[Tensor, "rows dim"], time: int
     ) -> Float[Tensor, "rows dim"]:
-        """Mean of x one step before `time`, given the noise that is thought to be in it (DDPM Eq. 11).
+        """Return the mean of x one step before `time`, given the predicted noise (DDPM Eq. 11).
 
         Args:
-            x: what stands at `time`.
-            predicted: the noise in it.
+            x: the vector at `time`.
+            predicted: the predicted noise in it.
             time: 0 … T - 1.
         """
         beta = self._betas[time]
@@ -110,15 +110,15 @@ class Diffusion(nn.Module):
         predict: Callable[[Tensor, Tensor], Tensor],
         noise: Float[Tensor, "steps rows dim"],
     ) -> Float[Tensor, "rows dim"]:
-        """Turn noise into data (DDPM, algorithm 2, with variance beta_t); nothing is drawn here.
+        """Turn noise into data (DDPM, algorithm 2, with variance beta_t); uses only the given noise.
 
         Args:
             predict: (x [rows, dim], times [rows] int64) → the noise in x [rows, dim].
-            noise: T sheets of standard normal numbers: the first is where the sampler starts, sheet k is
-                added after its k-th step. So nothing is added after the last.
+            noise: T sheets of standard normal numbers: the sampler starts at the first and adds sheet k after
+                its k-th step. So nothing is added after the last step.
 
         Returns:
-            Data, within ±`clip` where that is set.
+            Data, within ±`clip` if that is set.
         """
         x, clip = noise[0], self.config.clip
         for sheet, time in enumerate(range(self.num_steps - 1, -1, -1), 1):
@@ -131,7 +131,7 @@ class Diffusion(nn.Module):
         return x
 
     def schedule(self) -> list[dict[str, Any]]:
-        """What `sample` does, step by step, as numbers.
+        """Return the constants of each step of `sample`.
 
         x becomes `(x - noise * predicted) / kept`, then `added` times the next sheet is added to it.
         """

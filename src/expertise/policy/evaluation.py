@@ -1,4 +1,4 @@
-"""What an evaluation found: its episodes, and some of them step by step."""
+"""Results of an evaluation: its episodes, and traces of some of them."""
 
 from __future__ import annotations
 
@@ -21,43 +21,43 @@ from expertise.shapes import Float
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Episode:
-    """One episode."""
+    """Totals of one episode."""
 
     seed: int
-    """Of the environment."""
+    """Seed of the environment."""
     steps: int
-    """Decisions."""
+    """Number of decisions."""
     total: float
     """Return: the sum of its rewards."""
     cost: float
-    """The sum of its costs."""
+    """Sum of its costs."""
     success: bool
-    """Whether its task was done at some step; False where there is no such thing."""
+    """True if its task was done at some step; False if the environment has no such task."""
     alpha: tuple[float, ...] = ()
-    """Mean weight of each of the policy's names, over every eighth step; empty: it weighs up nothing."""
+    """Mean weight of each of the policy's names, over every eighth step; empty: the policy has none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trace:
-    """An episode step by step."""
+    """Record of every step of an episode."""
 
     episode: int
-    """Its number, from 0."""
+    """Number of the episode, from 0."""
     rewards: Float[np.ndarray, " steps"]
     costs: Float[np.ndarray, " steps"]
     alpha: Float[np.ndarray, "steps names"] | None
-    """What the policy weighed up at each step; None: nothing."""
+    """Weights of the policy's names at each step; None: the policy has none."""
     positions: Float[np.ndarray, "steps 2"] | None
-    """Where the agent was before each step; None: that says nothing there."""
+    """Position of the agent before each step; None: the environment has no positions."""
     risk: Float[np.ndarray, " steps"] | None = None
-    """V of the policy's safety critic before each step; above 0 it sees a cost ahead. None: no critic."""
+    """V of the policy's safety critic before each step; above 0 it predicts a cost. None: no critic."""
     frames: Sequence[Any] = ()
     """Pictures, uint8 [height, width, 3]."""
     frame_steps: Sequence[int] = ()
-    """Before which steps they were taken."""
+    """Step before which each picture was taken."""
 
     def to_json(self) -> dict[str, Any]:
-        """All but the pictures, as plain values."""
+        """Return all fields except the pictures, as plain values."""
         values: dict[str, Any] = {"episode": self.episode, "frame_steps": list(self.frame_steps)}
         for name in ("rewards", "costs", "alpha", "positions", "risk"):
             array = getattr(self, name)
@@ -70,22 +70,22 @@ class Evaluation:
     """Episodes of one policy in one environment."""
 
     environment: str
-    """Its name."""
+    """Name of the environment."""
     names: tuple[str, ...]
-    """What the policy weighs up."""
+    """Names that the policy weighs: skills or policies."""
     has_cost: bool
-    """Whether steps there may cost something."""
+    """True if steps there may have a cost."""
     has_success: bool
-    """Whether tasks there can be done."""
+    """True if the environment reports success."""
     cost_limit: float
-    """Cost of an episode that counts as 1."""
+    """Cost of an episode that counts as 1 after normalisation."""
     episodes: Sequence[Episode]
-    """In the order of their numbers, whichever ended first."""
+    """Episodes in the order of their numbers, not of their ends."""
     traces: Sequence[Trace]
-    """The first ones, step by step."""
+    """Records of the first episodes."""
 
     def metrics(self) -> dict[str, list[float]]:
-        """Name → value of each episode: `return`, and where there are such, `normalized_reward`, `cost`,
+        """Return values of each episode by name: `return`, and if they exist `normalized_reward`, `cost`,
         `normalized_cost`, `success`."""
         found = {"return": [episode.total for episode in self.episodes]}
         scaled = [on_scale(self.environment, episode.total) for episode in self.episodes]
@@ -99,11 +99,11 @@ class Evaluation:
         return found
 
     def summary(self) -> dict[str, float]:
-        """`means_of` the columns over the episodes."""
+        """Return `means_of` the columns over the episodes."""
         return means_of(self.columns())
 
     def columns(self) -> dict[str, list[float]]:
-        """`metrics`, and as `alpha_<name>` each episode's mean of what the policy weighs up."""
+        """Return `metrics`, and each episode's mean weights as `alpha_<name>`."""
         weights = zip(*(episode.alpha for episode in self.episodes if episode.alpha), strict=True)
         return self.metrics() | {
             f"alpha_{name}": list(each) for name, each in zip(self.names, weights, strict=False)
@@ -111,11 +111,11 @@ class Evaluation:
 
     @property
     def is_safe(self) -> bool:
-        """Whether the mean normalised cost is below 1; True where nothing costs."""
+        """True if the mean normalised cost is below 1 or the environment has no costs."""
         return self.summary().get("normalized_cost", 0.0) < 1
 
     def to_json(self) -> dict[str, Any]:
-        """All but the pictures, as plain values."""
+        """Return all fields except the pictures, as plain values."""
         return {
             "environment": self.environment,
             "names": list(self.names),
@@ -127,7 +127,7 @@ class Evaluation:
 
 
 def means_of(columns: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Name → mean, and as `<name>_error` its standard error, which a single value does not have."""
+    """Return means by name, and standard errors as `<name>_error`, which a single value does not have."""
     found: dict[str, float] = {}
     for name, values in columns.items():
         found[name] = float(np.mean(values))
@@ -137,22 +137,22 @@ def means_of(columns: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 def write_film(frames: Sequence[Any], path: Path, frames_per_second: int = 20) -> None:
-    """Pictures as an MP4 file, or as a GIF where the path ends so.
+    """Write pictures to an MP4 file, or to a GIF file if the path ends in `.gif`.
 
     Args:
         frames: uint8 [height, width, 3], all of one size.
-        path: where to.
-        frames_per_second: how fast.
+        path: the file to write.
+        frames_per_second: rate of the film.
 
     Raises:
         DataError: there are no pictures.
         MissingExtra: imageio is not installed.
-        DiskError: no room, no right to write, or nothing can be at that path.
+        DiskError: the disk is full, writing is not permitted, or the path is impossible.
     """
     if not len(frames):
         raise DataError("there are no pictures to make a film of")
     imageio = needed("imageio", "a film")
-    # A GIF is timed by its pictures, in milliseconds.
+    # A GIF has a duration per picture, in milliseconds.
     options: dict[str, Any] = {"duration": 1000 / frames_per_second}
     if path.suffix != ".gif":
         options = {"fps": frames_per_second, "ffmpeg_log_level": "quiet"}
@@ -166,7 +166,7 @@ def write_film(frames: Sequence[Any], path: Path, frames_per_second: int = 20) -
         except OSError as error:
             if error.errno is not None:
                 raise
-            # ffmpeg's own error: the command, and pages of output.
+            # ffmpeg's own error is the command and pages of output.
             raise DiskError(f"cannot write {path}: ffmpeg fails there", "choose another folder") from None
         finally:
             beside.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Packages that only policies need: imported where they are used, named where they are missing."""
+"""Import packages that only policies need; if one is missing, the error names it."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _DECISIVE = (
 
 
 def needed(module: str, what: str, extra: str = "policy") -> Any:
-    """A module of an optional package.
+    """Import a module of an optional package.
 
     Args:
         module: its dotted name.
-        what: what needs it, in words.
-        extra: how the package is installed: an extra of ours, or "safety".
+        what: description of the feature that needs it.
+        extra: name of the extra that installs it: one of ours, or "safety".
 
     Raises:
-        MissingExtra: it is not installed; the command that installs it is named.
+        MissingExtra: it is not installed; the message has the command that installs it.
     """
     try:
         with quiet():
@@ -46,11 +46,11 @@ def needed(module: str, what: str, extra: str = "policy") -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep simulators from warning while they are imported and built.
+    """Suppress warnings of simulators while they are imported and built.
 
-    They warn about their own use of others, which a user cannot change. Some also write to the descriptor of
-    standard output: where a notebook or a test has put something without one in its place, the real one is
-    put back meanwhile.
+    The warnings are about their own use of other packages, which a user cannot change. Some simulators also
+    write to the file descriptor of standard output: if a notebook or a test has replaced it by an object
+    without one, the real one is put back meanwhile.
     """
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = sys.__stdout__ or sys.stdout, sys.__stderr__ or sys.stderr
@@ -63,7 +63,7 @@ def quiet() -> Iterator[None]:
 
 
 def versions() -> dict[str, str]:
-    """Package → version, of those that decide what simulators and teachers give, and are installed."""
+    """Return the versions of the installed packages that affect simulators and teachers."""
     found = {"expertise": __version__}
     for name in _DECISIVE:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

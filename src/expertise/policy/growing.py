@@ -1,4 +1,4 @@
-"""A policy whose newest skill learns, on a base that stays as it is."""
+"""Training of a new skill on a frozen policy."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
+from typing_extensions import override
 
 from expertise.errors import SkillError
 from expertise.policy.acting import DenoisingPolicy
@@ -27,36 +28,36 @@ from expertise.skills.targets import find_targets
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FullConfig:
-    """A skill without the low rank: a whole matrix beside each weight (the paper's `PSEC (MLP)`)."""
+    """A skill of full rank: a whole matrix for each adapted weight (the paper's `PSEC (MLP)`)."""
 
     multiplier: float = 1.0
-    """On the matrices; finite and not 0."""
+    """Factor on the matrices; finite and not 0."""
     start: Annotated[float, Ge(0)] = 0.0
-    """Standard deviation of a new matrix's numbers, in units of 1 / sqrt(in); 0: it adds nothing at first.
+    """Standard deviation of a new matrix, in units of 1 / sqrt(in); 0: it starts at zero.
     (The paper's curve starts at the level of a new policy, so its matrices seem to be random at first.)"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GrowthConfig:
-    """How a skill grows. The paper's and its release's defaults but for `ema_warmup` and `dropout`."""
+    """Training of a skill. Defaults of the paper and its release, except for `ema_warmup` and `dropout`."""
 
     rank: Annotated[int, Ge(1)] = 8
-    """Of its factors (paper: 8, the best of 4 to 64; release's class: 8, its launcher: 16)."""
+    """Rank of its factors (paper: 8, the best of 4 to 64; release's class: 8, its launcher: 16)."""
     multiplier: float = 16.0
-    """On `B A x`, not divided by the rank (release's class: 16, its launcher: 32)."""
+    """Factor on `B A x`, not divided by the rank (release's class: 16, its launcher: 32)."""
     targets: list[str] = dataclasses.field(default_factory=lambda: ["all"])
     """Weights to adapt: "all", or names and ends of names, `*` allowed (paper: all)."""
     full: FullConfig | None = None
-    """Whole matrices instead; `rank` and `multiplier` then count for nothing."""
+    """Whole matrices in place of factors; `rank` and `multiplier` are then ignored."""
     ema_rate: Annotated[float, Gt(0), Le(1)] = 0.001
-    """How fast the factors that act follow those that are trained (release: tau = 0.001)."""
+    """Rate at which the acting factors follow the trained ones (release: tau = 0.001)."""
     ema_warmup: Annotated[int, Ge(0)] = 10
-    """They follow faster at first: at step n (from 0) by at least w / (w + n); 0: never (release)."""
+    """Warm-up of that rate: at step n (from 0) it is at least w / (w + n); 0: no warm-up (release)."""
     dropout: bool = False
-    """Whether the base's dropout is on in training; off, the skill learns beside the base as it acts."""
+    """Keep the base's dropout on in training; off: the skill trains beside the base in evaluation mode."""
 
     def new(self, base: nn.Module, name: str, seed: int) -> Skill:
-        """A skill that has learnt nothing yet: A by LeCun, B zero.
+        """Make an untrained skill: A by LeCun's rule, B zero.
 
         Raises:
             SkillError: a target matches nothing, or the multiplier is 0.
@@ -77,16 +78,16 @@ class GrowthConfig:
 
 
 class GrowingPolicy(DenoisingPolicy):
-    """A base, skills that it has, and one that learns; what acts has a slow copy of that one's factors.
+    """A base, frozen skills, and one skill in training; an EMA copy of its factors acts.
 
-    The base is what acts of the given policy (its EMA weights). Only the new skill's factors have
+    The base is the acting part of the given policy (its EMA weights). Only the new skill's factors have
     `requires_grad`. It acts with the new skill at weight 1.
 
     Args:
-        base: what is adapted; shared, never changed; its critics come along.
-        skill: what learns, as it starts.
-        config: how it learns.
-        beside: skills that are there already.
+        base: the policy to adapt; shared, never changed; its critics are used, too.
+        skill: the skill to train, with its initial factors.
+        config: settings of the training.
+        beside: skills that are active beside it.
         weights: their constant weights; None: 0 each.
 
     Raises:
@@ -112,8 +113,8 @@ class GrowingPolicy(DenoisingPolicy):
         self.config, self._growth, self._beside = own, config, weights
         self.name = skill.name
         self._shapes = [shape_of(s) for s in (*beside, skill)]
-        # Of the two trees over the base's storage, only what acts is in the state: the other one's own
-        # factors are `learning`.
+        # There are two module trees over the base's storage. Only the acting one is in the state dict; the
+        # other one's own factors are `learning`.
         self.acting, trained = (
             compose(base.acting, list(beside), weights=weights, growing=skill) for _ in range(2)
         )
@@ -128,10 +129,10 @@ class GrowingPolicy(DenoisingPolicy):
         if base.critics is not None:
             self.attach(base.critics)
 
+    @override
     def predictor(
         self, observations: Float[Tensor, "states observations"], *, acting: bool, each: int = 1
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """(noisy actions [rows, actions], times [rows]) → the noise in them; see `DenoisingPolicy`."""
         network = self.acting if acting else self._trained[0]
         seen = self.scale(observations)
         if each > 1:
@@ -139,15 +140,15 @@ class GrowingPolicy(DenoisingPolicy):
         return lambda actions, times: network(actions, times, seen)
 
     def update_acting(self, step: int) -> None:
-        """Move the factors that act towards those that are trained, after training step `step` (from 0)."""
+        """Move the acting factors towards the trained ones, after training step `step` (from 0)."""
         follow(self._slow, self.learning, self._growth.ema_rate, self._growth.ema_warmup, step)
 
     def skill(self) -> Skill:
-        """A copy of the skill as it acts now."""
+        """Return a copy of the skill as it acts now."""
         return learnt(self.acting, self.name)
 
     def train(self, mode: bool = True) -> GrowingPolicy:
-        """See `nn.Module.train`; the tree that is trained has dropout only where the growth says so."""
+        """Set the mode; the trained tree has dropout only if the configuration says so."""
         super().train(mode)
         for module in self._trained[0].modules():
             if isinstance(module, nn.Dropout):
@@ -156,12 +157,12 @@ class GrowingPolicy(DenoisingPolicy):
 
     def _apply(self, *arguments: Any, **named: Any) -> GrowingPolicy:
         super()._apply(*arguments, **named)  # type: ignore[no-untyped-call]
-        # The tree that is trained is no child; what learns in it has been moved with `learning`.
+        # The trained tree is no child; the parameters in it have been moved with `learning`.
         self._trained[0]._apply(*arguments, **named)  # type: ignore[no-untyped-call]
         return self
 
     def parts(self) -> dict[str, Any]:
-        """Configuration of the base and of the growth, and what each skill adapts."""
+        """Return the configurations of the base and of the growth, and the shape of each skill."""
         return {
             "policy": dataclasses.asdict(self.config),
             "growth": dataclasses.asdict(self._growth),
@@ -171,14 +172,14 @@ class GrowingPolicy(DenoisingPolicy):
 
     @classmethod
     def rebuilt(cls, facts: dict[str, Any]) -> GrowingPolicy:
-        """A policy with the same skills, all zero."""
+        """Build a policy with the same skills, all zero."""
         base = DiffusionPolicy.rebuilt(facts)
         *beside, skill = (empty_skill(base, shape) for shape in facts["skills"])
         return cls(base, skill, recipes.build(facts["growth"], GrowthConfig), beside, facts["weights"])
 
 
 def _hold_inputs(tree: nn.Module) -> None:
-    """Let only B learn: A is the identity, so that B is the whole matrix."""
+    """Train only B: A is the identity, so that B is the whole matrix."""
     for layer in composition_of(tree).adapted.values():
         assert isinstance(layer, Adapted)
         layer.parts.lora_A.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Policies and critics on disk: safetensors and JSON in a folder whose every byte is checked."""
+"""Save and load policies and critics: safetensors and JSON in a folder with checksums of every file."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from expertise.runs.folder import MANIFEST
 from expertise.runs.weights import fitting_weights
 
 POLICY = "policy.json"
-"""What a policy is made of, beside its weights."""
+"""File of a policy's facts, beside its weights."""
 CRITICS = "critics.json"
-"""The same for critics alone."""
+"""File of the facts of critics alone."""
 _WEIGHTS = "model"
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
 
 def save(model: Policy | Critics, path: str | Path, step: int = 0) -> None:
-    """Write a policy and its critics, or critics alone, in the layout of a checkpoint.
+    """Save a policy and its critics, or critics alone, in the layout of a checkpoint.
 
     Args:
-        model: what to write.
-        path: the folder; a policy or critics that stand there are replaced once all is written.
-        step: training steps behind it.
+        model: the policy or the critics.
+        path: the folder; a saved policy or saved critics there are replaced atomically.
+        step: number of training steps so far.
 
     Raises:
-        RunError: something else stands there, or lies in the folder that would be replaced.
-        DiskError: no room, or no right to write.
+        RunError: the folder holds anything else.
+        DiskError: the disk is full, or writing is not permitted.
     """
     path = Path(path)
     if path.exists() and not any((path / name).is_file() for name in (POLICY, CRITICS)):
@@ -51,13 +51,13 @@ def save(model: Policy | Critics, path: str | Path, step: int = 0) -> None:
 
 
 def texts_of(model: Policy | Critics) -> dict[str, str]:
-    """The JSON that stands beside the weights: file name → content."""
+    """Return the JSON files that are saved beside the weights: file name → content."""
     name = POLICY if isinstance(model, Policy) else CRITICS
     return {name: json.dumps(model.facts(), indent=1) + "\n"}
 
 
 def load(path: str | Path, device: str = "cpu") -> Policy:
-    """A policy of any kind, ready to act.
+    """Load a policy of any kind, ready to act.
 
     Args:
         path: a folder that `save` wrote, a checkpoint, or a run (its newest whole checkpoint is taken).
@@ -70,7 +70,7 @@ def load(path: str | Path, device: str = "cpu") -> Policy:
 
 
 def load_critics(path: str | Path, device: str = "cpu") -> Critics:
-    """Critics that stand alone; those of a policy are its `critics`.
+    """Load critics that were saved alone; those of a policy are its `critics`.
 
     Args:
         path: a folder that `save` wrote, a checkpoint, or a run (its newest whole checkpoint is taken).
@@ -88,11 +88,11 @@ def _load(path: Path, name: str, what: str, build: Callable[[dict[str, Any]], _M
         raise RunError(
             f"{path} holds no {what}: there is no {name}" if path.exists() else f"no {what} at {path}"
         )
-    with torch.random.fork_rng(devices=[]):  # the weights drawn here are thrown away
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced
         model = build(json.loads(found.text(name)))
     tensors = fitting_weights(model, found, f"its {name}")
     with torch.no_grad():
-        # In place, so that what shares memory in the model (a base and the skills over it) goes on doing so.
+        # In place, so that shared memory in the model (a base and the skills over it) stays shared.
         for key, tensor in model.state_dict().items():
             tensor.copy_(tensors[key])
     return model.to(resolve(device)).eval()

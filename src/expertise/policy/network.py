@@ -11,6 +11,7 @@ import torch
 from annotated_types import Ge, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from expertise.errors import RecipeError
 from expertise.policy.pieces import Dropout
@@ -26,11 +27,11 @@ NETWORKS = Registry(
 )
 
 NORM_EPSILON = 1e-6
-"""Of every LayerNorm: Flax's default, which the release uses."""
+"""Epsilon of every LayerNorm: Flax's default, which the release uses."""
 
 
 class Denoiser(nn.Module, abc.ABC):
-    """Base of the networks. Every learned linear map is an `nn.Linear`: a skill can be laid over each."""
+    """Base of the networks. Every learned linear map is an `nn.Linear`, so that a skill can adapt it."""
 
     observation_dim: int
     action_dim: int
@@ -42,28 +43,28 @@ class Denoiser(nn.Module, abc.ABC):
         times: Int[Tensor, " rows"],
         observations: Float[Tensor, "rows observations"],
     ) -> Float[Tensor, "rows actions"]:
-        """The noise in `actions` at `times` (0 … T - 1), given what was observed."""
+        """Predict the noise in `actions` at `times` (0 … T - 1), given observations."""
 
 
 @runtime_checkable
 class NetworkConfig(Protocol):
-    """What the `Config` of every network answers."""
+    """Interface of the `Config` of every network."""
 
     @property
     def name(self) -> str:
-        """The network's name in the registry."""
+        """Name of the network in the registry."""
 
     def build(self, observation_dim: int, action_dim: int) -> Denoiser:
-        """The network, with new weights."""
+        """Build the network with new weights."""
 
     def num_params(self, observation_dim: int, action_dim: int) -> int:
-        """Learned numbers, without building anything."""
+        """Return the number of parameters, without building anything."""
 
 
 class FourierFeatures(nn.Module):
-    """A time as cosines and sines of learned frequencies, drawn from N(0, 0.2²) at first.
+    """Fourier features of a time: cosines and sines of learned frequencies, initially from N(0, 0.2²).
 
-    The frequencies are no `nn.Linear`: as in the release they are the base's own, and no skill changes them.
+    The frequencies are no `nn.Linear`: as in the release, skills do not adapt them.
 
     Args:
         num_features: width of the result, even.
@@ -74,7 +75,7 @@ class FourierFeatures(nn.Module):
         self.frequencies = nn.Parameter(torch.empty(num_features // 2).normal_(std=0.2))
 
     def forward(self, times: Int[Tensor, " rows"]) -> Float[Tensor, "rows features"]:
-        """[cos(2 pi t w), sin(2 pi t w)]."""
+        """Return [cos(2 pi t w), sin(2 pi t w)]."""
         angles = times.to(self.frequencies.dtype).unsqueeze(1) * (2 * math.pi * self.frequencies)
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
@@ -82,7 +83,7 @@ class FourierFeatures(nn.Module):
 class ResidualNetwork(Denoiser):
     """PSEC's network: Fourier features of the time, a condition MLP, a residual MLP (LN_Resnet of IDQL).
 
-    The noisy action, the observation and the condition are joined, projected to `hidden`, go through
+    The noisy action, the observation and the condition are concatenated, projected to `hidden`, pass through
     `num_blocks` blocks {dropout, LayerNorm, Linear, mish, Linear, + input}, and after one more mish to the
     action's width. The outer layers and the condition MLP start Xavier-uniform, those of the blocks as
     LeCun's normal, biases at zero. 1.65 M parameters with the defaults. The activation is mish everywhere;
@@ -96,10 +97,10 @@ class ResidualNetwork(Denoiser):
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """What a recipe says of the residual network. The defaults are those of PSEC's release."""
+        """Configuration of the residual network. The defaults are those of PSEC's release."""
 
         name: Literal["residual"] = "residual"
-        """Which network."""
+        """Name of the network."""
         hidden: Annotated[int, Ge(1)] = 256
         """Width between the blocks, a quarter of that inside (release: 256)."""
         num_blocks: Annotated[int, Ge(1)] = 3
@@ -107,17 +108,17 @@ class ResidualNetwork(Denoiser):
         time_features: Annotated[int, Ge(2)] = 64
         """Fourier features of the time; the condition MLP is twice as wide (release: 64; 128 for D4RL)."""
         dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
-        """Before each block, in training (release: 0.1)."""
+        """Dropout before each block, in training (release: 0.1)."""
 
         def __post_init__(self) -> None:
             _require_sizes(self.hidden, self.num_blocks, self.time_features)
 
         def build(self, observation_dim: int, action_dim: int) -> ResidualNetwork:
-            """The network, with new weights."""
+            """Build the network with new weights."""
             return ResidualNetwork(self, observation_dim, action_dim)
 
         def num_params(self, observation_dim: int, action_dim: int) -> int:
-            """Learned numbers, without building anything."""
+            """Return the number of parameters, without building anything."""
             width, time = self.hidden, self.time_features
             condition = time // 2 + _affine(time, 2 * time) + _affine(2 * time, 2 * time)
             block = 2 * width + _affine(width, 4 * width) + _affine(4 * width, width)
@@ -136,13 +137,13 @@ class ResidualNetwork(Denoiser):
         self.blocks = nn.ModuleList(_Block(width, config.dropout) for _ in range(config.num_blocks))
         self.last = _outer(width, action_dim)
 
+    @override
     def forward(
         self,
         actions: Float[Tensor, "rows actions"],
         times: Int[Tensor, " rows"],
         observations: Float[Tensor, "rows observations"],
     ) -> Float[Tensor, "rows actions"]:
-        """The noise in `actions` at `times` (0 … T - 1), given what was observed."""
         condition = self.condition(self.features(times))
         x = self.first(torch.cat([actions, observations, condition], dim=1))
         for block in self.blocks:
@@ -163,26 +164,26 @@ class PlainNetwork(Denoiser):
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """What a recipe says of the small network."""
+        """Configuration of the small network."""
 
         name: Literal["mlp"] = "mlp"
-        """Which network."""
+        """Name of the network."""
         hidden: Annotated[int, Ge(1)] = 256
         """Width of the hidden layers."""
         num_layers: Annotated[int, Ge(1)] = 3
-        """Hidden layers."""
+        """Number of hidden layers."""
         time_features: Annotated[int, Ge(2)] = 16
-        """Fourier features of the time."""
+        """Number of Fourier features of the time."""
 
         def __post_init__(self) -> None:
             _require_sizes(self.hidden, self.num_layers, self.time_features)
 
         def build(self, observation_dim: int, action_dim: int) -> PlainNetwork:
-            """The network, with new weights."""
+            """Build the network with new weights."""
             return PlainNetwork(self, observation_dim, action_dim)
 
         def num_params(self, observation_dim: int, action_dim: int) -> int:
-            """Learned numbers, without building anything."""
+            """Return the number of parameters, without building anything."""
             width, time = self.hidden, self.time_features
             first = time // 2 + _affine(action_dim + observation_dim + time, width)
             layers = (self.num_layers - 1) * _affine(width, width) + self.num_layers * 2 * width
@@ -199,13 +200,13 @@ class PlainNetwork(Denoiser):
             layers += [layer, nn.LayerNorm(width, eps=NORM_EPSILON), nn.Mish()]
         self.layers = nn.Sequential(*layers, _outer(width, action_dim))
 
+    @override
     def forward(
         self,
         actions: Float[Tensor, "rows actions"],
         times: Int[Tensor, " rows"],
         observations: Float[Tensor, "rows observations"],
     ) -> Float[Tensor, "rows actions"]:
-        """The noise in `actions` at `times` (0 … T - 1), given what was observed."""
         joined = torch.cat([actions, observations, self.features(times)], dim=1)
         return self.layers(joined)  # type: ignore[no-any-return]
 
@@ -231,7 +232,7 @@ def _outer(width_in: int, width_out: int) -> nn.Linear:
 
 def _inner(width_in: int, width_out: int) -> nn.Linear:
     layer = nn.Linear(width_in, width_out)
-    # Flax's default: a normal cut at two standard deviations, widened so that its variance is 1 / fan-in.
+    # Flax's default: a normal cut at two standard deviations, scaled so that its variance is 1 / fan-in.
     std = width_in**-0.5 / 0.87962566103423978
     nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
     nn.init.zeros_(layer.bias)

@@ -1,4 +1,4 @@
-"""What a diffusion policy descends: the error of the predicted noise, each transition with its weight."""
+"""Objectives of a diffusion policy: errors per transition, and weights of transitions."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def noise_errors(
     times: Int[Tensor, " rows"],
     noise: Float[Tensor, "rows actions"],
 ) -> Float[Tensor, " rows"]:
-    """The squared error of the noise that is predicted for each row, summed over the action's components.
+    """Return the squared error of the predicted noise of each row, summed over the action's components.
 
-    Its mean, each row times w(s, a), is PSEC's objective for skills (arXiv 2502.05932); with w = 1 that of
-    its base.
+    Its mean, weighted by w(s, a), is PSEC's objective for skills (arXiv 2502.05932); with w = 1 that of its
+    base.
 
     Args:
         diffusion: the process.
         predict: (noisy actions [rows, actions], times [rows]) → the noise in them [rows, actions].
-        actions: what was done.
+        actions: actions of the data.
         times: 0 … T - 1, uniform.
         noise: standard normal numbers.
     """
@@ -54,17 +54,17 @@ def noise_errors(
 
 @runtime_checkable
 class Objective(Protocol):
-    """What is descended: an error of each transition, which may hang on numbers that are drawn."""
+    """Interface of a training objective: an error of each transition, which may need random numbers."""
 
     @property
     def name(self) -> str:
-        """What its mean is called in metrics."""
+        """Name of the mean error in metrics."""
 
     def draw(self, policy: Policy, rows: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Numbers for so many transitions, on the CPU; each tensor has a row for each of them."""
+        """Draw random numbers for `rows` transitions, on the CPU; each tensor has one row per transition."""
 
     def looks(self, policy: Policy, rows: int) -> list[tuple[Tensor, ...]]:
-        """Draws that are the same every time, to look at the same transitions with."""
+        """Return fixed draws for evaluation, the same every time."""
 
     def errors(
         self,
@@ -75,27 +75,27 @@ class Objective(Protocol):
         *,
         acting: bool,
     ) -> Float[Tensor, " rows"]:
-        """The error of each transition; `acting` asks what acts, else what is trained."""
+        """Return the error of each transition; `acting` uses the acting weights, else the trained ones."""
 
     def of_nothing(
         self, actions: Float[Tensor, "rows actions"], drawn: tuple[Tensor, ...]
     ) -> Float[Tensor, " rows"]:
-        """The error of each transition of who predicts nothing: what a policy must stay below."""
+        """Return the error of each transition for a prediction of zero, which a policy must stay below."""
 
 
 class NoiseError:
-    """`noise_errors` at a random time: what diffusion policies, skills and alpha learn by."""
+    """`noise_errors` at a random time: the objective of diffusion policies, skills and alpha."""
 
     name = "noise_error"
 
     def draw(self, policy: Policy, rows: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Times and noise."""
+        """Draw times and noise."""
         assert isinstance(policy, DenoisingPolicy)
         times = torch.randint(policy.diffusion.num_steps, (rows,), generator=generator)
         return times, torch.randn(rows, policy.action_dim, generator=generator)
 
     def looks(self, policy: Policy, rows: int) -> list[tuple[Tensor, ...]]:
-        """Every time, each with its own noise."""
+        """Return one draw for every time, each with its own noise."""
         assert isinstance(policy, DenoisingPolicy)
         steps, generator = policy.diffusion.num_steps, torch.Generator().manual_seed(0)
         noise = torch.randn(steps, rows, policy.action_dim, generator=generator)
@@ -110,7 +110,7 @@ class NoiseError:
         *,
         acting: bool,
     ) -> Float[Tensor, " rows"]:
-        """`noise_errors`."""
+        """Return `noise_errors` of the policy at the drawn times."""
         assert isinstance(policy, DenoisingPolicy)
         predict = policy.predictor(observations, acting=acting)
         return noise_errors(policy.diffusion, predict, actions, *drawn)
@@ -118,24 +118,24 @@ class NoiseError:
     def of_nothing(
         self, actions: Float[Tensor, "rows actions"], drawn: tuple[Tensor, ...]
     ) -> Float[Tensor, " rows"]:
-        """|noise|²: the error where the predicted noise is 0, on average the number of components."""
+        """Return |noise|²: the error of predicted noise 0, on average the number of components."""
         return drawn[1].square().sum(1)
 
 
 class ActionError:
-    """The squared distance of what a policy would do from what was done, through its whole sampler.
+    """Squared distance of the policy's action from the data's, through the whole sampler.
 
-    So PSEC's release trains the weights of its baselines on noise and on actions.
+    PSEC's release trains the weights of its baselines on noise and on actions so.
     """
 
     name = "action_error"
 
     def draw(self, policy: Policy, rows: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """The sampler's noise."""
+        """Draw the noise of the sampler."""
         return (torch.randn(rows, policy.num_sheets, policy.action_dim, generator=generator),)
 
     def looks(self, policy: Policy, rows: int) -> list[tuple[Tensor, ...]]:
-        """One draw."""
+        """Return one draw of the sampler's noise."""
         return [self.draw(policy, rows, torch.Generator().manual_seed(0))]
 
     def errors(
@@ -147,38 +147,38 @@ class ActionError:
         *,
         acting: bool,
     ) -> Float[Tensor, " rows"]:
-        """|a(s) - a|², summed over components; it is always what acts that is asked."""
+        """Return |a(s) - a|², summed over components; it always uses the acting weights."""
         noise = drawn[0].transpose(0, 1).unsqueeze(2)
         return (policy.candidates(observations, noise)[:, 0] - actions).square().sum(1)
 
     def of_nothing(
         self, actions: Float[Tensor, "rows actions"], drawn: tuple[Tensor, ...]
     ) -> Float[Tensor, " rows"]:
-        """|a|²: the error of an action that is always 0."""
+        """Return |a|²: the error of an action that is always 0."""
         return actions.square().sum(1)
 
 
 def advantage_weights(
     q: Float[Tensor, " rows"], v: Float[Tensor, " rows"], temperature: float, limit: float
 ) -> Float[Tensor, " rows"]:
-    """IQL's weights: clip(exp(temperature (Q - V)), 0, limit) (arXiv 2110.06169, Eq. 7)."""
+    """Return IQL's weights: clip(exp(temperature (Q - V)), 0, limit) (arXiv 2110.06169, Eq. 7)."""
     return (temperature * (q - v)).exp().clamp(max=limit)
 
 
 def safety_weights(
     q: Float[Tensor, " rows"], v: Float[Tensor, " rows"], temperature: float, limit: float
 ) -> Float[Tensor, " rows"]:
-    """PSEC's release: 1[Q_c < V_c] clip(exp(temperature (V_c - Q_c)), 0, limit); 0 for what is no safer."""
+    """Return the release's 1[Q_c < V_c] clip(exp(temperature (V_c - Q_c)), 0, limit); 0 if not safer."""
     return (q < v) * (temperature * (v - q)).exp().clamp(max=limit)
 
 
 @runtime_checkable
 class Weights(Protocol):
-    """What the `Config` of every kind of weights answers."""
+    """Interface of the `Config` of every kind of weights."""
 
     @property
     def name(self) -> str:
-        """The kind's name in the registry."""
+        """Name of the kind in the registry."""
 
     def of(
         self,
@@ -186,29 +186,29 @@ class Weights(Protocol):
         observations: Float[Tensor, "rows observations"],
         actions: Float[Tensor, "rows actions"],
     ) -> Float[Tensor, " rows"] | None:
-        """The weight of each transition of a data set, without gradients; None: they all count the same.
+        """Return the weight of each transition of a data set, without gradients; None: all weights are equal.
 
-        The critics are learnt before. (The release learns critics and skills at once, so its weights move.)
+        The critics are trained before. (The release trains both at once, so its weights change.)
 
         Args:
-            critics: those that may be asked.
-            observations: what was seen, as it came.
-            actions: what was done.
+            critics: the critics to use, if any.
+            observations: observations, not normalised.
+            actions: actions of the data.
 
         Raises:
-            RecipeError: the critic that is asked is not there.
+            RecipeError: the critic that is needed is missing.
         """
 
 
 class Uniform:
-    """Every transition counts the same: cloning."""
+    """Equal weights for all transitions: cloning."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """What a recipe says of uniform weights."""
+        """Configuration of uniform weights."""
 
         name: Literal["uniform"] = "uniform"
-        """Which weights."""
+        """Name of the weights."""
 
         def of(
             self,
@@ -216,22 +216,22 @@ class Uniform:
             observations: Float[Tensor, "rows observations"],
             actions: Float[Tensor, "rows actions"],
         ) -> None:
-            """None."""
+            """Return None: all weights are equal."""
 
 
 class Advantage:
-    """IQL's weights, for reward skills: the better an action than its state, the more it counts (§4.3)."""
+    """IQL's weights, for reward skills: they grow with the advantage of an action over its state (§4.3)."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """What a recipe says of IQL's weights."""
+        """Configuration of IQL's weights."""
 
         name: Literal["advantage"] = "advantage"
-        """Which weights."""
+        """Name of the weights."""
         temperature: Annotated[float, Ge(0)] = 1.0
         """Factor on the advantage (release's launcher for DSRL: 1; its class: 3; D4RL: 10)."""
         limit: Annotated[float, Gt(0)] = 100.0
-        """Greatest weight (release: 100)."""
+        """Largest weight (release: 100)."""
 
         def of(
             self,
@@ -239,24 +239,24 @@ class Advantage:
             observations: Float[Tensor, "rows observations"],
             actions: Float[Tensor, "rows actions"],
         ) -> Float[Tensor, " rows"]:
-            """`advantage_weights` of the reward critic."""
+            """Return `advantage_weights` of the reward critic."""
             q, v = _values(critics, "reward", observations, actions)
             return advantage_weights(q, v, self.temperature, self.limit)
 
 
 class Safety:
-    """The release's weights for safety skills: only what is safer than its state counts."""
+    """The release's weights for safety skills: zero unless an action is safer than its state."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """What a recipe says of the weights of safety."""
+        """Configuration of the safety weights."""
 
         name: Literal["safety"] = "safety"
-        """Which weights."""
+        """Name of the weights."""
         temperature: Annotated[float, Ge(0)] = 1.0
-        """Factor on what is gained (release's launcher: 1; its configuration: 5; its class: 3)."""
+        """Factor on the gain in safety (release's launcher: 1; its configuration: 5; its class: 3)."""
         limit: Annotated[float, Gt(0)] = 150.0
-        """Greatest weight (release's configuration: 150; its launcher for skills: 100; its class: 200)."""
+        """Largest weight (release's configuration: 150; its launcher for skills: 100; its class: 200)."""
 
         def of(
             self,
@@ -264,7 +264,7 @@ class Safety:
             observations: Float[Tensor, "rows observations"],
             actions: Float[Tensor, "rows actions"],
         ) -> Float[Tensor, " rows"]:
-            """`safety_weights` of the safety critics."""
+            """Return `safety_weights` of the safety critics."""
             q, v = _values(critics, "safety", observations, actions)
             return safety_weights(q, v, self.temperature, self.limit)
 
@@ -272,7 +272,7 @@ class Safety:
 def _values(
     critics: Critics | None, name: str, observations: Tensor, actions: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Q and V over a whole data set, a piece at a time."""
+    """Compute Q and V over a whole data set, in pieces."""
     if critics is None:
         raise RecipeError(f"these weights need a critic of {name}, and there are no critics")
     pieces = zip(torch.split(observations, _PIECE), torch.split(actions, _PIECE), strict=True)

@@ -1,4 +1,4 @@
-"""Dropout that is the same whether a batch is computed at once or in pieces."""
+"""Dropout that is the same for a whole batch and for its pieces."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import contextlib
 from collections.abc import Iterator
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 
 class Dropout(nn.Dropout):
-    """Dropout whose rows in a piece of a batch are those that the whole batch would have had.
+    """Dropout that gives the rows of a piece of a batch the same mask as in the whole batch.
 
-    `piece_of` says which piece it is given. It then draws for the whole batch and uses the piece's rows, so
-    every piece must begin with the same random state. Given a whole batch it is `nn.Dropout`.
+    `piece_of` sets the piece. The layer then draws for the whole batch and uses the piece's rows, so
+    every piece must begin with the same random state. For a whole batch it is `nn.Dropout`.
     """
 
     piece = (0, 1)
-    """Index of the piece, and into how many equal pieces the batch is cut."""
+    """Index of the piece, and number of equal pieces of the batch."""
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
-        """See `nn.Dropout`."""
         index, number = self.piece
         if number == 1 or not self.training:
             return super().forward(x)
@@ -29,12 +30,12 @@ class Dropout(nn.Dropout):
 
 @contextlib.contextmanager
 def piece_of(model: nn.Module, index: int, number: int) -> Iterator[None]:
-    """Where this is entered, the model's dropout is told that it sees one of several pieces of a batch.
+    """Tell the model's dropout layers, within this context, which piece of a batch they compute.
 
     Args:
-        model: what computes the piece.
-        index: of the piece, from 0.
-        number: of the equal pieces that the batch is cut into.
+        model: the model that computes the piece.
+        index: index of the piece, from 0.
+        number: number of equal pieces of the batch.
     """
     modules = [m for m in model.modules() if isinstance(m, Dropout)] if number > 1 else []
     try:

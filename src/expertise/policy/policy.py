@@ -1,4 +1,4 @@
-"""A diffusion policy: a network that learns, and a slow copy of it that acts."""
+"""A diffusion policy: a network that is trained, and an EMA copy of it that acts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
+from typing_extensions import override
 
 from expertise.errors import RecipeError
 from expertise.policy.acting import DenoisingPolicy, require_acting
@@ -22,24 +23,24 @@ from expertise.shapes import Float
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PolicyConfig:
-    """A diffusion policy. The defaults are those of PSEC's release but for `normalize` and `ema_warmup`."""
+    """A diffusion policy. Defaults of PSEC's release, except for `normalize` and `ema_warmup`."""
 
     network: Annotated[NetworkConfig, Choice(NETWORKS, default="residual")] = dataclasses.field(
         default_factory=ResidualNetwork.Config
     )
-    """What predicts the noise."""
+    """The network that predicts the noise."""
     diffusion: DiffusionConfig = dataclasses.field(default_factory=DiffusionConfig)
     """Steps, schedule and sampler."""
     num_candidates: Annotated[int, Ge(1)] = 1
-    """Actions that are drawn for each state (release: evaluated at 1, 8 and 16)."""
+    """Number of actions sampled for each state (release: evaluated at 1, 8 and 16)."""
     pick: str = "first"
-    """Which of them is taken: "first" (release, D4RL), "max-q", or "min-qc", the safest (release, DSRL)."""
+    """Rule for choosing one of them: "first" (release, D4RL), "max-q", "min-qc" (safest; release, DSRL)."""
     ema_rate: Annotated[float, Gt(0), Le(1)] = 0.001
-    """How fast the weights that act follow those that are trained (release: tau = 0.001)."""
+    """Rate at which the acting weights follow the trained ones (release: tau = 0.001)."""
     ema_warmup: Annotated[int, Ge(0)] = 10
-    """They follow faster at first: at step n (from 0) by at least w / (w + n); 0: never (release)."""
+    """Warm-up of that rate: at step n (from 0) it is at least w / (w + n); 0: no warm-up (release)."""
     normalize: bool = True
-    """Bring observations to mean 0 and standard deviation 1 of the data (release: false)."""
+    """Normalise observations to mean 0 and standard deviation 1 of the data (release: false)."""
 
     def __post_init__(self) -> None:
         require_acting(self.num_candidates, self.pick)
@@ -50,13 +51,13 @@ class PolicyConfig:
             )
 
     def build(self, observation_dim: int, action_dim: int) -> DiffusionPolicy:
-        """A policy with new weights."""
+        """Build a policy with new weights."""
         return DiffusionPolicy(self, self.network.build(observation_dim, action_dim))
 
     def build_for(
         self, observations: Float[Tensor, "rows observations"], actions: Float[Tensor, "rows actions"]
     ) -> DiffusionPolicy:
-        """A policy with new weights, for data such as this."""
+        """Build a policy with new weights for these data, with their scale if `normalize` is set."""
         policy = self.build(observations.shape[1], actions.shape[1])
         if self.normalize:
             policy.scale.fit(observations)
@@ -64,11 +65,11 @@ class PolicyConfig:
 
 
 class DiffusionPolicy(DenoisingPolicy):
-    """A network that is trained, a slow copy of it that acts, a scale for observations, and critics if any.
+    """A trained network, its acting EMA copy, a scale for observations, and optional critics.
 
     Args:
-        config: what it is made of.
-        network: the network, of `config.network`.
+        config: configuration of the policy.
+        network: the network, built from `config.network`.
     """
 
     kind = "diffusion"
@@ -80,45 +81,45 @@ class DiffusionPolicy(DenoisingPolicy):
         self.network = network
         self.acting = copy.deepcopy(network).requires_grad_(requires_grad=False).eval()
 
+    @override
     def predictor(
         self, observations: Float[Tensor, "states observations"], *, acting: bool, each: int = 1
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """(noisy actions [rows, actions], times [rows]) → the noise in them; see `DenoisingPolicy`."""
         network, seen = self.acting if acting else self.network, self.scale(observations)
         if each > 1:
             seen = seen.repeat_interleave(each, dim=0)
         return lambda actions, times: network(actions, times, seen)
 
     def train(self, mode: bool = True) -> DiffusionPolicy:
-        """Put the network into training mode; what acts never is."""
+        """Set the mode of the trained network; the EMA copy stays in eval mode."""
         super().train(mode)
         self.acting.eval()
         return self
 
     def update_acting(self, step: int) -> None:
-        """Move the weights that act towards those that are trained, after training step `step` (from 0)."""
+        """Move the acting weights towards the trained ones, after training step `step` (from 0)."""
         slow, quick = self.acting.parameters(), self.network.parameters()
         follow(slow, quick, self.config.ema_rate, self.config.ema_warmup, step)
 
+    @override
     def parts(self) -> dict[str, Any]:
-        """Its configuration."""
         return {"policy": dataclasses.asdict(self.config)}
 
     @classmethod
     def rebuilt(cls, facts: dict[str, Any]) -> DiffusionPolicy:
-        """A policy of the same configuration."""
+        """Build a policy of the same configuration."""
         config = recipes.build(facts["policy"], PolicyConfig)
         return config.build(facts["observation_dim"], facts["action_dim"])
 
 
 def follow(slow: Iterable[Tensor], quick: Iterable[Tensor], rate: float, warmup: int, step: int) -> None:
-    """Move weights that act towards those that are trained: an exponential mean.
+    """Move weights towards others in place: an exponential moving average.
 
     Args:
-        slow: what moves, in place.
-        quick: where to.
-        rate: share of the way, in each step.
-        warmup: w; at step n at least w / (w + n) of the way; 0: none.
+        slow: weights to move, in place.
+        quick: weights to follow.
+        rate: share of the difference to move in each step.
+        warmup: w; at step n at least w / (w + n) of the difference; 0: no warm-up.
         step: n, from 0.
     """
     share = max(rate, warmup / (warmup + step) if warmup else 0.0)

@@ -1,4 +1,4 @@
-"""A policy under several seeds: an evaluation for each, and what they say together."""
+"""Evaluate a policy under several seeds, and summarise the results."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class Evaluations:
     """Evaluations of one policy in one environment, by seed."""
 
     by_seed: Mapping[int, Evaluation]
-    """At least one."""
+    """Evaluation of each seed; at least one."""
 
     @property
     def first(self) -> Evaluation:
-        """That of the first seed, whose traces and film are shown."""
+        """The evaluation of the first seed, whose traces and film are shown."""
         return next(iter(self.by_seed.values()))
 
     def summary(self) -> dict[str, float]:
-        """Means over all episodes, as in `Evaluation.summary`; `<name>_error` is the standard error over
+        """Return means over all episodes, as in `Evaluation.summary`; `<name>_error` is a standard error over
         seeds; with one seed, over its episodes.
         """
         if len(self.by_seed) == 1:
@@ -36,7 +36,7 @@ class Evaluations:
         return means_of({name: [float(np.mean(columns[name])) for columns in each] for name in each[0]})
 
     def to_json(self, *, whole: bool = True) -> dict[str, Any]:
-        """Plain values; not `whole`: without single episodes and their steps."""
+        """Return plain values; `whole=False` leaves out single episodes and their steps."""
         parts = {str(seed): evaluation.to_json() for seed, evaluation in self.by_seed.items()}
         if not whole:
             parts = {seed: {"summary": values["summary"]} for seed, values in parts.items()}
@@ -57,16 +57,16 @@ def evaluate_seeds(
     seeds: Sequence[int],
     say: Callable[[str], None] | None = None,
 ) -> Evaluations:
-    """Let a policy act under each seed; the film, if one is wanted, is of the first.
+    """Evaluate a policy under each seed; a film is of the first seed.
 
     Args:
         policy: any kind.
-        config: where, how often; its own seed counts for nothing.
+        config: environment and number of episodes; its own seed is ignored.
         seeds: different ones, at least one.
-        say: told what happens, a line at a time.
+        say: called with each line of progress.
 
     Raises:
-        RecipeError: there is no seed, or one twice; or what `evaluate` refuses.
+        RecipeError: there is no seed, a seed is given twice, or `evaluate` refuses the configuration.
     """
     if not seeds or len(set(seeds)) < len(seeds):
         raise RecipeError(f"seeds must be different ones, at least one, not {list(seeds)}")

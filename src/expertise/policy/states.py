@@ -1,4 +1,4 @@
-"""States as simulators and controllers give them, and actions of the same kind."""
+"""Convert states from simulators and controllers to tensors, and actions back to the same type."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from expertise.shapes import Float
 
 
 def states_of(observations: Any, width: int) -> Tensor:
-    """Observations as rows `[states, width]`; a tensor stays on its device, all else becomes float32.
+    """Convert observations to rows `[states, width]`; a tensor stays on its device, all else becomes float32.
 
     Args:
         observations: `[states, width]` or one state `[width]`: a tensor, a NumPy array or lists of numbers.
-        width: of one observation.
+        width: width of one observation.
 
     Raises:
-        DataError: they are no real numbers, not finite as float32, or of another shape.
+        DataError: the values are no real numbers, not finite as float32, or of another shape.
     """
     rows = observations if isinstance(observations, Tensor) else _tensor(observations)
     if rows.is_complex() or rows.dtype == torch.bool:
@@ -43,7 +43,7 @@ def states_of(observations: Any, width: int) -> Tensor:
 
 
 def like(observations: Any, actions: Float[Tensor, "states actions"]) -> Tensor | np.ndarray:
-    """Actions in the form that the observations had, which `states_of` has checked."""
+    """Convert actions to the type of the observations, which `states_of` has checked."""
     if isinstance(observations, Tensor):
         return actions[0] if observations.ndim == 1 else actions
     found: np.ndarray = actions.cpu().numpy()
@@ -53,12 +53,12 @@ def like(observations: Any, actions: Float[Tensor, "states actions"]) -> Tensor 
 def _tensor(observations: Any) -> Tensor:
     try:
         array = np.asarray(observations)
-    except (TypeError, ValueError):  # lists of unequal length, or what is on another device
+    except (TypeError, ValueError):  # lists of unequal length, or tensors on another device
         raise _no_numbers(f"such a {type(observations).__name__}") from None
     if array.dtype.kind not in "fiu":
         raise _no_numbers(f"a {type(observations).__name__} of {array.dtype}")
-    # A copy in plain order: torch takes none that is read-only, reversed, or of foreign bytes.
-    with np.errstate(over="ignore"):  # what does not fit shows as infinite
+    # A copy in plain order: torch refuses arrays that are read-only, reversed, or of foreign byte order.
+    with np.errstate(over="ignore"):  # values too large for float32 become infinite
         return torch.from_numpy(array.astype(np.float32, order="C"))
 
 

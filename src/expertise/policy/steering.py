@@ -1,4 +1,4 @@
-"""A composed network for acting: alpha is worked in once, for all steps of the sampler and all candidates."""
+"""A fast composed network for acting: alpha is set once for all sampler steps and candidates."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from expertise.skills.composition import composition_of
 
 
 class SteeredNetwork:
-    """A further tree over the storage of a composed network, lean enough for a single state.
+    """A copy of a composed network's modules over the same storage, fast enough for single states.
 
-    It computes what the network does with `weights=`, without gradients. Several calls share one alpha here,
-    so nothing is asked or looked up between them; for few rows that is most of the time.
+    It computes the same as the network with `weights=`, without gradients. Several calls share one alpha, so
+    no call looks it up or checks it; for few rows that is most of the time.
 
     Args:
-        network: composed of linear layers alone.
+        network: composed network with adapted linear layers only.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -35,39 +35,39 @@ class SteeredNetwork:
             self._layers.append(layer)
             stand_ins[root.get_submodule(address)] = layer
         replace(root, stand_ins)
-        # By the class, so that what tells a composition of each call is not called.
+        # The class's method: the instance's `forward` also records each call of a composition.
         self.forward: Callable[..., Tensor] = functools.partial(type(root).forward, root)
-        """The network, with what `steer` set; its arguments are the base's own."""
+        """Call the network with the alpha that `steer` set; the arguments are those of the base."""
 
     def steer(self, weights: Float[Tensor, "states skills"], each: int = 1) -> None:
         """Set alpha for the calls that follow.
 
         Args:
             weights: alpha of each state.
-            each: so many rows of a call, one after another, belong to each state.
+            each: number of consecutive rows of a call that belong to each state.
         """
         ready: dict[tuple[str, tuple[int, ...]], Tensor] = {}
         for layer in self._layers:
             key = layer.skills.layout, layer.columns
             if key not in ready:
-                # A layer numbers only the skills that it has.
+                # A layer numbers only the skills that adapt it.
                 own = weights if len(layer.columns) == weights.shape[1] else weights[:, layer.columns]
                 ranks = layer.skills.weigh(own)
-                # The weights of a single state are worked into B.
+                # The weights of a single state are multiplied into B.
                 alone = each == 1 or weights.shape[0] == 1
                 ready[key] = ranks if alone else ranks.repeat_interleave(each, dim=0)
             layer.steer(ready[key])
 
 
 class _Steered(nn.Module):
-    """A linear layer with skills whose weights are set beforehand."""
+    """A linear layer with skills whose weights are set before the call."""
 
     def __init__(self, adapted: Adapted) -> None:
         super().__init__()
         layer = adapted.mixture.always
         assert isinstance(layer, nn.Linear)
         self.columns = adapted.columns
-        # Not children: they stand in the composed network, and what is a module's own is slow to find.
+        # Not registered as children: they belong to the composed network, and lookup of children is slow.
         self.__dict__["skills"] = adapted.parts
         self.__dict__["layer"] = layer
 
@@ -80,6 +80,6 @@ class _Steered(nn.Module):
         self._own = self.layer.weight.detach(), bias, self.skills.fixed(ranks)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`W_0 x + b`, and the sum of the skills."""
+        """Return `W_0 x + b` plus the weighted sum of the skills."""
         weight, bias, skills = self._own
         return skills.onto(F.linear(x, weight, bias), x)

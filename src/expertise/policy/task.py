@@ -1,4 +1,4 @@
-"""What the training loop sees of policies and of critics: what a step draws, its losses, held-out numbers."""
+"""Tasks for the training loop, of policies and of critics: a step's rows, losses, evaluation."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ from expertise.shapes import Float
 POLICY_OPTIMIZER = OptimizerConfig(
     learning_rate=3e-4, schedule="cosine", final_ratio=0.0, weight_decay=1e-4, beta2=0.999, clip=0.0
 )
-"""The release's AdamW: optax's defaults, a cosine down to 0. (Biases and norms are decayed there, too.)"""
+"""AdamW of the release: optax's defaults, a cosine down to 0. (It also decays biases and norms.)"""
 
 CRITIC_OPTIMIZER = OptimizerConfig(
     learning_rate=3e-4, schedule="constant", weight_decay=0.0, beta2=0.999, clip=0.0
 )
-"""The release's Adam."""
+"""Adam of the release."""
 
 LOOKED_AT = 2048
-"""An evaluation looks at so many transitions, evenly spaced, or at all where there are fewer."""
+"""Maximum number of transitions for an evaluation, evenly spaced."""
 
 
 class PolicyTask:
-    """Cloning, or cloning with a weight for each transition.
+    """Behaviour cloning, with or without a weight for each transition.
 
-    A step draws rows with replacement, and what the objective needs, from its number and the seed alone, on
-    the CPU: cut into micro-batches it is the same step, dropout included, and on another device but for that.
+    A step draws rows with replacement, and the random numbers of the objective, from its number and the seed
+    only, on the CPU. So micro-batches do not change a step, dropout included; another device changes dropout.
 
     Args:
-        policy: what is trained: those of its parameters that need gradients.
-        observations: of the data, as they came, float32.
-        actions: what was done.
+        policy: the policy; its parameters with `requires_grad` are trained.
+        observations: observations of the data, not normalised, float32.
+        actions: actions of the data.
         config: batch size, accumulation, seed, device.
-        weights: of each row; None: 1.
-        held_out: observations and actions that are only looked at; None: the data itself is looked at.
-        objective: the error that is descended; None: that of the predicted noise.
-        penalty: what is descended besides: all observations of a step → a scalar, which need be no mean.
+        weights: weight of each row; None: 1.
+        held_out: observations and actions for evaluation; None: evaluate on the training data.
+        objective: the error to minimise; None: that of the predicted noise.
+        penalty: an additional loss: all observations of a step → a scalar, which need not be a mean.
 
     Raises:
         DataError: there are no rows, their widths are not the policy's, or every weight is 0.
@@ -84,7 +84,7 @@ class PolicyTask:
         self._weights = None if weights is None else weights.to(device)
         rows = _evenly(len(seen))
         self._looked_at = seen[rows].to(device), done[rows].to(device)
-        # How much held-out transitions would count is not known.
+        # The weights of held-out transitions are unknown.
         counts = weights is not None and held_out is None
         self._counting = self._weights[rows.to(device)] if counts and self._weights is not None else None
         self._whose = "training" if held_out is None else "held-out"
@@ -94,7 +94,7 @@ class PolicyTask:
         self._random: dict[str, Tensor] = {}
 
     def losses(self, step: int, micro: int, detail: bool) -> Losses:
-        """The weighted error on one micro-batch."""
+        """Compute the weighted error of one micro-batch."""
         pieces = self._config.accumulation
         if micro == 0:
             self._step, self._drawn = step, self._draw(step)
@@ -111,17 +111,17 @@ class PolicyTask:
         loss = errors.mean()
         if self._penalty is None:
             return Losses(loss, {"loss": loss}, {})
-        # A penalty may be of the mean over a step, such as its square: every micro-batch sees the whole step.
+        # A penalty may depend on the mean over a step, such as its square: it gets the whole step each time.
         every = torch.cat([piece[0] for piece in self._drawn])
         penalty = self._penalty(self._observations.index_select(0, every))
         return Losses(loss + penalty, {"loss": loss, "penalty": penalty}, {})
 
     def after_step(self) -> None:
-        """The copy that acts follows."""
+        """Update the weights that act, such as an EMA copy."""
         self.model.update_acting(self._step)
 
     def evaluate(self, between: Callable[[], None]) -> dict[str, Any]:
-        """The unweighted error of what acts, under the objective's name; what it draws is fixed."""
+        """Compute the unweighted error of the acting weights, with fixed random draws."""
         found = []
         with torch.no_grad():
             for drawn in self._looks():
@@ -130,9 +130,9 @@ class PolicyTask:
         return {self._objective.name: float(torch.stack(found).mean())}
 
     def beside_nothing(self) -> tuple[float, float]:
-        """The error of what acts, and that of predicting nothing, on the same transitions and draws.
+        """Return the error of the acting weights, and that of predicting zero, on the same draws.
 
-        Each transition counts as in training: a skill that learns from some of them is not judged by others.
+        Each transition has its training weight: a skill that learns from some of them is judged by those.
         """
         self.model.eval()
         own, nothing = [], []
@@ -143,16 +143,16 @@ class PolicyTask:
         return self._counted(own), self._counted(nothing)
 
     def headline(self, evaluation: Mapping[str, Any]) -> str:
-        """The error, and on whose transitions."""
+        """Return one line with the error, and the transitions that it is of."""
         name = self._objective.name
         return f"{name.replace('_', ' ')} {evaluation[name]:.4f} on {self._whose} transitions"
 
     def files(self) -> Mapping[str, str]:
-        """What the policy is made of, so that a checkpoint can be loaded by itself."""
+        """Return the policy's configuration, so that a checkpoint can be loaded by itself."""
         return texts_of(self.model)
 
     def _looks(self) -> Iterator[tuple[Tensor, ...]]:
-        """What is drawn to look at the transitions with, on the device."""
+        """Yield the fixed random draws for an evaluation, on the device."""
         for drawn in self._objective.looks(self.model, len(self._looked_at[1])):
             yield tuple(tensor.to(self._device) for tensor in drawn)
 
@@ -163,7 +163,7 @@ class PolicyTask:
         return float((mean * self._counting).sum() / self._counting.sum())
 
     def _draw(self, step: int) -> list[tuple[Tensor, ...]]:
-        """The rows of a step and what is drawn for them, by micro-batch."""
+        """Draw the rows of a step and the objective's random numbers, by micro-batch."""
         size, generator = self._config.batch_size, _generator(self._config.seed, step)
         rows = torch.randint(len(self._actions), (size,), generator=generator)
         drawn = (rows, *self._objective.draw(self.model, size, generator))
@@ -172,13 +172,13 @@ class PolicyTask:
 
 
 class CriticTask:
-    """All critics of a data set at once. A step draws its rows as in `PolicyTask`.
+    """Training of all critics of a data set at once. A step draws its rows as in `PolicyTask`.
 
     Args:
-        critics: what is trained.
+        critics: the critics to train.
         data: the transitions.
         config: batch size, accumulation, seed, device.
-        held_out: transitions that are only looked at; None: the data itself is looked at.
+        held_out: transitions for evaluation; None: evaluate on the training data.
 
     Raises:
         DataError: there are no rows, their widths are not the critics', or costs are needed and missing.
@@ -203,7 +203,7 @@ class CriticTask:
         self._rows: tuple[Tensor, ...] = ()
 
     def losses(self, step: int, micro: int, detail: bool) -> Losses:
-        """The sum of all critics' losses on one micro-batch, and each of them."""
+        """Compute the sum of all critics' losses on one micro-batch, and each of them."""
         if micro == 0:
             rows = torch.randint(
                 len(self._data), (self._config.batch_size,), generator=_generator(self._config.seed, step)
@@ -215,12 +215,12 @@ class CriticTask:
         return Losses(total, {"loss": total, **losses}, {})
 
     def after_step(self) -> None:
-        """The slow copies follow."""
+        """Update the target networks."""
         for critic in self.model.each().values():
             critic.update_target()
 
     def evaluate(self, between: Callable[[], None]) -> dict[str, Any]:
-        """For each critic its losses, and the mean, least and greatest V and the mean Q on the data."""
+        """Compute for each critic its losses, the mean, minimum and maximum V, and the mean Q."""
         data, found = self._looked_at, {}
         with torch.no_grad():
             losses = self.model.losses(data)
@@ -238,7 +238,7 @@ class CriticTask:
         return found
 
     def headline(self, evaluation: Mapping[str, Any]) -> str:
-        """The values of each critic."""
+        """Return one line with the values of each critic."""
         return ", ".join(
             f"V of {name} {e['v']:.2f} ({e['v_least']:.2f} to {e['v_greatest']:.2f})"
             for name, e in evaluation.items()
@@ -246,12 +246,12 @@ class CriticTask:
         )
 
     def files(self) -> Mapping[str, str]:
-        """What the critics are made of, so that a checkpoint can be loaded by itself."""
+        """Return the critics' configuration, so that a checkpoint can be loaded by itself."""
         return texts_of(self.model)
 
 
 def _generator(seed: int, step: int) -> torch.Generator:
-    """Of what one step draws. The odd factor keeps runs of neighbouring seeds from sharing their steps."""
+    """Return the generator of one step. The odd factor keeps neighbouring seeds from sharing steps."""
     return torch.Generator().manual_seed((0x9E3779B97F4A7C15 * seed + step) % 2**64)
 
 

@@ -1,4 +1,4 @@
-"""Batches of a token stream, a function of seed and step alone: going on from any step needs no state."""
+"""Batches of a token stream that depend on seed and step only, so that resuming needs no state."""
 
 from __future__ import annotations
 
@@ -8,40 +8,41 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from expertise.errors import DataError, counted
 from expertise.lm.data.streams import TokenStream
 from expertise.shapes import Int
 
 IGNORED = -100
-"""The target of what is not learnt, which `torch.nn.functional.cross_entropy` leaves out by default."""
+"""The target of tokens that are not learnt: the default `ignore_index` of `F.cross_entropy`."""
 
 PADDING = -1
-"""The document and the domain of a token that only fills a window."""
+"""The document number and the domain id of a padding token."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a model sees in one step; all int64."""
+    """Inputs, targets, domains and documents of one training step; all int64."""
 
     tokens: Int[Tensor, "batch time"]
-    """Ids that go in."""
+    """Ids of the input tokens."""
 
     targets: Int[Tensor, "batch time"]
-    """The id that follows each of them, or `IGNORED` where it is not learnt."""
+    """The next id of each input, or `IGNORED` if it is not learnt."""
 
     domains: Int[Tensor, "batch time"]
-    """The domain id of each token that goes in; an end of text belongs to the document it precedes."""
+    """The domain id of each input; an end of text belongs to the document after it."""
 
     documents: Int[Tensor, "batch time"] | None = None
     """The number of each token's document in its window, or `PADDING`; None: attention crosses documents."""
 
     def num_targets(self) -> int:
-        """How many targets are learnt."""
+        """Return the number of targets that are learnt."""
         return int((self.targets != IGNORED).sum())
 
     def row(self, index: int) -> Batch:
-        """One row of it as a batch."""
+        """Return one row as a batch."""
         kept = slice(index, index + 1)
         documents = None if self.documents is None else self.documents[kept]
         return Batch(self.tokens[kept], self.targets[kept], self.domains[kept], documents)
@@ -49,7 +50,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class ContextKeys:
-    """What sets the context, for advice where there is too little text; empty: nothing can."""
+    """Names of the recipe keys that set the context, for advice on too little text; empty: there are none."""
 
     lower: str = "model.context"
     higher: str = "model.context"
@@ -61,12 +62,12 @@ CONTEXT_KEYS = ContextKeys()
 class Windows(abc.ABC):
     """Windows in random order, each once per epoch.
 
-    Each epoch has its own permutation of them; batches run on from one epoch into the next.
+    Each epoch has its own permutation; a batch may lie in two epochs.
 
     Args:
-        num_windows: how many there are.
+        num_windows: number of windows.
         batch_size: sequences per batch.
-        seed: of the permutations, 0 or more.
+        seed: seed of the permutations, 0 or more.
     """
 
     def __init__(self, num_windows: int, batch_size: int, seed: int) -> None:
@@ -74,21 +75,21 @@ class Windows(abc.ABC):
         self._orders: dict[int, Int[np.ndarray, " windows"]] = {}
 
     def batch(self, index: int) -> Batch:
-        """The batch of this index, 0 or more: the same whatever was asked before."""
+        """Return the batch of this index, 0 or more; it does not depend on earlier calls."""
         drawn = np.arange(index * self.batch_size, (index + 1) * self.batch_size)
         windows = [self._order(int(i // self.num_windows))[i % self.num_windows] for i in drawn]
         return self.read(np.array(windows))
 
     @abc.abstractmethod
     def read(self, windows: Int[np.ndarray, " batch"]) -> Batch:
-        """These windows, in this order."""
+        """Return these windows, in this order, as a batch."""
 
     def notes(self) -> list[str]:
-        """What a user may want to know about how documents fit the windows: one line each."""
+        """Return notes on how documents fit the windows, one line each."""
         return []
 
     def _order(self, epoch: int) -> Int[np.ndarray, " windows"]:
-        """The epoch's permutation; the latest two are kept, because a batch may lie in both."""
+        """Return the epoch's permutation; the latest two are cached, because a batch may lie in both."""
         if epoch not in self._orders:
             if len(self._orders) > 1:
                 del self._orders[min(self._orders)]
@@ -103,11 +104,11 @@ class Batches(Windows):
     target once.
 
     Args:
-        stream: the tokens.
+        stream: the token stream.
         context: tokens per sequence.
         batch_size: sequences per batch.
-        seed: of the permutations, 0 or more.
-        keys: what sets `context`, for the error.
+        seed: seed of the permutations, 0 or more.
+        keys: names of the recipe keys that set `context`, for the error.
 
     Raises:
         DataError: the stream is shorter than one batch.
@@ -132,8 +133,8 @@ class Batches(Windows):
         super().__init__((have - 1) // context, batch_size, seed)
         self.stream, self.context = stream, context
 
+    @override
     def notes(self) -> list[str]:
-        """How many tokens at the end fill no window, and are never seen."""
         total = len(self.stream.tokens)
         left = total - 1 - self.num_windows * self.context
         if not left:
@@ -143,8 +144,8 @@ class Batches(Windows):
             f"which fill no window of {self.context}"
         ]
 
+    @override
     def read(self, windows: Int[np.ndarray, " batch"]) -> Batch:
-        """These windows, in this order."""
         positions = windows[:, None] * self.context + np.arange(self.context + 1)
         ids = torch.from_numpy(self.stream.tokens[positions].astype(np.int64))
         domains = torch.from_numpy(self.stream.domain_of(positions[:, :-1]))
@@ -160,14 +161,14 @@ OTHER_TOKENIZER = "take a tokenizer that has tokens for this text, such as one t
 
 
 def smaller(windows: int, batch_size: int, context: int, context_key: str, more: str) -> str:
-    """A hint for too little training text: what can be made smaller, as far as that helps, or what to add.
+    """Advise on too little training text: settings to make smaller, as far as that helps, or text to add.
 
     Args:
-        windows: how many windows the text fills.
-        batch_size: how many are wanted.
+        windows: number of windows that the text fills.
+        batch_size: number of windows that are needed.
         context: tokens of a window.
-        context_key: what sets that; empty: it cannot be changed.
-        more: what to do else, in words.
+        context_key: the recipe key that sets the context; empty: it cannot be changed.
+        more: other advice, in words.
     """
     ways = [f"lower train.batch_size ({batch_size}) to {windows} or less"] if windows else []
     if context_key and context > 1:

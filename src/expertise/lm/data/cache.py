@@ -1,4 +1,4 @@
-"""Built text and tokens on disk: safe to delete, built once, never seen half-written."""
+"""Cache of text and tokens on disk: safe to delete, built once, written atomically."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from expertise.errors import DiskError
 from expertise.runs.files import atomic_folder, sha256_of
 
 FORMAT = 1
-"""Part of every key: raised when what is stored, or how it is built, changes."""
+"""Part of every key: raised when the stored data, or the way to build them, changes."""
 
 _MANIFEST = "manifest.json"
 _HASHED_ON_OPENING = 32 * 2**20
@@ -23,17 +23,17 @@ _HASHED_ON_OPENING = 32 * 2**20
 
 @dataclass(frozen=True)
 class Entry:
-    """A folder of the cache that is whole: every file has the size its manifest says."""
+    """An intact folder of the cache: every file has the size in its manifest."""
 
     path: Path
-    """The folder."""
+    """Path of the folder."""
 
     facts: dict[str, Any]
-    """What the builder said about it, as read from the manifest."""
+    """Facts that the builder returned, as read from the manifest."""
 
 
 def cache_root() -> Path:
-    """`$EXPERTISE_CACHE`, else `$XDG_CACHE_HOME/expertise`, else `~/.cache/expertise`."""
+    """Return `$EXPERTISE_CACHE`, else `$XDG_CACHE_HOME/expertise`, else `~/.cache/expertise`."""
     own = os.environ.get("EXPERTISE_CACHE")
     if own:
         return Path(own).expanduser()
@@ -42,14 +42,14 @@ def cache_root() -> Path:
 
 
 def key_of(*parts: object) -> str:
-    """A name for what was built from `parts` (anything JSON holds), with the format's version."""
+    """Return a key for data built from `parts` (anything JSON holds) and from the format's version."""
     return hashlib.sha256(json.dumps([FORMAT, *parts], sort_keys=True).encode()).hexdigest()[:32]
 
 
 def entry(kind: str, key: str, build: Callable[[Path], dict[str, Any]]) -> Entry:
-    """The entry of this kind and key: as it is, or built now if it is missing or damaged.
+    """Return the entry of this kind and key; it is built if it is missing or damaged.
 
-    Several processes may ask at once: one builds, under a lock, and the others wait for it.
+    If several processes ask at once, one builds, under a lock, and the others wait for it.
 
     Args:
         kind: the sub-folder, `text` or `tokens`.
@@ -66,9 +66,9 @@ def entry(kind: str, key: str, build: Callable[[Path], dict[str, Any]]) -> Entry
     try:
         try:
             return _build(folder, key, build)
-        except FileNotFoundError:  # the cache was deleted under our feet: once more
+        except FileNotFoundError:  # the cache was deleted meanwhile: once more
             return _build(folder, key, build)
-    except (OSError, DiskError) as error:  # sources turn their own into DataError: this one is the cache's
+    except (OSError, DiskError) as error:  # sources raise DataError: this error is the cache's
         cause = error.__cause__ if isinstance(error, DiskError) else error
         reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else error
         raise DiskError(
@@ -78,7 +78,7 @@ def entry(kind: str, key: str, build: Callable[[Path], dict[str, Any]]) -> Entry
 
 
 def _build(folder: Path, key: str, build: Callable[[Path], dict[str, Any]]) -> Entry:
-    import filelock  # not needed where everything is built
+    import filelock  # not needed if everything is built
 
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder / f".{key}.lock"):
@@ -99,7 +99,7 @@ def _build(folder: Path, key: str, build: Callable[[Path], dict[str, Any]]) -> E
 
 
 def _opened(path: Path) -> Entry | None:
-    """The entry, unless it is missing or damaged; contents are only compared where that is quick."""
+    """Open the entry, unless it is missing or damaged; contents are only compared where that is quick."""
     try:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
         for name, expected in manifest["files"].items():

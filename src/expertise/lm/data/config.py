@@ -1,4 +1,4 @@
-"""What a recipe says about its text and its tokenizer."""
+"""Recipe tables for the text and the tokenizer."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from expertise.registry import Registry
 from expertise.runs.files import expand_paths
 
 INSTALLED = "installed"
-"""The source that reads the text which comes with this package's environment."""
+"""Name of the source that reads the text installed with this package's environment."""
 
 SMALLEST_VOCABULARY = 260
-"""256 bytes, the end of text, and room for a few merges."""
+"""Smallest vocabulary of a trained tokenizer: 256 bytes, the end of text, and room for a few merges."""
 
 KINDS = Registry(
     "kind of data",
@@ -25,12 +25,12 @@ KINDS = Registry(
         "messages": "expertise.lm.data.kinds:Messages",
     },
 )
-"""To add a kind of data write a class in `kinds.py` and add a line here."""
+"""The kinds of data. To add one write a class in `kinds.py` and add a line here."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceTable:
-    """One place that text comes from.
+    """One source of text.
 
     Raises:
         RecipeError: neither or both of `path` and `hub` are given, or the domain's name cannot be used.
@@ -43,28 +43,28 @@ class SourceTable:
     """A data set on the Hugging Face hub, as `owner/name` or `owner/name:configuration` (extra `data`)."""
 
     domain: str
-    """The label under which this text is counted and evaluated."""
+    """The label for the counts and the evaluation of this text."""
 
     field: str = "text"
     """The field that holds the text, in JSON Lines, Parquet and hub data sets."""
 
     prompt_field: str = "prompt"
-    """The field that holds what is given, for data of the kind `prompt`."""
+    """The field that holds the prompt, for data of the kind `prompt`."""
 
     completion_field: str = "completion"
-    """The field that holds what is to be answered, for data of the kind `prompt`."""
+    """The field that holds the completion, for data of the kind `prompt`."""
 
     messages_field: str = "messages"
     """The field that holds the list of messages, for data of the kind `messages`."""
 
     tools_field: str = "tools"
-    """The field that holds the tools which the assistant may call, where a row of `messages` has some."""
+    """The field that holds the tools that the assistant may call, if a row of `messages` has some."""
 
     split: str = "train"
-    """The hub data set's split to read; it is split again here."""
+    """The split of the hub data set to read; it is divided into train, validation and test again."""
 
     pattern: str = "**/*"
-    """Which files of a folder are read."""
+    """Glob pattern of the files to read in a folder."""
 
     def __post_init__(self) -> None:
         expand_paths(self, "path")
@@ -83,19 +83,19 @@ class DataConfig:
     """`"installed"`, a path to a file or folder, or tables with `path` or `hub`, and `domain`."""
 
     validation: str | list[SourceTable] = ""
-    """Validation text of its own, in the forms of `source` and of the same kind; then all of `source` is
+    """Separate validation text, in the forms of `source` and of the same kind; then all of `source` is
     trained on, and there is no test text. Empty: 5 % of `source` become validation text and 5 % test text."""
 
     kind: str = "text"
-    """`"text"`; or records with the loss on what is answered only: `"prompt"` (prompt and completion) or
+    """`"text"`; or records of which only answers are learnt: `"prompt"` (prompt and completion) or
     `"messages"` (conversations)."""
 
     pack: Literal["auto", "stream", "documents"] = "auto"
-    """What a window holds: a piece of one `"stream"`, with attention across documents, or whole
+    """Content of a window: a piece of one `"stream"`, with attention across documents, or whole
     `"documents"`, with attention inside each; `"auto"`: the stream for text, documents for records."""
 
     template: str = ""
-    """The jinja2 chat template that makes text of messages; empty: the one beside a given tokenizer, else
+    """The jinja2 chat template that renders messages; empty: the one beside a given tokenizer, else
     ChatML."""
 
     template_file: str = ""
@@ -103,21 +103,21 @@ class DataConfig:
     text in `template`."""
 
     domains: list[str] = field(default_factory=list)
-    """Only these domains, of source and validation; empty: all. They are divided as they are among all."""
+    """Read only these domains of source and validation; empty: all. The split of each stays the same."""
 
     cap_bytes: Annotated[int, Ge(0)] = 0
-    """How many bytes of each domain of the source are kept at most; 0 keeps all."""
+    """Maximum bytes to keep of each domain of the source; 0: all."""
 
     deduplicate: bool = True
-    """Whether a paragraph of 60 bytes or more, or a whole record, is kept only the first time it is met,
-    over all domains; what `validation` has is then not trained on either."""
+    """Keep a paragraph of 60 bytes or more, or a whole record, only the first time that it occurs in any
+    domain; text of `validation` is then not trained on either."""
 
     on_bad: Literal["stop", "skip"] = "stop"
-    """A row or a file that cannot be used: `"stop"` refuses all of the data and names its line, `"skip"`
-    leaves it out and counts it."""
+    """Treatment of a row or a file that cannot be used: `"stop"` refuses all of the data and names its line,
+    `"skip"` leaves it out and counts it."""
 
     bad_share: Annotated[float, Ge(0), Le(1)] = 0.1
-    """The share of a source's rows that may be left out by `on_bad = "skip"`; more is refused."""
+    """Largest share of a source's rows that `on_bad = "skip"` may leave out; more is refused."""
 
     def __post_init__(self) -> None:
         expand_paths(self, "source", "validation", "template_file")
@@ -141,29 +141,29 @@ class DataConfig:
             )
 
     def places(self) -> str:
-        """Where the text comes from, in words."""
+        """Return the paths and hub ids of the sources, in words."""
         if isinstance(self.source, str):
             return self.source
         return ", ".join(table.path or table.hub for table in self.source)
 
     @property
     def packed(self) -> bool:
-        """Whether a window holds whole documents, each attended to by itself."""
+        """True if a window holds whole documents, each attended to by itself."""
         return self.pack == "documents" or (self.pack == "auto" and self.kind != "text")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """Where the tokenizer comes from: trained on the text, or given."""
+    """The tokenizer: trained on the text, or given."""
 
     vocab_size: Annotated[int, Ge(SMALLEST_VOCABULARY)] = 4096
-    """How many tokens the trained tokenizer has at most; a short text gives fewer."""
+    """Largest vocabulary of the trained tokenizer; a short text gives a smaller one."""
 
     path: str = ""
     """A `tokenizer.json` to use instead of training one."""
 
     train_bytes: Annotated[int, Ge(1)] = 6_000_000
-    """How much of the training text the tokenizer is trained on at most, an equal share of each domain."""
+    """Maximum bytes of training text for training the tokenizer, an equal share of each domain."""
 
     def __post_init__(self) -> None:
         expand_paths(self, "path")
@@ -193,7 +193,7 @@ def check_domain(domain: str) -> None:
     """Refuse a domain's name that a report could not show.
 
     Raises:
-        RecipeError: the name is empty, or `mean`, which stands for the mean over all domains.
+        RecipeError: the name is empty, or `mean`, which is the name of the mean over all domains.
     """
     if not domain.strip():
         raise RecipeError("a source has an empty domain: give it a short name")

@@ -1,7 +1,7 @@
-"""From sources to divided text: normalise, deduplicate, cap, divide, store.
+"""Build divided text from sources: normalise, deduplicate, cap, divide, store.
 
-Documents stream through: only hashes of paragraphs and one short record per document stay in memory; the
-text itself waits in one temporary file until it is known which side each document goes to.
+Documents are streamed: only hashes of paragraphs and one short record per document stay in memory; the
+text itself is kept in a temporary file until each document's split is known.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ class _Piece:
     start: int
     size: int
     spans: int = 0
-    """Bytes of JSON after the text: where it is learnt, for a record."""
+    """Bytes of JSON after the text: the learnt ranges of a record."""
 
 
 class Deduplicator:
-    """Drops paragraphs (between blank lines, 60 bytes or more) that were met before, in any document.
+    """Drops paragraphs (between blank lines, 60 bytes or more) that occurred before, in any document.
 
-    Of records it knows whole ones: a conversation without one of its paragraphs would be another.
+    Records are compared as a whole: a conversation without one of its paragraphs would be another.
 
     Args:
-        held_out: who has seen text that is not to be trained on: what it knows is dropped too.
-        drops: whether anything is dropped; else it only remembers what it sees.
+        held_out: deduplicator of text that must not be trained on: its paragraphs are dropped too.
+        drops: False: drop nothing, only remember what was seen.
     """
 
     def __init__(self, held_out: Deduplicator | None = None, *, drops: bool = True) -> None:
@@ -62,10 +62,10 @@ class Deduplicator:
         self._held_out = held_out._seen if held_out is not None else frozenset()
         self._drops = drops
         self.num_held_out = 0
-        """Paragraphs and records that the held-out text has too."""
+        """Number of paragraphs and records that the held-out text has too."""
 
     def __call__(self, text: str) -> str:
-        """`text` without paragraphs already seen; what is left is unchanged, byte for byte."""
+        """Return `text` without paragraphs that were seen; the rest is unchanged, byte for byte."""
         parts = _BLANK_LINES.split(text)
         kept: list[str] = []
         for i in range(0, len(parts), 2):
@@ -82,7 +82,7 @@ class Deduplicator:
         return "".join(kept)
 
     def is_known(self, record: Document) -> bool:
-        """Whether a record with the same text, learnt and written in the same places, was met before."""
+        """Return True if a record with the same text and the same learnt and written ranges was seen."""
         parts = [record.text, record.learnt, *([record.written] if record.written else [])]
         key = hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).digest()
         if self._is_held_out(key):
@@ -94,7 +94,7 @@ class Deduplicator:
         return known
 
     def notes(self) -> list[str]:
-        """How much was met before, a line for paragraphs and one for records."""
+        """Describe how much was seen before, one line for paragraphs and one for records."""
         return [
             f"left out: {counted(number, what)} ({size(total)}) met before (data.deduplicate)"
             for what, (number, total) in self._dropped.items()
@@ -116,18 +116,18 @@ def build_text(
 ) -> dict[str, Any]:
     """Write `train.jsonl`, `validation.jsonl` and `test.jsonl`, documents of all domains in hash order.
 
-    A record (a document with something to learn in it) stays as it is: it is never cut, neither at a cap nor
-    to be divided, and dropped only when all of it was met before.
+    A record (a document with learnt ranges) stays as it is: it is never cut, neither at a cap nor
+    to be divided, and dropped only if all of it was seen before.
 
     Args:
-        sources: where the text comes from, in order; several may share a domain.
-        cap_bytes: bytes of each domain that are kept; 0 keeps all. The document that crosses it is cut.
-        deduplicate: whether repeated paragraphs, or repeated records, are dropped.
+        sources: sources of the text, in order; several may share a domain.
+        cap_bytes: bytes of each domain that are kept; 0: all. The document that crosses it is cut.
+        deduplicate: drop repeated paragraphs, or repeated records.
         folder: an empty folder.
-        say: told what is happening, a line at a time.
+        say: called with each line of progress.
 
     Returns:
-        domains: their names; bytes and documents: side → domain → count; notes: lines for the user.
+        domains: their names; bytes and documents: split → domain → count; notes: lines for the user.
 
     Raises:
         DataError: a source cannot be read, or a domain has too little text to be divided.
@@ -149,20 +149,20 @@ def build_whole(
     folder: Path,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Write each side's text as its own sources give it; nothing is divided.
+    """Write each split's text from sources of its own; nothing is divided.
 
-    Held-out text is kept whole: neither the cap nor deduplication takes any of it away.
+    Held-out text is kept whole: neither the cap nor deduplication removes any of it.
 
     Args:
-        held_out: side (`validation`, or any other name) → where its text comes from.
-        training: where that of `train` comes from; empty: there is no such side.
-        cap_bytes: bytes of each domain of the training text that are kept; 0 keeps all.
-        deduplicate: whether training text is dropped that was met before, there or in the held-out text.
+        held_out: split (`validation`, or any other name) → its sources.
+        training: sources of `train`; empty: there is no such split.
+        cap_bytes: bytes of each domain of the training text that are kept; 0: all.
+        deduplicate: drop training text that occurred before, there or in the held-out text.
         folder: an empty folder.
-        say: told what is happening, a line at a time.
+        say: called with each line of progress.
 
     Returns:
-        As `build_text`, for these sides.
+        The same as `build_text`, for these splits.
 
     Raises:
         DataError: a source cannot be read, or a domain has no text.
@@ -192,7 +192,7 @@ def build_whole(
 def _store(
     sides: Mapping[str, list[tuple[str, _Piece]]], domains: list[str], spool: IO[bytes], folder: Path
 ) -> dict[str, Any]:
-    """Write each side's documents, in hash order; domains, and how much of each a side has."""
+    """Write each split's documents, in hash order; return the domains, and the counts of each split."""
     num_bytes = {side: dict.fromkeys(domains, 0) for side in sides}
     num_documents = {side: dict.fromkeys(domains, 0) for side in sides}
     for side, chosen in sides.items():
@@ -208,7 +208,7 @@ def _store(
 
 
 def stored_documents(folder: Path, side: str) -> Iterator[Document]:
-    """What `build_text` or `build_whole` stored for one side, in stored order."""
+    """Yield the documents of a split that `build_text` or `build_whole` stored, in stored order."""
     with (folder / f"{side}.jsonl").open(encoding="utf-8", newline="\n") as file:
         for line in file:
             yield Document.from_json(json.loads(line))
@@ -284,7 +284,7 @@ def _cap_note(domain: str, kept: list[_Piece], cap: int, sources: list[Source]) 
 
 
 def _kept(document: Document, clean: Deduplicator | None, spool: IO[bytes]) -> _Piece | None:
-    """The document in the temporary file, unless nothing of it is new."""
+    """Write a document to the temporary file, unless nothing in it is new."""
     if document.learnt is not None:
         if clean is not None and clean.is_known(document):
             return None
@@ -302,7 +302,7 @@ def _documents(source: Source) -> Generator[Document, None, None]:
 
 
 def _capped(pieces: list[_Piece], cap: int, spool: IO[bytes]) -> list[_Piece]:
-    """The first pieces up to `cap` bytes; the one that crosses is cut, at a blank line if one is near.
+    """Return the first pieces up to `cap` bytes; the one that crosses is cut, at a blank line if one is near.
 
     A record that crosses is left out.
     """
@@ -357,7 +357,7 @@ def _read(spool: IO[bytes], piece: _Piece) -> bytes:
 
 
 def _spans(spool: IO[bytes], piece: _Piece) -> dict[str, Any]:
-    """Where a record is learnt; nothing for plain text."""
+    """Read the learnt ranges of a record; empty for plain text."""
     if not piece.spans:
         return {}
     spool.seek(piece.start + piece.size)

@@ -1,4 +1,4 @@
-"""The files of a folder: links are followed, hidden files are not read, and what is not read is counted."""
+"""List the files of a folder: links are followed, hidden files are skipped, and skipped files are counted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from expertise.lm.data.readers import unreadable
 
 
 def files_under(root: Path, pattern: str) -> tuple[list[Path], PassedOver]:
-    """The files of a folder that match a pattern, sorted, and what else would have matched.
+    """Return the files of a folder that match a pattern, sorted, and counts of those that were skipped.
 
     Links to folders are followed. A folder is read once, however many links lead to it, so a link back to a
     folder above ends there; its real place comes first, then the first link by name. A folder that holds the
@@ -64,7 +64,7 @@ def files_under(root: Path, pattern: str) -> tuple[list[Path], PassedOver]:
 
 
 def _entries(folder: str) -> tuple[list[os.DirEntry[str]], int, int]:
-    """A folder's entries, and what tells it from every other folder."""
+    """Return a folder's entries, and the device and inode numbers that identify it."""
     try:
         status = os.stat(folder)
         with os.scandir(folder) as entries:
@@ -74,7 +74,7 @@ def _entries(folder: str) -> tuple[list[os.DirEntry[str]], int, int]:
 
 
 class _Pattern:
-    """A pattern of paths, followed name by name: a set of places in it says what may come next."""
+    """A pattern of paths, matched name by name; the state of a match is a set of positions in the pattern."""
 
     def __init__(self, pattern: str) -> None:
         self._parts = PurePosixPath(pattern).parts
@@ -83,21 +83,21 @@ class _Pattern:
         self.start = self.inside(self._with_none_for_stars({0}))
 
     def after(self, places: frozenset[int], name: str) -> frozenset[int]:
-        """The places after one more name."""
+        """Return the positions after one more name."""
         found = {at for at in places if self._parts[at] == "**"}
         found |= {at + 1 for at in places if at not in found and fnmatch.fnmatchcase(name, self._parts[at])}
         return self._with_none_for_stars(found)
 
     def ends(self, places: frozenset[int]) -> bool:
-        """Whether a file there matches."""
+        """Return True if a file at these positions matches."""
         return len(self._parts) in places
 
     def inside(self, places: frozenset[int]) -> frozenset[int]:
-        """The places within a folder there; empty: nothing in it can match."""
+        """Return the positions inside a folder at these positions; empty: nothing in it can match."""
         return places - {len(self._parts)}
 
     def _with_none_for_stars(self, places: set[int]) -> frozenset[int]:
-        """`**` may also stand for no folder at all."""
+        """Add the positions after each `**`, which may also match no folder at all."""
         found = set(places)
         for at, part in enumerate(self._parts):
             if at in found and part == "**":

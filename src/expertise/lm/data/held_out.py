@@ -1,4 +1,4 @@
-"""Text that a model is looked at on: a run's own, which its folder keeps, or given text, all of it."""
+"""Text for evaluation: a run's own, which its folder keeps, or given text, all of it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 HELD_OUT = "held-out"
-"""The folder of a run, or of a composed model, that keeps its held-out text."""
+"""Name of the folder inside a run, or a composed model, that keeps its held-out text."""
 
 _MANIFEST = "manifest.json"
 _FORMAT = 1
@@ -35,28 +35,28 @@ _FORMAT = 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """Text that is only looked at."""
+    """Text for evaluation only."""
 
     digest: str
     """SHA-256 of the sources that it came from, as `source_digest` gives it."""
     domains: tuple[str, ...]
-    """The domains' names, those of training text included."""
+    """Names of the domains, those of training text included."""
     documents_count: Mapping[str, Mapping[str, int]]
-    """Side → domain → number of documents."""
+    """Split → domain → number of documents."""
     notes: tuple[str, ...]
-    """What was left out or skipped when it was read, a line each."""
+    """Notes on text that was left out or skipped while reading, one line each."""
     packed: bool
-    """Whether a window holds whole documents, each attended to by itself."""
+    """True if a window holds whole documents, each attended to by itself."""
     tokenizer: tokenizers.Tokenizer
-    """Encodes and decodes."""
+    """The tokenizer that encodes and decodes the text."""
     chat: Chat | None
-    """The chat template that made text of messages, where there was one."""
+    """The chat template that rendered messages, if there was one."""
     read: Callable[[str], Iterator[Document]]
-    """Side → its documents, in stored order."""
+    """Function from a split to its documents, in stored order."""
 
     @property
     def end_of_text(self) -> int:
-        """The id of the token before each document."""
+        """Id of the token before each document."""
         return end_of_text(self.tokenizer)
 
     @property
@@ -65,31 +65,31 @@ class HeldOut:
         return vocab_size(self.tokenizer)
 
     def domains_of(self, split: str) -> tuple[str, ...]:
-        """The domains that have text on a side.
+        """Return the domains that have text in a split.
 
         Raises:
-            RecipeError: there is no such side.
+            RecipeError: there is no such split.
         """
         if split not in self.documents_count:
             raise no_side(split)
         return tuple(domain for domain in self.domains if self.documents_count[split].get(domain))
 
     def records(self, split: str, domain: str) -> Iterator[Document]:
-        """The documents of one side and domain, with what is learnt of each."""
+        """Yield the documents of one split and domain, with the learnt ranges of each."""
         return (document for document in self.read(split) if document.domain == domain)
 
 
 Readable = Prepared | HeldOut
-"""Text in sides and domains, and the tokenizer that reads it."""
+"""Text with splits and domains, and its tokenizer."""
 
 
 def all_of(data: DataConfig, tokenizer: tokenizers.Tokenizer, say: Callable[[str], None]) -> HeldOut:
-    """Given text, all of it, as the side `all`: nothing is divided, dropped as repeated, or cut.
+    """Read given text as the single split `all`: nothing is divided, dropped as repeated, or cut.
 
     Args:
-        data: which text; a cap and a validation source have no meaning here.
-        tokenizer: what it is read with.
-        say: told what is being read.
+        data: configuration of the text; its cap and its validation source are ignored.
+        tokenizer: the tokenizer that encodes it.
+        say: called with each line of progress.
 
     Raises:
         RecipeError: no data is named, or a domain that the data lacks.
@@ -119,11 +119,11 @@ def all_of(data: DataConfig, tokenizer: tokenizers.Tokenizer, say: Callable[[str
 
 
 def keep(prepared: Prepared, folder: Path) -> None:
-    """Write the held-out text of a training into a folder, whole or not at all; what stood there is replaced.
+    """Write the held-out text of a training into a folder atomically, in place of an existing one.
 
     Args:
-        prepared: the text.
-        folder: becomes `validation.jsonl.gz`, `test.jsonl.gz` where there is a test side, and a manifest with
+        prepared: the encoded text.
+        folder: receives `validation.jsonl.gz`, `test.jsonl.gz` if there is a test split, and a manifest with
             the size and SHA-256 of each.
 
     Raises:
@@ -136,13 +136,13 @@ def keep(prepared: Prepared, folder: Path) -> None:
 
 
 def fill(prepared: Prepared, folder: Path) -> None:
-    """The same into a folder that appears whole with what is around it."""
+    """Write the held-out text into a folder that is itself part of an atomic write."""
     folder.mkdir(exist_ok=True)
     files = {}
     sides = [side for side in HELD_OUT_SIDES if side in prepared.documents_count]
     for side in sides:
         path = folder / f"{side}.jsonl.gz"
-        # Without a name and a time in it: the same text gives the same bytes.
+        # No name and no time in it, so that the same text gives the same bytes.
         with path.open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
             for document in prepared.side(side):
                 file.write((json.dumps(document.to_json(), ensure_ascii=False) + "\n").encode())
@@ -162,14 +162,14 @@ def fill(prepared: Prepared, folder: Path) -> None:
 
 
 def kept(folder: Path, tokenizer: Path | tokenizers.Tokenizer) -> HeldOut | None:
-    """The held-out text that a folder keeps, every file held against the manifest; None: it keeps none.
+    """Open the held-out text that a folder keeps and verify its files; None: it keeps none.
 
     Args:
-        folder: what `keep` wrote.
-        tokenizer: what it is read with, or the file of it.
+        folder: a folder that `keep` wrote.
+        tokenizer: the tokenizer that encodes it, or the path of its file.
 
     Raises:
-        RunError: it is damaged, or of another version.
+        RunError: the text is damaged, or of another version.
     """
     if not folder.exists():
         return None
@@ -188,7 +188,7 @@ def kept(folder: Path, tokenizer: Path | tokenizers.Tokenizer) -> HeldOut | None
 
 
 def is_kept(folder: Path, digest: str) -> bool:
-    """Whether a folder keeps the held-out text of the sources with this digest, and is whole."""
+    """Return True if a folder keeps intact held-out text of the sources with this digest."""
     try:
         return bool(_checked(folder)["digest"] == digest)
     except RunError:
@@ -196,7 +196,7 @@ def is_kept(folder: Path, digest: str) -> bool:
 
 
 def _checked(folder: Path) -> dict[str, Any]:
-    """The manifest, once every file was found to be what was written."""
+    """Return the manifest after verifying every file."""
     try:
         manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_text("utf-8"))
         content = {key: value for key, value in manifest.items() if key != "sha256"}

@@ -1,4 +1,4 @@
-"""A data set on the Hugging Face hub as a source; needs the extra `data` and, the first time, a network."""
+"""Data sets on the Hugging Face hub as sources; needs the extra `data` and, the first time, a network."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import hashlib
 import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from typing_extensions import override
 
 from expertise.errors import DataError, MissingExtra
 from expertise.lm.data.config import SourceTable
@@ -30,11 +32,11 @@ class HubSource(Source):
         self.bad = BadRows(kind.data, table.domain)
 
     def documents(self) -> Iterator[Document]:
-        """One document per row.
+        """Yield one document per row.
 
         Raises:
             MissingExtra: `datasets` is not installed.
-            DataError: the data set cannot be loaded, lacks a column, or holds something else in it.
+            DataError: the data set cannot be loaded, lacks a column, or has a column of another type.
         """
         rows = self._call("load_dataset", split=self.split)
         require_columns(rows.column_names, self.fields, self.hub)
@@ -46,17 +48,17 @@ class HubSource(Source):
         yield from self.bad.documents(found, lambda row: self.kind.document(row, self.table))
 
     def digest(self) -> str:
-        """SHA-256 of the data set's name, its version on the hub, and what is read of it."""
+        """Return the SHA-256 of the data set's name, its version on the hub, and what is read of it."""
         builder = self._call("load_dataset_builder")
         listed = "\n".join([self.hub, str(builder.hash), str(builder.config.name), self.split, *self.fields])
         return hashlib.sha256(listed.encode()).hexdigest()
 
+    @override
     def check(self) -> None:
-        """Refuse a data set with too many rows that cannot be used."""
         self.bad.check()
 
+    @override
     def notes(self) -> list[str]:
-        """How many rows could not be used, and what was passed over in the others."""
         return self.bad.notes() + self.kind.notes()
 
     def _call(self, function: str, **options: str) -> Any:
@@ -67,7 +69,7 @@ class HubSource(Source):
         name, _, configuration = self.hub.partition(":")
         try:
             return load(name, configuration or None, **options)
-        except Exception as error:  # the library raises many kinds, some of them its own
+        except Exception as error:  # the library raises many kinds of errors, some of them its own
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise DataError(
                 f"cannot load {self.hub!r} from the hub: {reason}", "check its name, split and your network"

@@ -1,11 +1,11 @@
-"""`installed`: text that lies on every machine with this package's environment.
+"""`installed`: text that is on every machine with this package's environment.
 
 It reads Python's standard library, its C headers, and the distributions of one fixed table, which are
-dependencies of this package; whatever else is installed changes nothing. Six domains:
+dependencies of this package; other installed packages change nothing. Six domains:
 
-- `docstrings`: what modules, classes and functions say about themselves, dedented, from Python files of which
-  at least a quarter stands between triple quotes; one document per file
-- `code`: the other Python files (a file serves one of the two, so the split by file holds across them)
+- `docstrings`: docstrings of modules, classes and functions, dedented, from Python files of which
+  at least a quarter is docstrings; one document per file
+- `code`: the other Python files (a file belongs to one of the two, so the split by file holds across them)
 - `headers`: C, C++ and CUDA headers
 - `tests`, `web`, `data`: tests in Python; JavaScript, style sheets and HTML; JSON, CSV, YAML and the like:
   each only where at least 1 MB remains after deduplication
@@ -38,7 +38,7 @@ DISTRIBUTIONS = (
     "pyyaml", "rich", "safetensors", "shellingham", "sympy", "tokenizers", "tomlkit", "torch", "tqdm",
     "typer", "typing-extensions", "typing-inspection",
 )  # fmt: skip
-"""The distributions that are read: the core's dependencies and what these bring."""
+"""The distributions that are read: the core's dependencies and their own."""
 
 LARGEST_FILE = 1_000_000
 """Files of more bytes are left out: they are mostly tables."""
@@ -54,7 +54,7 @@ _ENDINGS = {
 }
 _KIND_OF_ENDING = {ending: kind for kind, endings in _ENDINGS.items() for ending in endings}
 _TEST_FOLDERS = {"test", "tests"}
-# Not text for everyone (compiled, other packages), or different on every machine (build settings).
+# Not readable text (compiled, other packages), or different on every machine (build settings).
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "__pycache__", "lib-dynload"}
 _SKIPPED_PREFIXES = ("_sysconfigdata", "pyconfig", "sitecustomize", "usercustomize", "license", "licence")
 _QUOTED = re.compile(r'("""|\'\'\')(.*?)\1', re.DOTALL)
@@ -87,7 +87,7 @@ class InstalledSource(Source):
         self.num_skipped = 0
 
     def documents(self) -> Iterator[Document]:
-        """One document per file; a file that is gone, not UTF-8 or no valid Python is skipped and counted."""
+        """Yield one document per file; files that are gone, not UTF-8 or invalid Python are skipped."""
         self.num_skipped = 0
         kind = "python" if self.domain in ("code", "docstrings") else self.domain
         for file in _listing().files.get(kind, []):
@@ -103,11 +103,11 @@ class InstalledSource(Source):
             yield Document(file.id, self.domain, text)
 
     def digest(self) -> str:
-        """SHA-256 of the versions and the sorted list of candidate files (id, size, hash where recorded)."""
+        """Return the SHA-256 of the versions and the sorted candidates (id, size, hash if recorded)."""
         return _listing().digest
 
     def notes(self) -> list[str]:
-        """How many files were skipped."""
+        """Return a note with the number of files that were skipped."""
         if not self.num_skipped:
             return []
         return [
@@ -116,22 +116,22 @@ class InstalledSource(Source):
 
 
 def installed_sources() -> list[InstalledSource]:
-    """The sources of all six domains; the caller leaves out those that turn out too small."""
+    """Return the sources of all six domains; the caller leaves out those that are too small."""
     _listing.cache_clear()  # a long-lived process must notice that packages were upgraded
     return [InstalledSource(domain) for domain in _MINIMUM_BYTES]
 
 
 def docstrings(source: str) -> str:
-    """The docstrings of a module, its classes and its functions, dedented, with a blank line between.
+    """Return the docstrings of a module, its classes and its functions, dedented, with blank lines between.
 
     Args:
         source: a Python file's text.
 
     Raises:
-        SyntaxError, ValueError, RecursionError, MemoryError: it is no Python of this version.
+        SyntaxError, ValueError, RecursionError, MemoryError: the text is not valid Python of this version.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # other people's invalid escapes are not the user's business
+        warnings.simplefilter("ignore")  # invalid escapes in other packages are no concern of the user
         tree = ast.parse(source)
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     found: list[str] = []
@@ -151,7 +151,7 @@ def _is_documentation(source: str) -> bool:
 
 
 def _kind(name: str, size: int) -> str | None:
-    """Which kind of text a file is, or None for a file that is left out."""
+    """Return the kind of text of a file; None for a file that is left out."""
     path = PurePosixPath(name)
     folders = set(path.parts[:-1])
     base = path.name.lower()
@@ -166,7 +166,7 @@ def _kind(name: str, size: int) -> str | None:
 
 @functools.cache
 def _listing() -> _Listing:
-    """Every candidate file by kind, found once per process and source: about 0.2 s."""
+    """Return every candidate file by kind, listed once per process and source: about 0.2 s."""
     versions = {name: _version(name) for name in DISTRIBUTIONS}
     candidates: dict[str, _File] = {}
     for file in _candidates():
@@ -194,7 +194,7 @@ def _candidates() -> Iterator[_File]:
 
 
 def _walk(folder: Path, prefix: str) -> Iterator[_File]:
-    """The regular files below a folder, without links: those lead out of the standard library."""
+    """Yield the regular files below a folder, without links: those lead out of the standard library."""
     try:
         entries = list(os.scandir(folder))
     except OSError:
@@ -208,7 +208,7 @@ def _walk(folder: Path, prefix: str) -> Iterator[_File]:
 
 
 def _recorded(distribution: importlib.metadata.Distribution) -> Iterator[_File]:
-    """The files a distribution's RECORD lists; without one, the files that its installer names."""
+    """Yield the files in a distribution's RECORD or, without one, those that its installer names."""
     record = distribution.read_text("RECORD")
     root = Path(str(distribution.locate_file("")))
     if record is not None:

@@ -1,4 +1,4 @@
-"""Kinds of data: what a row of a source must hold, and the document that it becomes."""
+"""Kinds of data: the fields of a row, and the document that it becomes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import abc
 import json
 from collections import Counter
 from typing import Any, ClassVar
+
+from typing_extensions import override
 
 from expertise.errors import DataError, json_kind
 from expertise.lm.data.chat import Chat
@@ -17,43 +19,43 @@ from expertise.lm.data.templates import stated_template
 
 
 class Kind(abc.ABC):
-    """What rows become.
+    """Base class of the kinds of data: converts rows to documents.
 
     Args:
-        data: what the recipe says about its data.
+        data: the recipe's table `[data]`.
     """
 
     records: ClassVar[bool] = True
-    """Whether rows are records, which need fields and are never cut apart; else a file may be plain text."""
+    """True if rows are records, which need fields and are never cut; else a file may be plain text."""
 
     chat: Chat | None = None
-    """What makes text of them, for conversations."""
+    """The chat template that renders rows, for conversations."""
 
     def __init__(self, data: DataConfig) -> None:
         self.data = data
 
     @abc.abstractmethod
     def fields(self, table: SourceTable) -> tuple[str, ...]:
-        """The fields that are read of each row."""
+        """Return the fields that are read of each row."""
 
     @abc.abstractmethod
     def document(self, row: Row, table: SourceTable) -> Document:
-        """The document of a row.
+        """Return the document of a row.
 
         Raises:
-            DataError: a field holds something else; file and line are named.
+            DataError: a field holds another type; file and line are named.
         """
 
     def optional_fields(self, table: SourceTable) -> tuple[str, ...]:
-        """Fields that are read where a row has them."""
+        """Return the fields that are read if a row has them."""
         return ()
 
     def notes(self) -> list[str]:
-        """What was passed over in the rows since this was last asked, a line each."""
+        """Return notes on parts of rows that were ignored since the last call, one line each."""
         return []
 
     def settings(self) -> list[object]:
-        """What the documents depend on beside the sources, for the cache's key."""
+        """Return everything besides the sources that the documents depend on, for the cache key."""
         return [self.data.kind]
 
 
@@ -62,31 +64,31 @@ class Text(Kind):
 
     records = False
 
+    @override
     def fields(self, table: SourceTable) -> tuple[str, ...]:
-        """The one that holds the text."""
         return (table.field,)
 
+    @override
     def document(self, row: Row, table: SourceTable) -> Document:
-        """The text as it is."""
         return Document(row.id, table.domain, text_value(row.values[table.field], table.field, row.where))
 
     def settings(self) -> list[object]:
-        """Nothing: what was built before there were other kinds is found again."""
+        """Return nothing: older caches, made before there were other kinds, stay valid."""
         return []
 
 
 class Prompt(Kind):
-    """A prompt and its completion, one after the other as they are; the completion is learnt."""
+    """A prompt followed by its completion, both unchanged; only the completion is learnt."""
 
+    @override
     def fields(self, table: SourceTable) -> tuple[str, ...]:
-        """Prompt and completion."""
         return table.prompt_field, table.completion_field
 
     def document(self, row: Row, table: SourceTable) -> Document:
-        """Both as one text.
+        """Join prompt and completion; only the completion is learnt.
 
         Raises:
-            DataError: one is not text, or the completion is empty.
+            DataError: a field is not text, or the completion is empty.
         """
         prompt, completion = (normalise(text_value(row.values[f], f, row.where)) for f in self.fields(table))
         if not completion.strip():
@@ -96,26 +98,27 @@ class Prompt(Kind):
 
 
 class Messages(Kind):
-    """A conversation, made into text by the chat template; what the assistant says is learnt."""
+    """A conversation, rendered by the chat template; only the assistant's messages are learnt."""
 
     def __init__(self, data: DataConfig) -> None:
         super().__init__(data)
         self.chat: Chat = Chat(stated_template(data))
         self._ignored: Counter[str] = Counter()
 
+    @override
     def fields(self, table: SourceTable) -> tuple[str, ...]:
-        """The one that holds the list of messages."""
         return (table.messages_field,)
 
+    @override
     def optional_fields(self, table: SourceTable) -> tuple[str, ...]:
         """The one that says which tools the assistant may call, and what must not be lost."""
         return (table.tools_field, *(key for key in _BESIDE if key != table.messages_field))
 
     def document(self, row: Row, table: SourceTable) -> Document:
-        """The conversation as text.
+        """Render the conversation.
 
         Raises:
-            DataError: it is no list of messages, the assistant says nothing in it, or the template cannot
+            DataError: the field is no list of messages, the assistant says nothing, or the template cannot
                 write all of it.
         """
         value = row.values[table.messages_field]
@@ -138,16 +141,16 @@ class Messages(Kind):
         self._ignored.update(found.ignored)
         return Document(row.id, table.domain, found.text, learnt=found.learnt, written=found.written)
 
+    @override
     def notes(self) -> list[str]:
-        """Which keys of messages were passed over, and in how many conversations."""
         if not self._ignored:
             return []
         counted = ", ".join(f"{key!r} ({number:,})" for key, number in sorted(self._ignored.items()))
         self._ignored.clear()
         return [f"keys of messages that mean nothing to a chat are ignored (conversations): {counted}"]
 
+    @override
     def settings(self) -> list[object]:
-        """Also the template, and the version of how a conversation is read."""
         source = self.data.source
         tools = sorted({table.tools_field for table in source} if isinstance(source, list) else set())
         return [*super().settings(), self.chat.template, _READING, *tools]
@@ -176,7 +179,7 @@ def _refuse_beside(row: Row, read: tuple[str, ...]) -> None:
 
 
 def _tools(value: object, field: str, where: str) -> list[Any]:
-    """The tools' descriptions; some data sets keep them as JSON within JSON."""
+    """Return the tools' descriptions; some data sets keep them as JSON within JSON."""
     if isinstance(value, str) and value.strip():
         try:
             value = json.loads(value)

@@ -1,4 +1,4 @@
-"""Text that is left out between a source and a batch: each kind of it is one note that says how much."""
+"""Counts and notes of text that is left out between a source and a batch."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _SKIP = 'data.on_bad = "skip" leaves out what cannot be used, and counts it'
 
 
 def size(num_bytes: int) -> str:
-    """An amount of text: "12,345 bytes", "1.23 MB"."""
+    """Format an amount of text: "12,345 bytes", "1.23 MB"."""
     return counted(num_bytes, "byte") if num_bytes < 100_000 else f"{num_bytes / 1e6:,.2f} MB"
 
 
 class PassedOver:
-    """Counts what stands in a folder and is not read, by kind."""
+    """Counts the files of a folder that are not read, by kind."""
 
     HIDDEN = ("hidden file",)
     HIDDEN_FOLDER = ("hidden folder",)
@@ -34,12 +34,12 @@ class PassedOver:
         self._found: dict[tuple[str, ...], tuple[int, int]] = {}
 
     def add(self, kind: tuple[str, ...], num_bytes: int = 0) -> None:
-        """Count one more of a kind, a singular with a plural where that does not end in s."""
+        """Count one more of a kind: its singular and, if it does not end in s, its plural."""
         number, total = self._found.get(kind, (0, 0))
         self._found[kind] = number + 1, total + num_bytes
 
     def in_words(self) -> str:
-        """A list such as "2 hidden files, 1 binary file (4 bytes)"; empty: there is nothing."""
+        """Return a list such as "2 hidden files, 1 binary file (4 bytes)"; empty: nothing was counted."""
         return ", ".join(
             counted(number, *kind) + (f" ({size(total)})" if total else "")
             for kind, (number, total) in self._found.items()
@@ -47,13 +47,13 @@ class PassedOver:
 
 
 class BadRows:
-    """Rows of one source that cannot be used: the first stops everything, or all are left out and counted.
+    """Unusable rows of one source: the first raises an error, or all are left out and counted.
 
     Args:
-        data: says which of the two, and how many there may be.
-        domain: the source's, for messages.
-        noun: what a row is called there.
-        alone: whether there is only one, so that it cannot be left out.
+        data: configuration with `on_bad` and `bad_share`.
+        domain: the source's domain, for messages.
+        noun: name of a row in messages.
+        alone: True if the source has only this row, which then cannot be left out.
     """
 
     def __init__(self, data: DataConfig, domain: str, noun: str = "row", alone: bool = False) -> None:
@@ -65,14 +65,14 @@ class BadRows:
     def documents(
         self, rows: Iterable[Row | DataError], document: Callable[[Row], Document]
     ) -> Iterator[Document]:
-        """The documents of the rows that can be used.
+        """Yield the documents of the usable rows.
 
         Args:
             rows: from a reader; an error stands for a row that it could not read.
-            document: makes one of a row.
+            document: makes the document of a row.
 
         Raises:
-            DataError: a row cannot be used, and is not to be skipped.
+            DataError: a row cannot be used, and `on_bad` is "stop".
         """
         self._first, self._num_rows, self._num_bad = None, 0, 0
         for row in rows:
@@ -92,7 +92,7 @@ class BadRows:
         self.check()
 
     def check(self) -> None:
-        """Refuse a source of which too much is bad.
+        """Refuse a source with too many unusable rows.
 
         Raises:
             DataError: more than `data.bad_share` of the rows that were read; the first one is named.
@@ -106,7 +106,7 @@ class BadRows:
             )
 
     def notes(self) -> list[str]:
-        """How many were left out, with the first of them."""
+        """Return the number of rows that were left out, with the first of them."""
         if self._first is None:
             return []
         return [f"left out: {self._counts()} that cannot be used; the first: {self._first.message}"]

@@ -1,4 +1,4 @@
-"""Whole documents packed into windows, each attended to by itself."""
+"""Batches of whole documents packed into windows, each document attended to by itself."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from typing_extensions import override
 
 from expertise.errors import DataError, counted
 from expertise.lm.data.batches import (
@@ -25,19 +26,19 @@ from expertise.shapes import Int
 class PackedBatches(Windows):
     """Windows of whole documents, each document once per epoch.
 
-    A document of n tokens takes n + 1 places: the end of text before it goes in, the one after it is its last
-    target. Text that is longer than a window is cut into pieces, each by itself; of a record only what fits
-    is kept, because the rest would stand without its prompt. A record with nothing left to learn is left out.
+    A document of n tokens takes n + 1 places: the end of text before it is its first input, the one after it
+    its last target. Text that is longer than a window is cut into separate pieces; of a record only the part
+    that fits is kept, because the rest would lack its prompt. A record without a token to learn is left out.
 
-    Which documents share a window is chosen once, by size and seed (`best_fit`); the order of the windows is
-    drawn anew for each epoch.
+    Documents are assigned to windows once, by size and seed (`best_fit`); the order of the windows is
+    drawn again for each epoch.
 
     Args:
-        stream: the tokens.
+        stream: the token stream.
         context: tokens per window.
         batch_size: windows per batch.
-        seed: of the packing and of the permutations, 0 or more.
-        keys: what sets `context`, for the error.
+        seed: seed of the packing and of the permutations, 0 or more.
+        keys: names of the recipe keys that set `context`, for the error.
 
     Raises:
         DataError: there are fewer windows than one batch needs.
@@ -67,7 +68,7 @@ class PackedBatches(Windows):
         super().__init__(len(windows), batch_size, seed)
 
     def read(self, windows: Int[np.ndarray, " batch"]) -> Batch:
-        """These windows, in this order; places that are left over hold ends of text that count nowhere."""
+        """Return these windows, in this order, padded with ends of text that are ignored."""
         shape = (len(windows), self.context)
         tokens = np.full(shape, self.stream.tokens[0], dtype=np.int64)
         targets, domains, documents = (np.full(shape, fill) for fill in (IGNORED, PADDING, PADDING))
@@ -83,8 +84,8 @@ class PackedBatches(Windows):
                 at += size
         return Batch(*(torch.from_numpy(table) for table in (tokens, targets, domains, documents)))
 
+    @override
     def notes(self) -> list[str]:
-        """How many records did not fit the context, and how full the windows are."""
         records, notes = len(self.stream.starts), []
         if self.num_cut:
             notes.append(
@@ -121,7 +122,7 @@ class PackedBatches(Windows):
         return [why, ", or ".join([*ways, "give records with shorter prompts"])]
 
     def _cut(self) -> Int[np.ndarray, "pieces 3"]:
-        """Start in the stream, size and document of each piece."""
+        """Return start in the stream, size and document of each piece."""
         context, learnt = self.context, self.stream.learnt
         pieces = []
         for owner, (start, end) in enumerate(zip(self.stream.starts, self.stream.ends(), strict=True)):
@@ -139,9 +140,9 @@ class PackedBatches(Windows):
         return np.array(pieces, dtype=np.int64).reshape(-1, 3)
 
     def _targets(self, start: int, size: int, end: int) -> Int[np.ndarray, " size"]:
-        """The next token of each of a piece's, or `IGNORED`; after a document comes an end of text."""
+        """Return the next token of each token of a piece, or `IGNORED`; an end of text follows a document."""
         after = np.arange(start + 1, start + size + 1)
-        # An end of text is learnt where the token before it is.
+        # An end of text is learnt if the token before it is.
         last = np.minimum(after, end - 1)
         targets = np.where(after < end, self.stream.tokens[last], self.stream.tokens[0]).astype(np.int64)
         if self.stream.learnt is not None:
@@ -150,11 +151,11 @@ class PackedBatches(Windows):
 
 
 def best_fit(sizes: Sequence[int] | Int[np.ndarray, " documents"], capacity: int) -> list[list[int]]:
-    """Pack sizes into as few windows as a simple rule can: the longest first, each where it fits best.
+    """Pack sizes into few windows by best fit: the longest first, each into the fullest window with room.
 
     Args:
-        sizes: of the documents, 1 to capacity each.
-        capacity: of a window.
+        sizes: sizes of the documents, 1 to capacity each.
+        capacity: size of a window.
 
     Returns:
         For each window the indices of its documents. Among equal sizes the first comes first.

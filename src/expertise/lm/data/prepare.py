@@ -1,4 +1,4 @@
-"""From a recipe's data and tokenizer to what training and evaluation read: one call, built once, cached."""
+"""Read, divide and encode a recipe's text for training and evaluation, with a cache."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def _silent(_line: str) -> None:
-    """Print nothing."""
+    """Ignore a line of progress."""
 
 
 def prepare(
@@ -45,13 +45,13 @@ def prepare(
     """Read, divide and encode the text that a recipe names, or find it in the cache.
 
     Args:
-        data: which text.
-        tokenizer: trained on the training text, or given, by its path or as it is.
-        say: told what is being built, a line at a time; nothing is said when all is there.
+        data: configuration of the text.
+        tokenizer: configuration of a tokenizer to train or to read, or a tokenizer.
+        say: called with each line of progress; not called if everything is in the cache.
 
     Raises:
         RecipeError: the recipe names no data, or a domain that the data lacks.
-        DataError: a source is missing, empty, unreadable or too small; the tokenizer is none.
+        DataError: a source is missing, empty, unreadable or too small; the tokenizer's file holds none.
         MissingExtra: a source needs a package that is not installed.
         DiskError: the cache is full or cannot be written.
     """
@@ -61,42 +61,42 @@ def prepare(
 class Prepared:
     """Text and tokens of one recipe, divided into `train`, `validation` and `test`.
 
-    Where the recipe names a validation source of its own, there is no side `test`.
+    If the recipe names a validation source of its own, there is no split `test`.
 
-    The cache it reads may be deleted at any time: what is asked for next is then built again.
+    The cache may be deleted at any time: missing data are then built again.
 
     Args:
-        data: which text.
-        tokenizer: trained on the training text, or given, by its path or as it is.
-        say: told what is being built.
+        data: configuration of the text.
+        tokenizer: configuration of a tokenizer to train or to read, or a tokenizer.
+        say: called with each line of progress.
     """
 
     tokenizer: tokenizers.Tokenizer
-    """Encodes and decodes; a special token spelled out in a text is encoded as text."""
+    """The tokenizer; a special token spelled out in a text is encoded as text."""
 
     end_of_text: int
-    """The id of the token before each document."""
+    """Id of the token before each document."""
 
     vocab_size: int
     """One more than the largest id; may be smaller than asked for."""
 
     domains: tuple[str, ...]
-    """The domains' names, of all sides; a domain's id is its index."""
+    """Names of the domains of all splits; a domain's id is its index."""
 
     digest: str
     """SHA-256 of the sources, as `source_digest` gives it."""
 
     notes: tuple[str, ...]
-    """What was left out or skipped, a line each."""
+    """Notes on text that was left out or skipped, one line each."""
 
     bytes: dict[str, dict[str, int]]
-    """Side → domain → UTF-8 bytes of text."""
+    """Split → domain → UTF-8 bytes of text."""
 
     documents_count: dict[str, dict[str, int]]
-    """Side → domain → number of documents."""
+    """Split → domain → number of documents."""
 
     tokens_count: dict[str, dict[str, int]]
-    """Side → domain → number of tokens, end-of-text tokens included."""
+    """Split → domain → number of tokens, end-of-text tokens included."""
 
     def __init__(
         self,
@@ -132,27 +132,27 @@ class Prepared:
 
     @property
     def packed(self) -> bool:
-        """Whether a window holds whole documents, each attended to by itself."""
+        """True if a window holds whole documents, each attended to by itself."""
         return self._data.packed
 
     @property
     def some_ignored(self) -> bool:
-        """Whether a batch may have targets that do not count: of records, and where windows are padded."""
+        """True if a batch may have targets that are ignored: of records, and in windows that are padded."""
         return self.packed or self._kind.records
 
     @property
     def chat(self) -> Chat | None:
-        """The chat template that made text of messages, where there was one."""
+        """The chat template that rendered messages, if there was one."""
         return self._kind.chat
 
     def batches(self, context: int, batch_size: int, seed: int, keys: ContextKeys = CONTEXT_KEYS) -> Windows:
-        """Training batches, packed as the recipe says.
+        """Return training batches, packed as the recipe says.
 
         Args:
             context: tokens per sequence.
             batch_size: sequences per batch.
-            seed: of their order.
-            keys: what sets the context, for the error.
+            seed: seed of their order.
+            keys: names of the recipe keys that set the context, for the error.
 
         Raises:
             DataError: there is too little text for one batch.
@@ -161,27 +161,27 @@ class Prepared:
         return kind(self.stream("train"), context, batch_size, seed, keys)
 
     def stream(self, split: str) -> TokenStream:
-        """The tokens of `train`, `validation` or `test`, memory-mapped."""
+        """Return the tokens of `train`, `validation` or `test`, memory-mapped."""
         found = self._tokens()
         return open_stream(found.path, self._side(split), found.facts["dtype"], self.domains)
 
     def domains_of(self, split: str) -> tuple[str, ...]:
-        """The domains that have text on a side."""
+        """Return the domains that have text in a split."""
         counts = self.documents_count[self._side(split)]
         return tuple(domain for domain in self.domains if counts[domain])
 
     def documents(self, split: str, domain: str) -> Iterator[str]:
-        """The texts of one side and domain, in stored order."""
+        """Yield the texts of one split and domain, in stored order."""
         return (document.text for document in self.records(split, domain))
 
     def records(self, split: str, domain: str) -> Iterator[Document]:
-        """The same with what is learnt of each."""
+        """Yield the documents of one split and domain, with the learnt ranges of each."""
         if domain not in self.domains:
             raise KeyError(f"no domain {domain!r}; there are {', '.join(self.domains)}")
         return (document for document in self.side(split) if document.domain == domain)
 
     def side(self, split: str) -> Iterator[Document]:
-        """The documents of one side, of all domains, in stored order."""
+        """Yield the documents of one split, of all domains, in stored order."""
         stored = stored_documents(self._text().path, self._side(split))
         return (document for document in stored if document.domain in self.domains)
 
@@ -214,7 +214,7 @@ class Prepared:
             text = self._text()
             if given:
                 chosen = self._given_tokenizer()
-                end_of_text(chosen)  # adds one where there is none
+                end_of_text(chosen)  # adds one if there is none
             else:
                 self._say("training the tokenizer")
                 chosen = train_tokenizer(self._training_texts(text.path), self._config.vocab_size)
@@ -224,7 +224,7 @@ class Prepared:
             return build_streams(text.path, chosen, self.domains, folder, sides, self.chat)
 
         given = _file_digest(Path(self._config.path)) if self._config.path else _text_digest(self._given)
-        # A tokenizer that is trained here has a token for each byte: what it made before holds as it is.
+        # A tokenizer that is trained here has a token for each byte: its older streams stay valid.
         asked = [given, STREAMS] if given else [self._config.vocab_size, self._config.train_bytes]
         return entry("tokens", key_of(self._text_key(), asked, *self._data.domains), build)
 
@@ -239,7 +239,7 @@ class Prepared:
         return key_of(self.digest, data.cap_bytes, data.deduplicate, *self._kind.settings(), *skipping)
 
     def _training_texts(self, text: Path) -> Iterator[str]:
-        """The first documents of each domain's training text, an equal number of bytes for each."""
+        """Yield the first documents of each domain's training text, an equal number of bytes for each."""
         domains = self.domains_of("train")
         left = dict.fromkeys(domains, max(1, self._config.train_bytes // len(domains)))
         for document in stored_documents(text, "train"):
@@ -253,7 +253,7 @@ class Prepared:
 
 
 def chosen_domains(asked: list[str], known: list[str]) -> tuple[str, ...]:
-    """The domains that are asked for, in the order of the text's own."""
+    """Return the domains that are asked for, in the order of the text's own."""
     for domain in asked:
         if domain not in known:
             raise RecipeError(f"the text has no domain {domain!r}", nearest(domain, known))
@@ -261,7 +261,7 @@ def chosen_domains(asked: list[str], known: list[str]) -> tuple[str, ...]:
 
 
 def _not_chosen(chosen: tuple[str, ...], num_bytes: dict[str, dict[str, int]]) -> list[str]:
-    """A note of the text's other domains, which `data.domains` leaves out."""
+    """Return a note about the domains that `data.domains` leaves out."""
     total: dict[str, int] = {}
     for of_side in num_bytes.values():
         for domain, number in of_side.items():

@@ -1,4 +1,4 @@
-"""Readers of one file each, chosen by the file's ending."""
+"""Readers of files, chosen by the file's ending."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ class Row:
     """One row of a file or of a hub data set."""
 
     id: str
-    """The name of the document that it becomes."""
+    """Id of the document that it becomes."""
     where: str
     """File and line, for errors."""
     values: dict[str, Any]
-    """Field → what it holds; the fields that were asked for, at least."""
+    """Values by field; at least the fields that were asked for."""
 
 
 Reader = Callable[[Path, str, tuple[str, ...], tuple[str, ...]], Iterator[Row | DataError]]
-"""(file, its id, fields, fields that a row may lack) → rows; plain text stands under the first field.
+"""(file, its id, fields, fields that a row may lack) → rows; plain text is the value of the first field.
 
-In place of a row that cannot be read stands the error that says why; the rows after it follow."""
+A row that cannot be read is replaced by the error that says why; the rows after it follow."""
 
 _HEAD_BYTES = 8192
 _TABLES = (".csv", ".tsv", ".json")
 _JSON = re.compile(rb'\s*(?:\[\s*)?\{\s*"[^"\n]*"\s*:')
-"""The beginning of JSON objects, in a list or not."""
+"""Pattern of the beginning of JSON objects, in a list or not."""
 _OTHER_FIELD = "a source's table names its fields: field, prompt_field and completion_field, messages_field"
 
 
@@ -53,12 +53,12 @@ def reader_for(path: Path) -> Reader:
 
 
 def has_fields(path: Path) -> bool:
-    """Whether a file has rows with fields, by its ending; anything unknown is plain text."""
+    """Return True if a file has rows with fields, by its ending; unknown endings are plain text."""
     return path.suffix.lower() in _READERS
 
 
 def head_of(path: Path) -> bytes:
-    """The first 8 KiB of a file.
+    """Read the first 8 KiB of a file.
 
     Raises:
         DataError: the file cannot be read.
@@ -71,14 +71,14 @@ def head_of(path: Path) -> bytes:
 
 
 def is_binary(head: bytes) -> bool:
-    """Whether a file is no text, by its head: it has a NUL byte and is not marked as UTF-16 or UTF-32."""
+    """Return True if a head is not text: it has a NUL byte and no mark of UTF-16 or UTF-32."""
     if b"\0" not in head:
         return False
     marked = marked_encoding(head)
     if marked not in ("UTF-16", "UTF-32"):
         return True
     try:
-        # A character may be torn at the end of the head.
+        # A character may be cut at the end of the head.
         codecs.getincrementaldecoder(marked)().decode(head)
     except UnicodeDecodeError:
         return True
@@ -86,12 +86,12 @@ def is_binary(head: bytes) -> bool:
 
 
 def is_table(path: Path, head: bytes) -> bool:
-    """Whether a file of plain text holds rows: CSV by its ending, JSON by that or by its head."""
+    """Return True if a file of plain text holds rows: CSV by its ending, JSON by its ending or its head."""
     return path.suffix.lower() in _TABLES or _JSON.match(head.removeprefix(codecs.BOM_UTF8)) is not None
 
 
 def unreadable(path: Path, error: OSError) -> DataError:
-    """The error for a file or folder that the system does not let us read."""
+    """Make the error for a file or folder that cannot be read."""
     return DataError(
         f"cannot read {shown(path)}: {error.strerror or error}",
         "check that it exists and that you may read it",
@@ -99,17 +99,17 @@ def unreadable(path: Path, error: OSError) -> DataError:
 
 
 def shown(path: Path) -> str:
-    """A path as messages show it: bytes that are not UTF-8 are escaped."""
+    """Return a path for messages: bytes that are not UTF-8 are escaped."""
     return escaped(str(path))
 
 
 def read_text(
     path: Path, name: str, fields: tuple[str, ...], optional: tuple[str, ...] = ()
 ) -> Iterator[Row | DataError]:
-    """The whole file as one row; of one that is not UTF-8 the error names the byte's place.
+    """Yield the whole file as one row; if it is not UTF-8, an error that names the byte's place.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the file cannot be read.
     """
     try:
         raw = path.read_bytes()
@@ -126,10 +126,10 @@ def read_text(
 def read_json_lines(
     path: Path, name: str, fields: tuple[str, ...], optional: tuple[str, ...] = ()
 ) -> Iterator[Row | DataError]:
-    """Each line that is not blank is a row; the error of a line that is none names file and line.
+    """Yield a row per line that is not blank; for a bad line, an error that names file and line.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the file cannot be read.
     """
     offset = 0
     try:
@@ -154,7 +154,7 @@ def read_json_lines(
 def read_parquet(
     path: Path, name: str, fields: tuple[str, ...], optional: tuple[str, ...] = ()
 ) -> Iterator[Row | DataError]:
-    """Its rows; needs the extra `data`.
+    """Yield the rows of a Parquet file; needs the extra `data`.
 
     Raises:
         MissingExtra: pyarrow is not installed.
@@ -184,10 +184,10 @@ def read_parquet(
 
 
 def require_columns(columns: Sequence[str], fields: tuple[str, ...], where: str) -> None:
-    """Refuse a table that lacks a column.
+    """Refuse a table without one of the columns.
 
     Raises:
-        DataError: the first missing one is named, with the nearest that is there.
+        DataError: a column is missing; the message names the first, with the most similar name there is.
     """
     for field in fields:
         if field not in columns:
@@ -195,10 +195,10 @@ def require_columns(columns: Sequence[str], fields: tuple[str, ...], where: str)
 
 
 def text_value(value: object, field: str, where: str) -> str:
-    """`value` if it is text.
+    """Return `value` if it is text.
 
     Raises:
-        DataError: it is something else; `where` is named.
+        DataError: it has another type; `where` is named.
     """
     if isinstance(value, str):
         return value

@@ -1,4 +1,4 @@
-"""From what a recipe names to sources: files, folders, hub data sets, or the installed text."""
+"""Open the sources that a recipe names: files, folders, hub data sets, or the installed text."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from typing_extensions import override
 
 from expertise.errors import DataError, counted
 from expertise.lm.data.config import (
@@ -39,10 +41,10 @@ from expertise.runs.files import encoding_hint, escaped
 
 
 def open_sources(data: DataConfig) -> list[Source]:
-    """The sources that `data.source` names, in its order.
+    """Open the sources that `data.source` names, in its order.
 
     Raises:
-        RecipeError: it names none, or its chat template cannot be used.
+        RecipeError: the recipe names none, or its chat template cannot be used.
         DataError: a path does not exist, may not be read, or holds no text.
     """
     require_source(data)
@@ -55,7 +57,7 @@ def open_sources(data: DataConfig) -> list[Source]:
 
 
 def open_both(data: DataConfig) -> tuple[list[Source], list[Source]]:
-    """The sources of `data.source` and of `data.validation`; there are none of the latter where it is empty.
+    """Open the sources of `data.source` and of `data.validation`; the second list may be empty.
 
     A file that both name is validation text and is not trained on, with a note.
 
@@ -81,10 +83,10 @@ def open_both(data: DataConfig) -> tuple[list[Source], list[Source]]:
 
 
 def check_paths(data: DataConfig) -> None:
-    """Refuse a recipe whose data are not there, before anything is read.
+    """Refuse a recipe whose data do not exist, before anything is read.
 
     Raises:
-        RecipeError: it names none.
+        RecipeError: the recipe names none.
         DataError: a path does not exist, or may not be read.
     """
     require_source(data)
@@ -98,9 +100,9 @@ def check_paths(data: DataConfig) -> None:
 
 
 def source_digest(data: DataConfig) -> str:
-    """SHA-256 over everything the sources hold (for `installed`: over its list of files), in hexadecimal.
+    """Return the SHA-256 of the sources' contents (for `installed`: of its list of files), in hexadecimal.
 
-    Two equal digests mean the same text; a run that goes on compares it with the one it started from.
+    Two equal digests mean the same text; a resumed run compares its digest with the one it began with.
 
     Raises:
         RecipeError: the recipe names no data.
@@ -110,9 +112,9 @@ def source_digest(data: DataConfig) -> str:
 
 
 def digest_of(sources: list[Source], validation: Sequence[Source] = ()) -> str:
-    """SHA-256 over domains and digests of sources, and of a validation source's, in their order."""
+    """Return the SHA-256 over domains and digests of sources and validation sources, in their order."""
     listed = [[[source.domain, source.digest()] for source in side] for side in (sources, validation) if side]
-    # Without a validation source it is what it was before there were such.
+    # Without a validation source the digest equals those of versions that had none.
     whole = json.dumps(listed if validation else listed[0])
     return hashlib.sha256(whole.encode()).hexdigest()
 
@@ -120,13 +122,13 @@ def digest_of(sources: list[Source], validation: Sequence[Source] = ()) -> str:
 class PathSource(Source):
     """A file, or the files of a folder that match a pattern.
 
-    Links to folders are followed. Hidden files of a folder, links that lead nowhere, files that hold a NUL
-    byte early on, and plain text where records are wanted, are passed over and counted.
+    Links to folders are followed. Hidden files of a folder, broken links, files with a NUL byte near their
+    beginning, and plain text where records are needed, are skipped and counted.
 
     Args:
-        table: path, domain, fields and pattern.
+        table: the source's path, domain, fields and pattern.
         kind: makes documents of the files' rows.
-        found: exactly these files of the folder instead of the pattern's, all of them usable.
+        found: files of the folder to read in place of the pattern's, all of them usable.
 
     Raises:
         DataError: the path is missing, unreadable, binary, empty, a folder without text, or plain text
@@ -157,23 +159,23 @@ class PathSource(Source):
         noun = "row" if any(map(has_fields, self.files)) else "file"
         self.bad = BadRows(kind.data, table.domain, noun, alone=noun == "file" and not self.root.is_dir())
         self.num_in_both = 0
-        """Of a validation source: how many of its files the training source names too."""
+        """Of a validation source: number of its files that the training source names too."""
 
     def documents(self) -> Iterator[Document]:
-        """The files' documents; a file of plain text is one."""
+        """Yield the files' documents; a file of plain text is one."""
         rows = (row for path in self.files for row in self._rows(path))
         yield from self.bad.documents(rows, lambda row: self.kind.document(row, self.table))
 
+    @override
     def check(self) -> None:
-        """Refuse files with too many rows that cannot be used."""
         self.bad.check()
 
     def num_bytes(self) -> int:
-        """The size of all files together."""
+        """Return the total size of the files."""
         return sum(self._sizes[path] for path in self.files)
 
     def digest(self) -> str:
-        """SHA-256 of names, contents and the fields that are read."""
+        """Return the SHA-256 of names, contents and the fields that are read."""
         whole = hashlib.sha256("\0".join(self.fields).encode())
         for path in self.files:
             try:
@@ -184,8 +186,8 @@ class PathSource(Source):
             whole.update(f"\n{content} ".encode() + self._id(path))
         return whole.hexdigest()
 
+    @override
     def notes(self) -> list[str]:
-        """What of a folder was passed over, what was read as it is, and what could not be used."""
         notes = []
         if others := self.passed_over.in_words():
             notes.append(f"left out of {shown(self.root)}: {others}")
@@ -207,22 +209,22 @@ class PathSource(Source):
         return reader_for(path)(path, name, self.fields, self.kind.optional_fields(self.table))
 
     def _id(self, path: Path) -> bytes:
-        """A file's name within its source; as bytes, because a name need not be UTF-8."""
+        """Return a file's name within its source; as bytes, because a name need not be UTF-8."""
         return os.fsencode(path.name if path == self.root else path.relative_to(self.root).as_posix())
 
 
 @dataclass
 class _Found:
-    """Files that a source reads, and what it does not read."""
+    """Files that a source reads, and counts of those that it skips."""
 
     files: list[Path]
     passed_over: PassedOver
     tables: list[Path]
-    """Those of the files that hold rows and are read as plain text."""
+    """Files with rows that are read as plain text."""
 
 
 def _usable(found: list[Path], passed_over: PassedOver, kind: Kind) -> _Found:
-    """Those of a folder's files that can be read."""
+    """Return the readable files of a folder."""
     usable = _Found([], passed_over, [])
     for path in found:
         head = b"" if has_fields(path) else head_of(path)
@@ -245,7 +247,7 @@ def _size(path: Path) -> int:
 
 
 def _single(path: Path, kind: Kind) -> _Found:
-    """A file that is a source by itself."""
+    """Check a file that is a source by itself."""
     if has_fields(path):
         return _Found([path], PassedOver(), [])
     head = head_of(path)
@@ -264,12 +266,12 @@ def _single(path: Path, kind: Kind) -> _Found:
 
 
 def _paths(sources: list[Source]) -> set[Path]:
-    """The files of sources, by the paths that links lead to."""
+    """Return the files of sources, with links resolved."""
     return {path.resolve() for source in sources if isinstance(source, PathSource) for path in source.files}
 
 
 def _from_path(root: Path, kind: Kind) -> Iterator[Source]:
-    """A bare path: a file is a domain; so is a folder, unless two or more of its sub-folders hold text."""
+    """Yield the domains of a bare path: a file is one; so is a folder without two sub-folders with text."""
     root = root.expanduser()
     _check_path(root)
     name = root.resolve().stem if root.is_file() else root.resolve().name
@@ -292,7 +294,7 @@ def _from_path(root: Path, kind: Kind) -> Iterator[Source]:
     for key in sorted(with_text):
         tables = [path for path in groups[key] if path in all_tables]
         yield PathSource(_table(root, key or name), kind, _Found(groups[key], passed_over, tables))
-        # What was passed over is told once.
+        # Skipped files are reported once.
         passed_over = PassedOver()
 
 

@@ -1,9 +1,9 @@
 """Dividing a domain into train, validation and test: 90, 5 and 5 % of its bytes, by document.
 
-Documents are taken in an order given by a hash of their name, and each goes to the side that is furthest
-below its share of what has been given out so far (validation and test refuse one that would bring them half
-a point above their share of the whole); neither a seed nor the order on disk matters. Where that
-cannot work (fewer than 20 documents, a side without any, shares off by more than 2 points) the domain's large
+Documents are taken in an order given by a hash of their name, and each goes to the split that is furthest
+below its share of the text assigned so far (validation and test refuse a document that would bring them half
+a point above their share of the whole); neither a seed nor the order on disk matters. If that
+cannot work (fewer than 20 documents, an empty split, shares off by more than 2 points) the domain's large
 documents are first cut, at blank lines if possible, into sections of about a fortieth of the domain. Each
 section then counts as a document, and validation and test are one contiguous run of them each: so a single
 file gives its first 90 % to train, the next 5 % to validation and the last 5 % to test.
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from expertise.errors import RecipeError, nearest
 
 SPLITS = ("train", "validation", "test")
-"""The three sides, in this order everywhere."""
+"""The three splits, in this order everywhere."""
 
 HELD_OUT_SIDES = SPLITS[1:]
 """Those that a model can be looked at on."""
@@ -26,10 +26,10 @@ ALL = "all"
 """The only side of text that is not divided."""
 
 SHARES = (0.90, 0.05, 0.05)
-"""Their shares of a domain's bytes."""
+"""Shares of the splits in a domain's bytes."""
 
 SECTIONS = 40
-"""A document that has to be cut gives sections of about this fraction of its domain."""
+"""Sections of a document that has to be cut have about this fraction of its domain."""
 
 _FEWEST_DOCUMENTS = 20
 _TOLERANCE = 0.02
@@ -49,7 +49,7 @@ def require_split(split: str | None, *, given: bool = False) -> None:
 
 
 def no_side(side: str) -> RecipeError:
-    """The refusal of a side that a text does not have."""
+    """Make the error for a split that a text does not have."""
     return RecipeError(
         f"there is no {side} text: with data.validation all of data.source is trained on",
         "look at other text with --data FILE: all of it is scored",
@@ -57,23 +57,23 @@ def no_side(side: str) -> RecipeError:
 
 
 def order_key(domain: str, name: str) -> bytes:
-    """What documents are sorted by: SHA-256 of domain and id, so that domains and sources are mixed."""
+    """Return the sort key of a document: SHA-256 of domain and id, which mixes domains and sources."""
     return hashlib.sha256(f"{domain}\0{name}".encode("utf-8", "surrogateescape")).digest()
 
 
 def assign(sizes: Sequence[int]) -> list[int]:
-    """Give each document, in turn, to the side furthest below its share.
+    """Assign each document, in turn, to the split furthest below its share.
 
     Args:
         sizes: bytes of each document, in hash order.
 
     Returns:
-        The index in `SPLITS` of each document's side.
+        The index in `SPLITS` of each document's split.
     """
     have, sides, given = [0, 0, 0], [], 0
     full = (SHARES[1] + _OVERSHOOT) * sum(sizes)
     for size in sizes:
-        # A document's own size must not draw it to one side, or validation would hold only short ones;
+        # A document's own size must not draw it to one split, or validation would hold only short ones;
         # but one that would fill validation or test far beyond its share goes to train.
         open_sides = [side for side in range(3) if side == 0 or have[side] + size <= full]
         behind = [SHARES[side] * given - have[side] for side in open_sides]
@@ -85,7 +85,7 @@ def assign(sizes: Sequence[int]) -> list[int]:
 
 
 def needs_sections(sizes: Sequence[int], sides: Sequence[int]) -> bool:
-    """Whether documents are too few or too uneven to be divided whole."""
+    """Return True if documents are too few or too uneven to be divided whole."""
     if len(sizes) < _FEWEST_DOCUMENTS:
         return True
     have = [0, 0, 0]
@@ -98,13 +98,13 @@ def needs_sections(sizes: Sequence[int], sides: Sequence[int]) -> bool:
 
 
 def assign_runs(sizes: Sequence[int]) -> list[int]:
-    """Give the first 90 % to train, the next 5 % to validation and the rest to test, each at least one.
+    """Assign the first 90 % to train, the next 5 % to validation and the rest to test, each at least one.
 
     Args:
         sizes: bytes of each section, in order; at least three.
 
     Returns:
-        The index in `SPLITS` of each section's side, never decreasing.
+        The index in `SPLITS` of each section's split, never decreasing.
     """
     total, before, middles = sum(sizes), 0, []
     for size in sizes:
@@ -118,14 +118,14 @@ def assign_runs(sizes: Sequence[int]) -> list[int]:
 
 
 def section_ends(text: bytes, target: int) -> list[int]:
-    """Where to cut a document: about every `target` bytes, after a blank line, else a line, else a character.
+    """Find the ends of a document's sections: about every `target` bytes, at a blank line if possible.
 
     Args:
         text: UTF-8.
-        target: bytes wanted per section.
+        target: intended bytes per section.
 
     Returns:
-        Offsets of the sections' ends, the last one the document's; no character is torn.
+        Offsets of the sections' ends, the last one the document's; no character is cut.
     """
     ends: list[int] = []
     start = 0
@@ -142,7 +142,7 @@ def section_ends(text: bytes, target: int) -> list[int]:
 
 
 def nice_end(text: bytes, low: int, high: int, ideal: int) -> int:
-    """Where to cut in [low, high]: after a blank line, else after a line, else about `ideal`."""
+    """Find a place to cut in [low, high]: after a blank line, else after a line, else about `ideal`."""
     for mark in (b"\n\n", b"\n"):
         after = text.find(mark, max(ideal - len(mark), low), high)
         before = text.rfind(mark, low, ideal)

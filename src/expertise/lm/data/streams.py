@@ -1,4 +1,4 @@
-"""Token streams on disk: one array of ids per side, with the domain of each document."""
+"""Token streams on disk: one array of ids per split, with the domain of each document."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from expertise.lm.data.chat import Chat
 
 STREAMS = 2
-"""Part of the key of what a given tokenizer made: in version 1 marks could belong to other tokens."""
+"""Part of the cache key of a given tokenizer's streams: in version 1 marks could belong to other tokens."""
 
 _CHARACTERS_AT_ONCE = 8_000_000
 _TOKENS_AT_ONCE = 8_000_000
@@ -34,34 +34,34 @@ _TOKENS_AT_ONCE = 8_000_000
 
 @dataclass(frozen=True)
 class TokenStream:
-    """The documents of one side, one after the other, each preceded by the end-of-text token."""
+    """The documents of one split, one after the other, each preceded by the end-of-text token."""
 
     tokens: npt.NDArray[np.unsignedinteger[Any]]
     """Token ids [tokens], memory-mapped, read-only: uint16, or uint32 for more than 65,536 tokens."""
 
     starts: Int[np.ndarray, " spans"]
-    """Where each document's end-of-text token stands, int64, ascending, the first is 0."""
+    """Position of each document's end-of-text token, int64, ascending, the first is 0."""
 
     domain_ids: Int[np.ndarray, " spans"]
     """Each document's domain as an index into `domains`, int64."""
 
     domains: tuple[str, ...]
-    """The domains' names."""
+    """Names of the domains."""
 
     learnt: Bool[np.ndarray, " tokens"] | None = None
-    """Which tokens are learnt when they are the next one; None: all. An end of text is learnt where the token
-    before it is: it says that an answer is over."""
+    """True for each token that is learnt when it is the next one; None: all. An end of text is learnt if the
+    token before it is: it marks the end of an answer."""
 
     def ends(self) -> Int[np.ndarray, " spans"]:
-        """Where the token after each document would stand."""
+        """Return the position after the last token of each document."""
         return np.append(self.starts[1:], len(self.tokens))[: len(self.starts)]
 
     def domain_of(self, positions: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
-        """The domain id (int64) of each position; an end of text belongs to the document it precedes."""
+        """Return the domain id (int64) of each position; an end of text belongs to the document after it."""
         return self.domain_ids[np.searchsorted(self.starts, positions, side="right") - 1]
 
     def frequencies(self, vocab_size: int) -> Int[np.ndarray, " vocab"]:
-        """How often each id below `vocab_size` occurs, read piece by piece."""
+        """Count each id below `vocab_size`, reading the stream piece by piece."""
         counts = np.zeros(vocab_size, dtype=np.int64)
         for start in range(0, len(self.tokens), _TOKENS_AT_ONCE):
             counts += np.bincount(self.tokens[start : start + _TOKENS_AT_ONCE], minlength=vocab_size)
@@ -78,15 +78,15 @@ def build_streams(
 ) -> dict[str, Any]:
     """Encode stored text: `SIDE.tokens` (little-endian uint16 or uint32), `SIDE.starts` and `SIDE.domains`.
 
-    Records have `SIDE.learnt` too, a byte per token. A document without a token to learn is left out.
+    Records also have `SIDE.learnt`, a byte per token. A document without a token to learn is left out.
 
     Args:
         text: a folder written by `build_text`.
-        tokenizer: encodes it.
-        domains: names in the order of their ids; documents of others are left out.
-        folder: where the files go.
-        sides: those that the text has.
-        chat: what made text of conversations.
+        tokenizer: the tokenizer that encodes it.
+        domains: names in the order of their ids; documents of other domains are left out.
+        folder: the folder to write to.
+        sides: splits that the text has.
+        chat: the chat template that rendered conversations.
 
     Returns:
         dtype: the ids' type; tokens: side → domain → count, the end-of-text tokens included; notes: lines for
@@ -103,7 +103,7 @@ def build_streams(
         starts: list[int] = []
         owners: list[int] = []
         at = 0
-        # The end of text before a document closes the one before it.
+        # The end of text before a document also ends the document before it.
         closes = np.zeros(1, dtype=bool)
         with (folder / f"{side}.tokens").open("wb") as file, contextlib.ExitStack() as stack:
             marks: IO[bytes] | None = None
@@ -119,7 +119,7 @@ def build_streams(
                 encoded.ids.astype(dtype).tofile(file)
                 if encoded.learnt is not None and marks is None:
                     marks = stack.enter_context((folder / f"{side}.learnt").open("wb"))
-                    # All that stands before the first record is plain text, and learnt.
+                    # All tokens before the first record are plain text, and learnt.
                     (np.arange(at) > 0).tofile(marks)
                 targets = encoded.targets_learnt()
                 if marks is not None:
@@ -142,7 +142,7 @@ def open_stream(folder: Path, side: str, dtype: str, domains: tuple[str, ...]) -
     """Memory-map what `build_streams` wrote.
 
     Raises:
-        DataError: the files do not fit together, so that marks would not be those of their tokens.
+        DataError: the sizes of the files do not fit together.
     """
     tokens = _mapped(folder / f"{side}.tokens", dtype)
     starts, owners = (np.fromfile(folder / f"{side}.{name}", dtype="<i8") for name in ("starts", "domains"))
@@ -163,7 +163,7 @@ def open_stream(folder: Path, side: str, dtype: str, domains: tuple[str, ...]) -
 
 
 def _mapped(path: Path, dtype: str) -> npt.NDArray[Any]:
-    """A file's values, memory-mapped; part of a value at its end is passed over."""
+    """Memory-map a file's values; an incomplete value at its end is ignored."""
     number = path.stat().st_size // np.dtype(dtype).itemsize
     # An empty file cannot be mapped.
     return np.memmap(path, dtype=dtype, mode="r", shape=(number,)) if number else np.zeros(0, dtype=dtype)
@@ -174,8 +174,8 @@ def without_token(left_out: list[str], num_documents: int) -> list[str]:
     if not left_out:
         return []
     return [
-        f"left out: {len(left_out):,} of {counted(num_documents, 'document')} in which the tokenizer makes "
-        f"no token of what is to be learnt (the first: {left_out[0]})"
+        f"left out: {len(left_out):,} of {counted(num_documents, 'document')} in which the tokenizer has "
+        f"no token for the learnt text (the first: {left_out[0]})"
     ]
 
 

@@ -29,11 +29,12 @@ _CHARACTERS_PER_TASK = 1_000_000
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
-    """Train byte-level BPE: any text is encoded without loss; equal texts give equal tokenizers.
+    """Train byte-level BPE, which encodes any text without loss; equal texts give equal tokenizers.
 
     Args:
-        texts: what it is trained on.
-        vocab_size: tokens at most, the end of text and 256 bytes included; pairs met once are not merged.
+        texts: texts to train on.
+        vocab_size: maximum number of tokens, with the end of text and 256 bytes. Pairs that occur once are
+            not merged.
     """
     import tokenizers  # not needed to import expertise.lm
 
@@ -60,7 +61,7 @@ def load_tokenizer(path: Path) -> tokenizers.Tokenizer:
         path: the file.
 
     Raises:
-        DataError: it is missing or is no tokenizer.
+        DataError: the file is missing or holds no tokenizer.
     """
     try:
         raw = path.read_bytes()
@@ -81,9 +82,9 @@ def load_tokenizer(path: Path) -> tokenizers.Tokenizer:
 
 
 def tokenizer_from(content: str) -> tokenizers.Tokenizer:
-    """The tokenizer that a `tokenizer.json` describes, with the ids that stand there.
+    """Build the tokenizer that a `tokenizer.json` describes, with the ids of the file.
 
-    The library numbers added tokens anew where a vocabulary has gaps, and may give one the id of another
+    The library numbers added tokens again if a vocabulary has gaps, and may give one the id of another
     token; the model was trained with those of the file.
 
     Raises:
@@ -122,10 +123,10 @@ def tokenizer_from(content: str) -> tokenizers.Tokenizer:
 
 
 def end_of_text(tokenizer: tokenizers.Tokenizer) -> int:
-    """The id of the token that stands between documents; added where the tokenizer has none that is known.
+    """Return the id of the token between documents; it is added if the tokenizer has none that is known.
 
     Raises:
-        DataError: none can be added that has an id of its own.
+        DataError: none can be added with an id of its own.
     """
     name = end_of_text_name(tokenizer)
     found = tokenizer.token_to_id(name)
@@ -142,12 +143,12 @@ def end_of_text(tokenizer: tokenizers.Tokenizer) -> int:
 
 
 def end_of_text_name(tokenizer: tokenizers.Tokenizer) -> str:
-    """The text of the token that `end_of_text` finds or adds."""
+    """Return the text of the token that `end_of_text` finds or adds."""
     return next((name for name in _ENDS if tokenizer.token_to_id(name) is not None), END_OF_TEXT)
 
 
 def vocab_size(tokenizer: tokenizers.Tokenizer) -> int:
-    """One more than the largest id: as many rows as an embedding needs."""
+    """Return the number of rows that an embedding needs: one more than the largest id."""
     return int(max(tokenizer.get_vocab(with_added_tokens=True).values())) + 1
 
 
@@ -183,7 +184,7 @@ def encode(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> list[Int[np
 
 
 def _special(tokenizer: tokenizers.Tokenizer) -> dict[int, str]:
-    """Special tokens by their ids, without the one for what is unknown: no text may give them."""
+    """Return the special tokens by id, without the unknown token: no text may produce them."""
     unknown = getattr(tokenizer.model, "unk_token", None)
     return {
         number: token.content
@@ -195,9 +196,9 @@ def _special(tokenizer: tokenizers.Tokenizer) -> dict[int, str]:
 def _spelled_out(
     tokenizer: tokenizers.Tokenizer, text: str, special: dict[int, str]
 ) -> Int[np.ndarray, " tokens"]:
-    """Encode a text that spells a special token which the model itself would make one token of.
+    """Encode a text that spells a special token so that the spelling does not become that token.
 
-    Such names are cut apart after their first character: models of whole words and of likely pieces (Unigram)
+    Such names are cut after their first character: models of whole words and of likely pieces (Unigram)
     find them in their vocabulary.
     """
     names = re.compile("|".join(re.escape(name) for name in sorted(special.values(), key=len, reverse=True)))
@@ -212,10 +213,10 @@ def _spelled_out(
 
 
 def without_prefix(tokenizer: tokenizers.Tokenizer, at_start: bool) -> tokenizers.Tokenizer:
-    """The tokenizer as it reads what does not begin a text: without the space that some put before a text.
+    """Return the tokenizer for text that continues another: without the space that some put before a text.
 
     Args:
-        tokenizer: any; it comes back as it is where it puts none.
+        tokenizer: any; it is returned unchanged if it adds no such space.
         at_start: also leave out the space that it would put after a special token.
     """
     parts = {
@@ -231,7 +232,7 @@ def without_prefix(tokenizer: tokenizers.Tokenizer, at_start: bool) -> tokenizer
 
 
 def _further(part: dict[str, Any], at_start: bool) -> dict[str, Any] | None:
-    """A normalizer or a pre-tokenizer that puts no space before a text; None: nothing else is left of it."""
+    """Return a normalizer or a pre-tokenizer that adds no space before a text; None if none is left."""
     for key in ("normalizers", "pretokenizers"):
         if key in part:
             inner = [left for one in part[key] if (left := _further(one, at_start)) is not None]
@@ -244,7 +245,7 @@ def _further(part: dict[str, Any], at_start: bool) -> dict[str, Any] | None:
 
 
 def _no_token(tokenizer: tokenizers.Tokenizer, texts: Sequence[str], error: Exception) -> DataError:
-    """The error for text that a tokenizer cannot encode; the first such word is named."""
+    """Make the error for text that a tokenizer cannot encode; it names the first such word."""
     for word in (word for text in texts for word in text.split()):
         try:
             tokenizer.encode(word, add_special_tokens=False)
@@ -276,13 +277,13 @@ def _num_cores() -> int:
 
 
 def copied(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """A copy of a tokenizer that reads as `plain` says, so that the given one stays as it is."""
+    """Copy a tokenizer and apply `plain` to the copy."""
     return tokenizer_from(tokenizer.to_str())
 
 
 def plain(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """The same tokenizer, made to read all of a text as text and to give each text as it is."""
-    # A text may talk about "<|endoftext|>"; this setting is not part of tokenizer.json.
+    """Set a tokenizer to read all of a text as text, without padding or truncation, and return it."""
+    # A text may contain "<|endoftext|>"; this setting is not part of tokenizer.json.
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -295,9 +296,9 @@ def _no_tokenizer(path: Path, reason: str) -> DataError:
 
 @contextlib.contextmanager
 def _one_thread_each() -> Iterator[None]:
-    """Keep the library's own thread pool from starting.
+    """Keep the library from starting its own thread pool.
 
-    Once it has run, any later fork prints a warning; our own threads do the same work without that.
+    After it has started, any later fork prints a warning; our own threads do the same work without one.
     """
     name = "TOKENIZERS_PARALLELISM"
     before = os.environ.get(name)

@@ -1,4 +1,4 @@
-"""What bits per byte are computed on: the same bytes whatever the tokenizer, each token predicted once."""
+"""Windows for bits per byte: the same bytes for any tokenizer, and each token is predicted once."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ class EvaluationWindows:
     """
 
     tokens: Int[Tensor, "windows time"]
-    """Ids that go in; windows are padded with the end of text."""
+    """Input ids; windows are padded with the end of text."""
 
     targets: Int[Tensor, "windows time"]
-    """The id that follows each of them (an end of text counts too), or `IGNORED` where it does not count."""
+    """The next id of each input (an end of text counts too), or `IGNORED` if it does not count."""
 
     num_bytes: int
-    """UTF-8 bytes of the text that counts: all of it, or what is learnt of records."""
+    """UTF-8 bytes of the text that counts: all of it or, for records, the learnt part."""
 
     ids: Int[Tensor, " ids"]
-    """The same tokens in one row, the first end of text included."""
+    """The same tokens in one row, with the first end of text."""
 
     num_documents: int = 0
-    """How many documents the text is of, one that was cut included."""
+    """Number of documents in the text, including one that was cut."""
 
     documents: Int[Tensor, "windows time"] | None = None
     """The number of each token's document in its window, or `PADDING`; None: attention crosses documents."""
@@ -53,16 +53,16 @@ def evaluation_windows(
 ) -> EvaluationWindows:
     """Cut a domain's documents into windows in which every token but the very first is a target once.
 
-    The documents come in stored order, each after an end of text. The one that reaches `max_bytes` is cut
-    there, on a character boundary; a record that does is the last one, and whole. Of records the targets
-    that are not learnt are ignored. So the bytes do not depend on the tokenizer. Where training packs whole
-    documents, windows do too: what is longer than the context goes on in pieces, so that no byte is lost.
+    The documents come in stored order, each after an end of text. The document that reaches `max_bytes` is
+    cut there, on a character boundary; a record that reaches it is the last one, and whole. Of records the
+    targets that are not learnt are ignored. So the bytes do not depend on the tokenizer. If training packs
+    whole documents, windows do too: longer documents are cut into pieces, so that no byte is lost.
 
     Args:
         prepared: text and tokenizer.
         split: `validation` or `test` (or `train`, or `all`).
         domain: one of `prepared.domains`.
-        max_bytes: how much text that counts at most; 0 takes all.
+        max_bytes: maximum bytes of text that counts; 0: all.
         context: tokens per window.
     """
     documents = list(_first_bytes(prepared.records(split, domain), max_bytes))
@@ -105,13 +105,13 @@ def evaluation_windows(
 
 
 _Piece = tuple[np.ndarray, np.ndarray]
-"""Tokens and targets of a document, or of a part of one that is too long."""
+"""Tokens and targets of a document, or of a piece of one that is too long."""
 
 
 def _rows(
     ids: list[Int[np.ndarray, " _"]], counted: list[Bool[np.ndarray, " _"]], end: int, context: int
 ) -> list[list[_Piece]]:
-    """The pieces of each window: documents in their order, a new window where one does not fit."""
+    """Return the pieces of each window: documents in order, with a new window if one does not fit."""
     rows: list[list[_Piece]] = []
     left = 0
     for before, text, counts in zip(ids[::2], ids[1::2], counted, strict=True):

@@ -1,4 +1,4 @@
-"""Held-out numbers: bits per byte per domain, and what every part did meanwhile."""
+"""Evaluation on held-out text: bits per byte per domain, and the use of every part."""
 
 from expertise.lm.evaluate.perplexity import DomainText, Evaluation, domain_texts, evaluate, in_words
 from expertise.lm.evaluate.switches import Switches, switched

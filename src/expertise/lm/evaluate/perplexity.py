@@ -23,7 +23,7 @@ from expertise.runs.progress import number
 from expertise.shapes import Float, Int
 
 LARGEST_LOGITS = 2**28
-"""Numbers of a batch's logits: a gibibyte in float32."""
+"""Maximum number of logits of a batch: a gibibyte in float32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,20 +36,20 @@ class DomainText:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What one pass over held-out text gave."""
+    """Results of one pass over held-out text."""
 
     bits_per_byte: dict[str, float | None]
-    """Per domain; None where there was no byte to predict."""
+    """Bits per byte of each domain; None if no byte was predicted."""
     num_bytes: dict[str, int]
-    """UTF-8 bytes that they are over: of records those that are learnt."""
+    """UTF-8 bytes that were predicted; of records only those that are learnt."""
     usage: dict[int, Usage]
-    """Mixture layer → what its parts did; the domains are in the order of `bits_per_byte`."""
+    """Mixture layer → use of its parts; the domains are in the order of `bits_per_byte`."""
     skills: dict[str, dict[str, float | None]] = dataclasses.field(default_factory=dict)
-    """Of a composed model: domain → skill → its mean weight over layers and tokens that count, if any do."""
+    """Of a composed model: domain → skill → mean weight over layers and counted tokens."""
 
     @property
     def mean_bits_per_byte(self) -> float | None:
-        """Mean over the domains that have any, each counting once; None: no domain has."""
+        """Mean over the domains that have a value, each with the same weight; None: no domain has one."""
         return _mean(self.bits_per_byte.values())
 
     def mean_parts_per_token(self) -> float | None:
@@ -57,16 +57,16 @@ class Evaluation:
         return _mean(usage.parts_per_token() for usage in self.usage.values()) if self.usage else 0.0
 
     def rounded_bits(self) -> dict[str, float | None]:
-        """Bits per byte of each domain, and their `mean`, with five digits."""
+        """Return bits per byte of each domain, and their `mean`, with five digits."""
         return {
             **{domain: _rounded(bits, 5) for domain, bits in self.bits_per_byte.items()},
             "mean": _rounded(self.mean_bits_per_byte, 5),
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers: `bits_per_byte`, `bytes`, `parts_per_token`, `loads` (relative), `skills`.
+        """Return plain numbers: `bits_per_byte`, `bytes`, `parts_per_token`, `loads` (relative), `skills`.
 
-        What is a mean over nothing is None.
+        A mean over nothing is None.
         """
         result: dict[str, Any] = {"bits_per_byte": self.rounded_bits(), "bytes": self.num_bytes}
         if self.usage:
@@ -90,7 +90,7 @@ class Evaluation:
 
 
 def in_words(bits_per_byte: Mapping[str, float | None]) -> str:
-    """The mean and each domain in a few words."""
+    """Describe the mean and each domain in a few words."""
     shown = {name: number(bits, 3) for name, bits in bits_per_byte.items()}
     mean = shown.pop("mean")
     return f"{mean} bits per byte ({', '.join(f'{name} {bits}' for name, bits in shown.items())})"
@@ -106,12 +106,12 @@ def _rounded(value: float | None, digits: int) -> float | None:
 
 
 def domain_texts(prepared: Readable, split: str, max_bytes: int, context: int) -> list[DomainText]:
-    """Held-out windows of every domain that has text on this side.
+    """Return held-out windows of every domain that has text in this split.
 
     Args:
         prepared: text and tokenizer.
         split: "validation" or "test", or "all" of text that is not divided.
-        max_bytes: at most so much of each domain; 0: all.
+        max_bytes: at most so many bytes of each domain; 0: all.
         context: tokens per window.
     """
     return [
@@ -127,14 +127,14 @@ def evaluate(
     bfloat16: bool = False,
     between: Callable[[], None] | None = None,
 ) -> Evaluation:
-    """One pass over held-out text.
+    """Evaluate a model in one pass over held-out text.
 
     Args:
-        model: in any mode; it is not changed.
+        model: in any mode; its mode does not change.
         texts: from `domain_texts`.
-        batch_size: windows at once; fewer where their logits would fill the memory.
-        bfloat16: compute products in bfloat16, as a run that trains so does.
-        between: called after each batch; it may raise to break the pass off.
+        batch_size: windows per batch; fewer where their logits would fill the memory.
+        bfloat16: compute products in bfloat16, as in training with bfloat16.
+        between: called after each batch; it may raise to stop the pass.
     """
     bits: dict[str, float | None] = {}
     usage: dict[int, Usage] = {}
@@ -165,20 +165,20 @@ def evaluate(
 
 
 class Pass(NamedTuple):
-    """A batch of windows, and what a model made of it."""
+    """A batch of windows with the model's losses, routes and skill weights."""
 
     tokens: Int[Tensor, "batch time"]
     targets: Int[Tensor, "batch time"]
     losses: Float[Tensor, " tokens"]
-    """Of each target, in nats; 0 where it is ignored."""
+    """Loss of each target, in nats; 0 where it is ignored."""
     routes: dict[int, Routes]
-    """Mixture layer → who took what."""
+    """Mixture layer → routes of the tokens."""
     alpha: Float[Tensor, "tokens skills"] | None
     """Of a composed model: the weights of its skills, the mean over layers."""
 
 
 def passes(model: CausalLM, text: DomainText, batch_size: int, bfloat16: bool = False) -> Iterator[Pass]:
-    """Held-out windows through a model, batch by batch."""
+    """Run held-out windows through a model, batch by batch."""
     windows, device, alpha = text.windows, model.device, Alpha(model)
     logits_of_one = max(1, windows.tokens.shape[1] * model.vocab_size)
     batch_size = max(1, min(batch_size, LARGEST_LOGITS // logits_of_one))

@@ -1,4 +1,4 @@
-"""Evaluating a model by its path."""
+"""Evaluate a model by its path."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ def evaluate_model(
     data: DataConfig | None = None,
     base: Path | str | None = None,
 ) -> dict[str, Any]:
-    """Bits per byte per domain of any language model.
+    """Compute bits per byte per domain of any language model.
 
     Args:
         path: a run, a checkpoint, a composed model, or a model of transformers.
         split: "validation" or "test"; of given text also "all". None: all of given text, else validation.
-        max_bytes: text of each domain; 0: all.
-        device: where to compute.
+        max_bytes: at most so many bytes of each domain; 0: all.
+        device: device to compute on.
         threads: CPU threads; 0: one per core.
-        say: told what happens.
-        switches: evaluate the model under these; None: as it was trained.
-        data: on which text; None: the one that the run was trained on, or the composed model's router.
-        base: for a composed model: where its base is now.
+        say: called with each line of progress.
+        switches: evaluate the model with these; None: as it was trained.
+        data: text to evaluate on; None: the held-out text of the run, or of the composed model's router.
+        base: for a composed model: the present path of its base.
 
     Returns:
         As `evaluate_run`; a composed model also has `skills`: domain → skill → mean weight. `step` is None
         where there is none.
 
     Raises:
-        RecipeError: no text is known, or a switch makes no sense for this model.
+        RecipeError: no text is known, or a switch does not apply to this model.
     """
     where = Path(path)
     if data is None and base is None and (folder.is_run(where) or checkpoint.is_checkpoint(where)):
@@ -76,15 +76,15 @@ def evaluate_model(
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """A model, and text that it can be looked at on."""
+    """An open model and the text to evaluate it on."""
 
     model: CausalLM
     look: Look
-    """The text."""
+    """The text to evaluate on."""
     window: int
-    """Tokens of a window."""
+    """Tokens per window."""
     bfloat16: bool
-    """Whether products are computed in bfloat16."""
+    """Compute products in bfloat16."""
 
 
 def open_with_text(
@@ -96,18 +96,18 @@ def open_with_text(
     base: Path | str | None = None,
     device: str = "cpu",
 ) -> Opened:
-    """A model by its path, with the text that is given, or that a composed model's router was learnt from.
+    """Open a model with given text, or with the text that a composed model's router was learnt from.
 
     Args:
-        path: any model; without data a composed one.
-        split: the side of the text; None: all of given text, else validation.
-        say: told what is being built.
-        data: which text.
-        base: for a composed model: where its base is now.
-        device: where to compute.
+        path: any model; without data it must be a composed one.
+        split: the split of the text; None: all of given text, else validation.
+        say: called with each line of progress.
+        data: configuration of the text.
+        base: for a composed model: the present path of its base.
+        device: device to compute on.
 
     Raises:
-        RecipeError: no text is known, or it has no such side.
+        RecipeError: no text is known, or it has no such split.
         RunError: the text of a composed model has changed, and its folder does not keep it.
     """
     model = open_model(path, device, base)
@@ -127,21 +127,21 @@ def evaluate_run(
     say: Callable[[str], None],
     switches: Switches | None = None,
 ) -> dict[str, Any]:
-    """Bits per byte per domain and parts per token of a run on its own held-out text.
+    """Compute bits per byte per domain and parts per token of a run on its own held-out text.
 
     Args:
         path: a run, or a checkpoint inside one.
         split: "validation" or "test".
-        max_bytes: text of each domain; 0: all.
-        device: where to compute.
+        max_bytes: at most so many bytes of each domain; 0: all.
+        device: device to compute on.
         threads: CPU threads; 0: one per core.
-        say: told what happens.
-        switches: evaluate the model under these; None: as it was trained.
+        say: called with each line of progress.
+        switches: evaluate the model with these; None: as it was trained.
 
     Returns:
         `bits_per_byte` (with `mean`), `parts_per_token` (`mean`, `layers`, `domains`), `tasks`, `loads`,
         `bytes` and `documents` (what was scored, by domain), `split`, `text` (in words), `source_changed`,
-        `step`, `switches` (those that are on). What is a mean over nothing is None.
+        `step`, `switches` (those that are on). A mean over nothing is None.
     """
     require_split(split)
     limit_threads(threads)
@@ -179,7 +179,7 @@ def _evaluated(
                 for note in text.windows.notes:
                     say(f"{text.domain}: {note}")
         result = evaluate(model, texts, batch_size, bfloat16).to_json()
-    # A dense model takes none; of no token nothing is known.
+    # A dense model takes no parts; without tokens the number is unknown.
     none: dict[str, Any] = {"mean": None if model.mixtures() else 0.0, "layers": [], "domains": {}}
     parts = result.pop("parts_per_token", none)
     return {

@@ -1,4 +1,4 @@
-"""Switches that a trained model is evaluated under: parts masked, always-on parts dropped, another k or p."""
+"""Switches for evaluation: mask top parts, drop always-on parts, use another k or p."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from expertise.errors import RecipeError
 from expertise.lm.causal import CausalLM
@@ -25,20 +26,20 @@ from expertise.shapes import Float
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Switches:
-    """What an evaluation changes in every mixture layer (DeepSeekMoE §4.5); the defaults change nothing."""
+    """Changes to every mixture layer for an evaluation (DeepSeekMoE §4.5); the defaults change nothing."""
 
     mask_top: float = 0.0
-    """Share of the routed parts that each token may not take: those with its highest probabilities."""
+    """Share of the routed parts that are masked for each token: those with its highest probabilities."""
     renew_softmax: bool = False
-    """Share the probability out anew over the parts that are left; else they keep what they had."""
+    """Renormalise the probabilities over the parts that are left; else they stay as they are."""
     drop_always: bool = False
-    """Leave the always-on part out and, unless `extra_parts` says otherwise, take one more routed one."""
+    """Drop the always-on part and, unless `extra_parts` says otherwise, take one more routed part."""
     extra_parts: int | None = None
-    """So many routed parts per token more than the router would take; None: 1 with `drop_always`, else 0."""
+    """Number of routed parts per token beyond the router's own; None: 1 with `drop_always`, else 0."""
     k: int | None = None
-    """Another k than was trained (top-k)."""
+    """Another k than in training (top-k)."""
     p: float | None = None
-    """Another p than was trained (top-p); a cap on the number of parts stays."""
+    """Another p than in training (top-p); the cap on the number of parts stays."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.mask_top < 1:
@@ -50,38 +51,38 @@ class Switches:
 
     @property
     def num_extra(self) -> int:
-        """Routed parts to take beside those that the router takes."""
+        """Number of routed parts to take beyond those that the router takes."""
         return int(self.drop_always) if self.extra_parts is None else self.extra_parts
 
     @property
     def change_the_routing(self) -> bool:
-        """Whether a router is asked to choose otherwise."""
+        """True if routers must choose differently."""
         return bool(self.mask_top or self.num_extra) or self.k is not None or self.p is not None
 
     def to_json(self) -> dict[str, Any]:
-        """The switches that are on."""
+        """Return the switches that are on."""
         values = dataclasses.asdict(self) | {"extra_parts": self.num_extra}
         return {name: value for name, value in values.items() if value not in (None, False, 0)}
 
 
 @contextlib.contextmanager
 def switched(model: CausalLM, switches: Switches) -> Iterator[CausalLM]:
-    """The model under these switches, for evaluation; afterwards it is what it was, module by module.
+    """Apply the switches to a model within the context; afterwards every module is restored.
 
     Args:
-        model: any language model; its routers are wrapped for the time being, no weight is touched.
-        switches: what to change.
+        model: any language model; its routers are wrapped within the context, no weight is changed.
+        switches: the changes to apply.
 
     Yields:
         The same model.
 
     Raises:
-        RecipeError: a switch makes no sense for this model.
+        RecipeError: a switch does not apply to this model.
     """
     mixtures = model.mixtures()
     if switches.to_json() and not mixtures:
         raise RecipeError("switches change mixture layers; this model has none")
-    # All are made before one is put in, so that a refusal finds the model untouched.
+    # Make all routers before the first is set, so that an error leaves the model unchanged.
     routers = {index: _router(mixture, model, index, switches) for index, mixture in mixtures.items()}
     before = {index: (mixture.router, mixture.always) for index, mixture in mixtures.items()}
     try:
@@ -96,15 +97,15 @@ def switched(model: CausalLM, switches: Switches) -> Iterator[CausalLM]:
 
 
 class SwitchedRouter(Router):
-    """A learned router that masks parts or takes more of them; its weights and its bias are the router's own.
+    """A learned router that masks parts or takes more of them; weights and bias are the wrapped router's own.
 
-    The parts with a token's highest probabilities are masked (the bias has no say in that); the choice among
-    the rest goes as the router's own. With the original probabilities a top-p token whose masked parts hold
+    The parts with a token's highest probabilities are masked (the bias is not counted); the wrapped router's
+    rule chooses among the rest. With the original probabilities a top-p token whose masked parts hold
     1 - p or more can never pass p: it takes every part that is left, up to the cap.
 
     Args:
-        router: who is wrapped.
-        switches: `mask_top`, `renew_softmax` and `extra_parts` are heeded; another k or p is the router's.
+        router: the router to wrap.
+        switches: `mask_top`, `renew_softmax` and `extra_parts` are used; another k or p is set in `router`.
 
     Raises:
         RecipeError: the mask leaves too few parts or masks none.
@@ -129,8 +130,8 @@ class SwitchedRouter(Router):
             )
         self.num_slots = min(router.num_slots + self.num_extra, left)
 
+    @override
     def forward(self, x: Float[Tensor, "*leading dim"], context: Any = None) -> Routes:
-        """Routes for the tokens of x."""
         router = self.router
         scores = router.score(x)
         wanted = scores.raw
@@ -148,7 +149,7 @@ class SwitchedRouter(Router):
 
 
 def _router(mixture: Mixture, model: CausalLM, index: int, switches: Switches) -> Router | None:
-    """What chooses in a layer under the switches."""
+    """Return the router of a layer under the switches."""
     assert isinstance(model.core, LanguageModel)  # no other model has mixtures of ours
     layer = model.core.config.layer(index)
     assert layer is not None
@@ -169,8 +170,8 @@ def _router(mixture: Mixture, model: CausalLM, index: int, switches: Switches) -
 def _with(
     router: LearnedRouter, layer: MixtureLayer, changes: dict[str, int | float | None]
 ) -> LearnedRouter:
-    """The router with another k or p, checked by its own configuration; the weights are the same tensors."""
-    # A shallow copy: parameters and buffers are shared, what is set on it does not reach the original.
+    """Return the router with another k or p, checked by its configuration; it shares the weight tensors."""
+    # A shallow copy: parameters and buffers are shared, attributes set on it do not reach the original.
     result = copy.copy(router)
     for name, value in changes.items():
         if value is None:

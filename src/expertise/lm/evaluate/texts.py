@@ -1,4 +1,4 @@
-"""On which text a model is looked at: that which is given, or its own, as its folder keeps it."""
+"""The text that a model is evaluated on: given text, or the held-out text that its folder keeps."""
 
 from __future__ import annotations
 
@@ -29,36 +29,36 @@ from expertise.runs.checkpoint import Checkpoint
 from expertise.skills.composed_json import is_composed, read_composed
 
 _NAME_SOME = "name some with --data"
-_LOOK_AT_OTHER = "look at the text as it is now: name it with --data"
+_LOOK_AT_OTHER = "evaluate on the text as it is now: name it with --data"
 
 Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Look:
-    """The text that a model is looked at on."""
+    """The text that a model is evaluated on."""
 
     text: HeldOut | Prepared
     split: str
-    """The side of it: "validation", "test", or "all"."""
+    """Its split: "validation", "test", or "all"."""
     words: str
-    """What it is, such as "all of notes.txt"."""
+    """Description of the text, such as "all of notes.txt"."""
     changed: bool | None = None
-    """Of a model's own text: whether the sources give another one now; None: it is given text, or the sources
+    """For a model's own text: True if the sources now give other text; None: it is given text, or the sources
     cannot be read any more."""
     notes: tuple[str, ...] = ()
-    """What a user should know of it, a line each."""
+    """Notes for the user, one line each."""
 
 
 def run_text(run: Path, recipe: Recipe, split: str, say: Say, saved: Checkpoint | None) -> Look:
-    """A run's own held-out text: what its folder keeps, or, in runs of before that, what the sources give.
+    """Return a run's own held-out text: the text in its folder or, for older runs, from the sources again.
 
     Args:
         run: the run's folder.
         recipe: the run's.
         split: "validation" or "test".
-        say: told what is being built, and what has changed.
-        saved: the checkpoint that is looked at; None: there is none yet.
+        say: called with each line of progress.
+        saved: the checkpoint to evaluate; None: there is none yet.
 
     Raises:
         RunError: the kept text is damaged, or there is none and the sources now give other text.
@@ -78,14 +78,14 @@ def run_text(run: Path, recipe: Recipe, split: str, say: Say, saved: Checkpoint 
 
 
 def given_text(model: CausalLM, path: Path | str, data: DataConfig, split: str | None, say: Say) -> Look:
-    """Text that a user names: all of it, or one side of it, divided as training would.
+    """Return text that a user names: all of it, or one split of it, divided as in training.
 
     Args:
-        model: reads it.
-        path: the model's; a run that was trained on this very text is warned about.
-        data: which text.
+        model: the model whose tokenizer encodes it.
+        path: the model's path; there is a warning if it was trained on this very text.
+        data: configuration of the text.
         split: "all", "validation" or "test"; None: all.
-        say: told what is being read.
+        say: called with each line of progress.
     """
     require_split(split, given=True)
     if split is not None and split != ALL:
@@ -96,24 +96,24 @@ def given_text(model: CausalLM, path: Path | str, data: DataConfig, split: str |
         say(note)
     if (Path(path) / DATA).is_file() and data_of(Path(path))["digest"] == text.digest:
         say(
-            f"{path} was trained on this text: most of it is not new to the model; "
-            "--split validation looks at what is"
+            f"{path} was trained on this text, so the result is too good; "
+            "--split validation evaluates on text that it was not trained on"
         )
     return Look(text=text, split=ALL, words=f"all of {data.places()}", notes=text.notes)
 
 
 def composed_text(model: CausalLM, path: Path, split: str | None, say: Say) -> Look:
-    """The text that a composed model's router was learnt from, held out; of constant weights all of theirs.
+    """Return held-out text of a composed model: of the data that its router was learnt from.
 
     Args:
         model: the composed model.
         path: its folder.
-        split: "validation" or "test"; None: validation, or all of a text from which nothing was learnt.
-        say: told what is being built, and what has changed.
+        split: "validation" or "test"; None: validation or, for constant weights, all of the text.
+        say: called with each line of progress.
 
     Raises:
-        RecipeError: no text is known.
-        RunError: the folder keeps no text, and the sources now give another one; or what it keeps is damaged.
+        RecipeError: the composed model names no text.
+        RunError: the folder keeps no text and the sources now give other text, or the kept text is damaged.
     """
     if not is_composed(path):
         raise RecipeError(f"{path} does not say on what text it was trained", _NAME_SOME)
@@ -145,14 +145,14 @@ def composed_text(model: CausalLM, path: Path, split: str | None, say: Say) -> L
 def own_or_given(
     model: CausalLM, path: Path | str, data: DataConfig | None, split: str | None, say: Say
 ) -> Look:
-    """Given text, or that of a composed model."""
+    """Return given text, or that of a composed model."""
     if data is not None:
         return given_text(model, path, data, split, say)
     return composed_text(model, Path(path), split, say)
 
 
 def _since(path: Path, before: str, data: DataConfig) -> tuple[bool | None, str]:
-    """Whether the sources have changed since a model was trained on them, and a line that says so."""
+    """Return True if the sources changed since a model was trained on them, and a line about it."""
     kept = f"this is the held-out text that {path} keeps"
     try:
         now = source_digest(data)

@@ -1,4 +1,4 @@
-"""A composed model beside what it is made of."""
+"""Compare a composed model with its base, its skills alone, and their uniform mean."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from expertise.skills.composition import composition_of
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SideBySide:
-    """A composed model beside what it is made of, on the same text."""
+    """Evaluations of a composed model, its base, each skill alone and their uniform mean on the same text."""
 
     base: Evaluation
-    """Without any skill."""
+    """The base without any skill."""
     skills: dict[str, Evaluation]
     """Each skill alone, with weight 1."""
     uniform: Evaluation
     """All skills, each with weight 1 / K."""
     composed: Evaluation
-    """As the composed model itself weighs them."""
+    """The composed model with its own weights."""
 
     def rows(self) -> dict[str, Evaluation]:
-        """Title → evaluation, for a table."""
+        """Return the evaluations by title, for a table."""
         skills = {f"skill {name}": found for name, found in self.skills.items()}
         return {"base": self.base, **skills, "uniform": self.uniform, "composed": self.composed}
 
     def better_alone(self) -> dict[str, Any] | None:
-        """The best of the skills alone and the base, where it beats the composed model.
+        """Return the best of the skills alone and the base, if it beats the composed model.
 
-        What a table shows as equal, four digits of bits per byte in the mean over the domains, beats nothing.
+        Mean bits per byte are compared at four digits, as a table shows them; a tie beats nothing.
 
         Returns:
             `name` (of a skill, or "base"), its `bits_per_byte` and those of `composed`; None: none is better.
@@ -46,7 +46,7 @@ class SideBySide:
         return {"name": best, "bits_per_byte": bits[best], "composed": own} if bits[best] < own else None
 
     def to_json(self) -> dict[str, Any]:
-        """Bits per byte by domain, with their mean, of `base`, `skills` (by name), `uniform`, `composed`."""
+        """Return bits per byte by domain and mean: `base`, `skills` (by name), `uniform`, `composed`."""
         return {
             "base": self.base.rounded_bits(),
             "skills": {name: found.rounded_bits() for name, found in self.skills.items()},
@@ -58,7 +58,7 @@ class SideBySide:
 def comparison(
     model: CausalLM, texts: list[DomainText], batch_size: int, bfloat16: bool = False
 ) -> SideBySide:
-    """A composed model beside what it is made of, on the same text.
+    """Evaluate a composed model, its base, each skill alone and their uniform mean on the same text.
 
     Args:
         model: around a composed model.
@@ -86,6 +86,6 @@ def evaluate_weights(
     weights: Sequence[float] | Mapping[str, float],
     bfloat16: bool = False,
 ) -> Evaluation:
-    """A composed model with these constant weights in place of its own; a missing name counts as 0."""
+    """Evaluate a composed model with constant weights in place of its own; a missing name counts as 0."""
     with composition_of(model.core).using(weights=weights):
         return evaluate(model, texts, batch_size, bfloat16)

@@ -1,4 +1,4 @@
-"""What is said of a skill, or a composition, that is to be learnt."""
+"""Configurations for learning a skill or a router over skills of a language model."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _ROUTER = Choice(
         "top_p": {"p": 0.7},
     },
 )
-"""A router over skills of a language model, and what its keys are where nobody sets them."""
+"""Routers over skills of a language model, with the defaults of their keys."""
 
 
 def _adam(learning_rate: float) -> OptimizerConfig:
-    """AdamW for few, new parameters: a short warm-up, no decay."""
+    """Return AdamW for few, new parameters: a short warm-up, no decay."""
     return OptimizerConfig(learning_rate=learning_rate, schedule="cosine", warmup=10, weight_decay=0.0)
 
 
@@ -45,17 +45,17 @@ class LearnConfig:
     """A new skill of a language model: data, factors, training."""
 
     data: DataConfig
-    """What it is learnt from; messages without a template take the base's own."""
+    """The text that the skill is learnt from; messages without a template take the base's own."""
     skill: SkillConfig = dataclasses.field(default_factory=SkillConfig)
-    """Which weights it adapts, and how strongly."""
+    """The weights that the skill adapts, and its scale."""
     optimizer: OptimizerConfig = dataclasses.field(default_factory=lambda: _adam(5e-3))
     """AdamW and its schedule."""
     train: TrainConfig = dataclasses.field(default_factory=lambda: TrainConfig(steps=300, batch_size=16))
-    """How long, how much at once; `seed` is also that of the factors' start."""
+    """Number of steps and batch size; `seed` also seeds the initial factors."""
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
-    """Looks at held-out text, before and after."""
+    """Evaluations on held-out text, before and after training."""
     context: Annotated[int, Ge(0)] = 0
-    """Tokens of a window; 0: the base's context, at most 1,024."""
+    """Tokens per window; 0: the base's context, at most 1,024."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,19 +65,19 @@ class ComposeConfig:
     data: DataConfig
     """Text of the target task."""
     router: Annotated[RouterConfig, _ROUTER] = dataclasses.field(default_factory=_ROUTER.config)
-    """Who decides alpha; the width of a context router is that of what it reads, whatever stands here."""
+    """The router that computes alpha; the width of a context router is always that of its input."""
     reads: Reads = "pooled"
-    """What it sees: "token", "pooled" (the text so far) or "layer" (a router for each adapted layer)."""
+    """Input of the router: "token", "pooled" (the text so far) or "layer" (a router per adapted layer)."""
     source: str = ""
-    """The module whose output it sees; empty: the input embedding."""
+    """The module whose output the router reads; empty: the input embedding."""
     optimizer: OptimizerConfig = dataclasses.field(default_factory=lambda: _adam(1e-2))
     """AdamW and its schedule."""
     train: TrainConfig = dataclasses.field(default_factory=lambda: TrainConfig(steps=150, batch_size=8))
-    """How long, how much at once; `seed` is also that of the router's start."""
+    """Number of steps and batch size; `seed` also seeds the router's initial weights."""
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
-    """Looks at held-out text."""
+    """Evaluations on held-out text."""
     context: Annotated[int, Ge(0)] = 0
-    """Tokens of a window; 0: the base's context, at most 1,024."""
+    """Tokens per window; 0: the base's context, at most 1,024."""
 
     def __post_init__(self) -> None:
         if self.reads == "context":
@@ -89,12 +89,12 @@ class ComposeConfig:
                 "constant weights are given by --weights, without a router",
             )
         if getattr(router, "context_dim", 0):
-            # Version 0.1.0 wrote a number here that meant nothing: its recipes are these.
+            # Version 0.1.0 wrote a number here that was never used; its recipes must still open.
             object.__setattr__(self, "router", dataclasses.replace(router, context_dim=0))
 
 
 def config_of(cls: type[T], settings: list[str]) -> T:
-    """A configuration from its defaults and settings of the form `a.b=c`.
+    """Build a configuration from its defaults and settings of the form `a.b=c`.
 
     Args:
         cls: `LearnConfig` or `ComposeConfig`.

@@ -1,4 +1,4 @@
-"""From paths to paths, as the commands do it: a skill into a library, a composed model into a folder."""
+"""Learn and compose skills from paths to paths, as the commands do."""
 
 from __future__ import annotations
 
@@ -44,22 +44,22 @@ def learn_into(
     """Learn a skill and add it to a library.
 
     Args:
-        library: where it goes.
+        library: the folder that it is added to.
         base: path of its base.
-        name: what it is called.
-        config: data, factors, training.
-        work: the training's folder; it stays.
-        beside: skills of the library that are at work while it learns.
-        weights: theirs; None: 1 each.
-        purpose: for the card.
+        name: the skill's name.
+        config: data, factors and training.
+        work: the training's folder; it is kept.
+        beside: skills of the library that are active while it learns.
+        weights: weights of those skills; None: 1 each.
+        purpose: purpose of the skill, for its card.
         force: take skills of another base beside it, as long as their shapes fit.
-        say: told what happens.
+        say: called with each line of progress.
 
     Returns:
         The new skill's card.
 
     Raises:
-        ExpertiseError: any mistake of the user's; see `expertise.errors`.
+        ExpertiseError: any mistake of the user; see `expertise.errors`.
     """
     require_free(library.path, name)
     model, skills = _opened(base, library, beside, config.train.device, force)
@@ -89,17 +89,17 @@ def check_learning(
     say: Callable[[str], None],
     show: int = 0,
 ) -> list[Example]:
-    """Do all that `learn_into` does before it trains; nothing but the cache of encoded text is written.
+    """Do everything that `learn_into` does before it trains; only the cache of encoded text is written.
 
     Args:
         library, base, name, config, work, beside, weights, force, say: as in `learn_into`.
-        show: how many examples to give.
+        show: number of examples to return.
 
     Returns:
-        The first rows that training sees.
+        The first rows of the training data.
 
     Raises:
-        ExpertiseError: any mistake of the user's; see `expertise.errors`.
+        ExpertiseError: any mistake of the user; see `expertise.errors`.
     """
     require_free(library.path, name)
     model, skills = _opened(base, library, beside, config.train.device, force)
@@ -120,20 +120,20 @@ def compose_into(
     """Learn a router over skills and write the composed model.
 
     Args:
-        out: the composed model's folder, which may not be there yet.
+        out: the composed model's folder, which must not exist yet.
         base: path of the skills' base.
-        library: where the skills are.
-        names: which, in the order of alpha.
-        config: data, router, training.
-        work: the training's folder; it stays.
+        library: the library of skills.
+        names: names of the skills, in the order of alpha.
+        config: data, router and training.
+        work: the training's folder; it is kept.
         force: take skills of another base, as long as their shapes fit.
-        say: told what happens.
+        say: called with each line of progress.
 
     Returns:
-        The composed model beside what it is made of, on held-out text; and the metrics that it keeps.
+        The composed model compared with its parts on held-out text, and the metrics that are saved with it.
 
     Raises:
-        ExpertiseError: any mistake of the user's; see `expertise.errors`.
+        ExpertiseError: any mistake of the user; see `expertise.errors`.
     """
     _require_new(out)
     model, skills = _opened(base, library, names, config.train.device, force)
@@ -165,25 +165,25 @@ def weigh_into(
     force: bool = False,
     say: Callable[[str], None],
 ) -> tuple[SideBySide | None, dict[str, Any]]:
-    """Write a composed model with constant weights; nothing is learnt.
+    """Write a composed model with constant weights, without training.
 
     Args:
-        out: the composed model's folder, which may not be there yet.
+        out: the composed model's folder, which must not exist yet.
         base: path of the skills' base.
-        library: where the skills are.
-        names: which.
-        weights: one for each.
-        data: this is looked at, up to as much of each domain as a training looks at; None: no text is.
-        device: where to compute.
+        library: the library of skills.
+        names: names of the skills.
+        weights: one per skill.
+        data: text for an evaluation, as much of each domain as a training evaluates on; None: no evaluation.
+        device: device to compute on.
         threads: CPU threads; 0: one per core.
         force: take skills of another base, as long as their shapes fit.
-        say: told what happens.
+        say: called with each line of progress.
 
     Returns:
-        The composed model beside what it is made of, where there is text; and the metrics that it keeps.
+        The composed model compared with its parts if there is text, and the metrics that are saved with it.
 
     Raises:
-        ExpertiseError: any mistake of the user's; see `expertise.errors`.
+        ExpertiseError: any mistake of the user; see `expertise.errors`.
     """
     _require_new(out)
     limit_threads(threads)
@@ -191,7 +191,7 @@ def weigh_into(
     model = model.around(compose(model.core, skills, weights=list(weights)))
     found, metrics, notes, digest = None, {}, Notes(), ""
     if data is not None:
-        # Nothing is learnt from it, so nothing needs to be held out.
+        # Nothing is trained on this text, so none of it needs to be held out.
         text, look = all_for(model, data, say), EvaluationConfig()
         texts = domain_texts(text, ALL, look.bytes_per_domain, window_of(model))
         found = comparison(model, texts, look.batch_size)
@@ -212,7 +212,7 @@ def weigh_into(
 def _opened(
     base: Path | str, library: Library, names: Sequence[str], device: str, force: bool
 ) -> tuple[CausalLM, list[Skill]]:
-    """A base and skills for it."""
+    """Open a base and skills for it."""
     if is_composed(Path(base)):
         raise SkillError(
             f"{base} is a composed model", "name its own base; to learn beside its skills, name them too"
@@ -224,6 +224,6 @@ def _opened(
 
 
 def _require_new(out: Path) -> None:
-    """Refuse a taken folder before long work, not after it."""
+    """Refuse an existing folder before the long work, not after it."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise SkillError(f"{out} is there already", "choose another --out")

@@ -30,43 +30,43 @@ from expertise.skills.skill import Skill
 
 
 def _silent(_line: str) -> None:
-    """Print nothing."""
+    """Ignore a line of progress."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LearntSkill:
-    """What learning a skill gave."""
+    """A learnt skill with its model, metrics and data."""
 
     skill: Skill
-    """Its factors, on the CPU; no card yet."""
+    """The factors, on the CPU; no card yet."""
     model: CausalLM
-    """The base with the skill (and those that it was learnt beside), as it was trained."""
+    """The base with the skill and the skills that it was learnt beside, as trained."""
     metrics: dict[str, Any]
     """`bits_per_byte`: `before` and `after`, each domain → value with `mean`; `steps`, `tokens`."""
     data: str
     """The sources, in words."""
     data_digest: str
-    """SHA-256 of them."""
+    """SHA-256 of the sources."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LearntRouter:
-    """What learning a router over skills gave."""
+    """A learnt router over skills with its composed model, metrics and data."""
 
     model: CausalLM
     """The composed model; `save_composed(model.core, …)` keeps it."""
     comparison: SideBySide
-    """It beside what it is made of, on held-out text."""
+    """The composed model compared with its parts on held-out text."""
     metrics: dict[str, Any]
     """`bits_per_byte` of the comparison, `skills` (mean alpha by domain), `steps`, `tokens`."""
     data: str
     """The sources, in words."""
     data_digest: str
-    """SHA-256 of them."""
+    """SHA-256 of the sources."""
     notes: Notes
-    """For `save_composed`, so that the text is found again."""
+    """Notes for `save_composed`, with which the same text can be read again."""
     prepared: Prepared
-    """The text."""
+    """The encoded text."""
 
 
 def learn_skill(
@@ -82,16 +82,16 @@ def learn_skill(
     """Learn a skill on a frozen base; only its factors are trained.
 
     Args:
-        base: any language model, where it is to be trained; it is not changed.
-        name: what the skill is called.
-        config: data, factors, training.
-        work: a run's folder; one that was stopped goes on, a finished one gives its result again.
-        beside: skills that stay as they are and are at work while it learns ("expansion").
-        weights: theirs; None: 1 each.
-        say: told what happens, a line at a time.
+        base: any language model, on the device to train on; it is not changed.
+        name: the skill's name.
+        config: data, factors and training.
+        work: a run's folder; a stopped training is resumed, a finished one returns its result again.
+        beside: frozen skills that are active while it learns ("expansion").
+        weights: weights of those skills; None: 1 each.
+        say: called with each line of progress.
 
     Raises:
-        ExpertiseError: any mistake of the user's; see `expertise.errors`.
+        ExpertiseError: any mistake of the user; see `expertise.errors`.
         Stopped: a signal asked for it; everything is saved.
     """
     task, alpha, facts = _ready(base, name, config, work, beside, weights, say)
@@ -122,17 +122,17 @@ def check_skill(
     say: Callable[[str], None] = _silent,
     show: int = 0,
 ) -> list[Example]:
-    """Do all that `learn_skill` does before it writes to its folder.
+    """Do everything that `learn_skill` does before it writes to its folder.
 
     Args:
         base, name, config, work, beside, weights, say: as in `learn_skill`.
-        show: how many examples to give.
+        show: number of examples to return.
 
     Returns:
-        The first rows that training sees.
+        The first rows of the training data.
 
     Raises:
-        ExpertiseError: any mistake of the user's; see `expertise.errors`.
+        ExpertiseError: any mistake of the user; see `expertise.errors`.
     """
     task, _, facts = _ready(base, name, config, work, beside, weights, say)
     check(base, task, work, facts, say)
@@ -149,7 +149,7 @@ def _ready(
     weights: Sequence[float] | Mapping[str, float] | None,
     say: Callable[[str], None],
 ) -> tuple[CompositionTask, list[float], dict[str, Any]]:
-    """The task of learning a skill, the weights of all skills in it, and what the training is begun with."""
+    """Return the task, the weights of all skills in it, and the facts that the training is begun with."""
     require_name(name)
     folder.refuse_if_held(work)
     limit_threads(config.train.threads)
@@ -172,17 +172,17 @@ def learn_router(
     *,
     say: Callable[[str], None] = _silent,
 ) -> LearntRouter:
-    """Learn who has which weight when; nothing but the router is trained.
+    """Learn a router that weighs the skills; only the router is trained.
 
     Args:
-        base: any language model, where it is to be trained; it is not changed.
+        base: any language model, on the device to train on; it is not changed.
         skills: at least one.
-        config: data, router, training.
-        work: a run's folder; one that was stopped goes on, a finished one gives its result again.
-        say: told what happens, a line at a time.
+        config: data, router and training.
+        work: a run's folder; a stopped training is resumed, a finished one returns its result again.
+        say: called with each line of progress.
 
     Raises:
-        ExpertiseError: any mistake of the user's; see `expertise.errors`.
+        ExpertiseError: any mistake of the user; see `expertise.errors`.
         Stopped: a signal asked for it; everything is saved.
     """
     folder.refuse_if_held(work)
@@ -224,7 +224,7 @@ def learn_router(
 
 
 def _sources(prepared: Prepared, config: LearnConfig | ComposeConfig) -> str:
-    """The sources of a training, in words."""
+    """Describe the sources of a training in words."""
     return f"{config.data.places()}: {', '.join(prepared.domains_of('train'))}"
 
 
@@ -234,7 +234,7 @@ def _effort(task: CompositionTask) -> dict[str, int]:
 
 
 def _amount(prepared: Prepared) -> str:
-    """What is learnt from, and what is held out to look at."""
+    """Describe the amounts of training text and of held-out text."""
     tokens = sum(prepared.tokens_count["train"].values())
     held_out = sum(prepared.bytes["validation"].values())
     return (

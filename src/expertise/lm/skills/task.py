@@ -1,4 +1,4 @@
-"""What is learnt in a composed model, as the training loop sees it."""
+"""Training of a skill or of a router in a composed model, as the training loop sees it."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from expertise.runs.loop import Losses
 
 
 class Learning(nn.Module):
-    """The parameters of a model that learn, as a module by themselves: what a checkpoint holds of it.
+    """The trainable parameters of a model as a module of their own; a checkpoint holds just these.
 
     Args:
-        model: whose parameters with `requires_grad` these are; its mode follows this one's.
+        model: the model that has them (`requires_grad`); `train` and `eval` set its mode, too.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        # Not a child: what is frozen is none of a checkpoint's business.
+        # Not registered as a child: frozen parameters do not belong in a checkpoint.
         self._model = (model,)
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 self.register_parameter(name.replace(".", "/"), parameter)
 
     def train(self, mode: bool = True) -> Learning:
-        """Set the mode, the model's too."""
+        """Set the mode of this module and of the model."""
         self._model[0].train(mode)
         super().train(mode)
         return self
 
 
 class CompositionTask:
-    """Next-token prediction with a composed model, of which a skill or a router learns.
+    """Next-token prediction with a composed model in which a skill or a router is trained.
 
     Args:
         model: around a composed model.
-        config: how to train and to look.
-        prepared: the text.
+        config: training and evaluation.
+        prepared: the encoded text.
     """
 
     unit = "tokens"
@@ -63,7 +63,7 @@ class CompositionTask:
         self._texts: list[DomainText] | None = None
 
     def losses(self, step: int, micro: int, detail: bool) -> Losses:
-        """The loss of one micro-batch."""
+        """Compute the loss of one micro-batch."""
         batch, device = self._batches.batch(step, micro), self.composed.device
         counts, bfloat16 = self._batches.counts(step), self.config.train.bfloat16
         with products(device, bfloat16):
@@ -77,36 +77,36 @@ class CompositionTask:
         return Losses(total=loss, reported={"loss": loss}, tables={})
 
     def epochs(self, steps: int) -> float:
-        """How often so many steps go through the training text."""
+        """Return the number of epochs that `steps` steps make."""
         return self._batches.epochs(steps)
 
     def after_step(self) -> None:
-        """Nothing follows a step."""
+        """Do nothing after a step."""
 
     def examples(self, number: int) -> list[Example]:
-        """The first rows that training sees."""
+        """Return the first rows of the training data."""
         return examples(self._batches, self.prepared.tokenizer, number)
 
     def texts(self) -> list[DomainText]:
-        """The held-out text that is looked at."""
+        """Return the held-out text for evaluations."""
         if self._texts is None:
             num_bytes = self.config.evaluation.bytes_per_domain
             self._texts = domain_texts(self.prepared, "validation", num_bytes, self.window)
         return self._texts
 
     def evaluation(self, between: Callable[[], None] | None = None) -> Evaluation:
-        """Bits per byte on validation text, and what the skills' weights were there."""
+        """Compute bits per byte and mean skill weights on validation text."""
         batch_size, bfloat16 = self.config.evaluation.batch_size, self.config.train.bfloat16
         return evaluate(self.composed, self.texts(), batch_size, bfloat16, between)
 
     def evaluate(self, between: Callable[[], None]) -> dict[str, Any]:
-        """The same as plain numbers."""
+        """Evaluate and return plain numbers."""
         return self.evaluation(between).to_json()
 
     def headline(self, evaluation: Mapping[str, Any]) -> str:
-        """The mean and each domain."""
+        """Return one line with the mean bits per byte and those of each domain."""
         return in_words(evaluation["bits_per_byte"])
 
     def files(self) -> Mapping[str, str]:
-        """Nothing: a checkpoint is of use to this training alone."""
+        """Return no files: such a checkpoint is loaded by this training only."""
         return {}

@@ -1,4 +1,4 @@
-"""A training's folder: what it was begun with, and the run itself."""
+"""The folder of a training: the facts that it was begun with, and the run itself."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ def run(
     facts: Mapping[str, Any],
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Train to the last step, going on from where the folder stands.
+    """Train to the last step, resuming from the folder's newest checkpoint.
 
     Args:
-        base: what the skills stand on.
-        task: what is trained.
+        base: the model that the skills adapt.
+        task: the task to train.
         work: the run's folder.
-        facts: what the training is begun with, for JSON; a folder with other facts is refused.
-        say: told what happens.
+        facts: inputs of the training, for JSON; a folder with other facts is refused.
+        say: called with each line of progress.
 
     Returns:
         The last evaluation of held-out text.
 
     Raises:
-        RunError: the folder belongs to something else, or was begun otherwise.
+        RunError: the folder belongs to something else, or its training was begun with other inputs.
         Stopped: a signal asked for it; everything is saved.
     """
     known = check(base, task, work, facts, say)
@@ -78,7 +78,7 @@ def check(
         The facts with the base's fingerprint.
 
     Raises:
-        RunError: the folder belongs to something else, or was begun otherwise.
+        RunError: the folder belongs to something else, or its training was begun with other inputs.
     """
     if task.config.train.tensorboard:
         metrics.require_tensorboard()
@@ -94,7 +94,7 @@ def check(
 
 
 def _refuse_other_facts(work: Path, prepared: Prepared, facts: Mapping[str, Any]) -> None:
-    """Refuse to go on with other text, another base or other skills than the training was begun with."""
+    """Refuse to resume with other text, another base or other skills than the training was begun with."""
     if not (work / DATA).is_file():
         return
     before = data_of(work)
@@ -106,7 +106,7 @@ def _refuse_other_facts(work: Path, prepared: Prepared, facts: Mapping[str, Any]
 
 @contextlib.contextmanager
 def _naming_work() -> Iterator[None]:
-    """Refusals of a folder name the option that commands have for it here."""
+    """Name the option `--work` in errors about the folder."""
     try:
         yield
     except RunError as error:
@@ -116,7 +116,7 @@ def _naming_work() -> Iterator[None]:
 
 
 def digests_of(skills: Sequence[Skill]) -> dict[str, str]:
-    """Name of each skill → SHA-256 of its factors."""
+    """Return the SHA-256 of each skill's factors by name."""
     found = {}
     for skill in skills:
         digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""ASEC: policies composed at the level of actions, after each of them has sampled to the end."""
+"""ASEC: policies composed at the level of actions, after each has sampled its own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from expertise.mixture.routers.configs import RouterConfig
 from expertise.policy.acting import Policy, restored
@@ -20,17 +21,17 @@ from expertise.skills.routing import built
 class ActionComposition(Policy):
     """`a(s) = sum of alpha_i(s) a_i(s)`, cut to ±1 (ASEC of PSEC, arXiv 2502.05932, §3).
 
-    All members start from the same noise. (The release trains its weights so, and evaluates with noise of
-    each member's own.) Only alpha's parameters have `requires_grad`; it sees observations on the first
-    member's scale.
+    All members start from the same noise. (The release trains its weights so, but evaluates with separate
+    noise for each member.) Only alpha's parameters have `requires_grad`; alpha reads observations on the
+    first member's scale.
 
     Args:
-        members: policies; copied.
-        names: of the members, in their order.
-        alpha: the router that decides their weights.
+        members: policies; they are copied.
+        names: names of the members, in their order.
+        alpha: configuration of the router that computes their weights.
 
     Raises:
-        RecipeError: the members do not go together, or the router cannot be over so many.
+        RecipeError: the members do not fit together, or the router cannot weigh that many.
     """
 
     kind = "asec"
@@ -52,23 +53,23 @@ class ActionComposition(Policy):
         observations: Float[Tensor, "states observations"],
         noise: Float[Tensor, "sheets states candidates actions"],
     ) -> Float[Tensor, "states candidates actions"]:
-        """The weighted sums of what the members make of the noise. Gradients reach alpha."""
+        """Return the weighted sums of the members' actions from this noise. Gradients reach alpha."""
         with torch.no_grad():
             each = [member.candidates(observations, noise) for member in self._members()]
         weights = self.weigh(observations)[:, :, None, None]
         return (weights * torch.stack(each, dim=1)).sum(1).clamp(-1.0, 1.0)
 
+    @override
     def weigh(self, observations: Float[Tensor, "states observations"]) -> Float[Tensor, "states names"]:
-        """alpha(s)."""
         return weights_of(self.alpha, self.scale(observations))
 
     def parts(self) -> dict[str, Any]:
-        """The members' facts and names, and alpha's configuration."""
+        """Return the members' facts and names, and alpha's configuration."""
         return facts_of(self._members(), self.names, self._alpha_config)
 
     @classmethod
     def rebuilt(cls, facts: dict[str, Any]) -> ActionComposition:
-        """A policy over members with the same facts."""
+        """Build a policy over members with the same facts."""
         members = [restored(member) for member in facts["members"]]
         return cls(members, facts["names"], ALPHA.read(facts["weighing"]["alpha"]))
 

@@ -1,4 +1,4 @@
-"""BC and IQL as they were before diffusion: a network that says the action at once."""
+"""BC and IQL without diffusion: a network that computes the action directly."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import torch
 from annotated_types import Ge
 from torch import Tensor, nn
+from typing_extensions import override
 
 from expertise.errors import RecipeError
 from expertise.policy.acting import Policy, require_acting
@@ -26,11 +27,11 @@ class DirectConfig:
     hidden: list[Annotated[int, Ge(1)]] = dataclasses.field(default_factory=lambda: [256, 256])
     """Widths of the hidden layers, ReLU after each."""
     num_candidates: Annotated[int, Ge(1)] = 1
-    """Actions that are drawn for each state; the first is the mean."""
+    """Number of actions sampled for each state; the first is the mean."""
     pick: str = "first"
-    """Which of them is taken: "first", "max-q" or "min-qc"."""
+    """Rule for choosing one of them: "first", "max-q" or "min-qc"."""
     normalize: bool = True
-    """Bring observations to mean 0 and standard deviation 1 of the data (IQL's code: false)."""
+    """Normalise observations to mean 0 and standard deviation 1 of the data (IQL's code: false)."""
 
     def __post_init__(self) -> None:
         require_acting(self.num_candidates, self.pick)
@@ -38,13 +39,13 @@ class DirectConfig:
             raise RecipeError(f"policy.hidden must hold positive widths, not {self.hidden}")
 
     def build(self, observation_dim: int, action_dim: int) -> DirectPolicy:
-        """A policy with new weights."""
+        """Build a policy with new weights."""
         return DirectPolicy(self, observation_dim, action_dim)
 
     def build_for(
         self, observations: Float[Tensor, "rows observations"], actions: Float[Tensor, "rows actions"]
     ) -> DirectPolicy:
-        """A policy with new weights, for data such as this."""
+        """Build a policy with new weights for these data, with their scale if `normalize` is set."""
         policy = self.build(observations.shape[1], actions.shape[1])
         if self.normalize:
             policy.scale.fit(observations)
@@ -54,11 +55,11 @@ class DirectConfig:
 class DirectPolicy(Policy):
     """A normal distribution over actions: `tanh` of an MLP is its mean, its deviation is the same everywhere.
 
-    With every transition's weight 1 it is BC; with IQL's weights (`WEIGHTS["advantage"]`) it is the policy of
-    IQL. Of several candidates the first is the mean, the others are drawn.
+    If every transition has weight 1 it is BC; with IQL's weights (`WEIGHTS["advantage"]`) it is the policy of
+    IQL. The first of several candidates is the mean, the others are sampled.
 
     Args:
-        config: widths, candidates.
+        config: widths and candidates.
         observation_dim: width of an observation.
         action_dim: width of an action.
     """
@@ -80,39 +81,39 @@ class DirectPolicy(Policy):
         observations: Float[Tensor, "states observations"],
         noise: Float[Tensor, "sheets states candidates actions"],
     ) -> Float[Tensor, "states candidates actions"]:
-        """The mean, and draws around it, cut to ±1."""
+        """Return the mean and samples around it, cut to ±1."""
         mean: Tensor = self.network(self.scale(observations))
         away = noise[0] * self.std()
         away = torch.cat([torch.zeros_like(away[:, :1]), away[:, 1:]], dim=1)
         return (mean.unsqueeze(1) + away).clamp(-1.0, 1.0)
 
     def std(self) -> Float[Tensor, " actions"]:
-        """The deviation of each component."""
+        """Return the standard deviation of each component."""
         return self.log_std.clamp(*_LOG_STD).exp()
 
+    @override
     def parts(self) -> dict[str, Any]:
-        """Its configuration."""
         return {"policy": dataclasses.asdict(self.config)}
 
     @classmethod
     def rebuilt(cls, facts: dict[str, Any]) -> DirectPolicy:
-        """A policy of the same configuration."""
+        """Build a policy of the same configuration."""
         return recipes.build(facts["policy"], DirectConfig).build(
             facts["observation_dim"], facts["action_dim"]
         )
 
 
 class Likelihood:
-    """How unlikely what was done is: the negative logarithm of its density. An `Objective`."""
+    """An `Objective`: the negative log-likelihood of the data's actions."""
 
     name = "negative_log_likelihood"
 
     def draw(self, policy: Policy, rows: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Nothing."""
+        """Draw nothing: the likelihood needs no random numbers."""
         return ()
 
     def looks(self, policy: Policy, rows: int) -> list[tuple[Tensor, ...]]:
-        """Once is enough."""
+        """Return a single empty draw."""
         return [()]
 
     def errors(
@@ -124,7 +125,7 @@ class Likelihood:
         *,
         acting: bool,
     ) -> Float[Tensor, " rows"]:
-        """-log p(a | s), summed over components."""
+        """Return -log p(a | s), summed over components."""
         assert isinstance(policy, DirectPolicy)
         mean, log_std = policy.network(policy.scale(observations)), policy.log_std.clamp(*_LOG_STD)
         away = (actions - mean) / log_std.exp()
@@ -133,5 +134,5 @@ class Likelihood:
     def of_nothing(
         self, actions: Float[Tensor, "rows actions"], drawn: tuple[Tensor, ...]
     ) -> Float[Tensor, " rows"]:
-        """-log p(a) under mean 0 and deviation 1, which is where a new policy begins."""
+        """Return -log p(a) under mean 0 and deviation 1, the distribution of a new policy."""
         return (0.5 * actions.square() + 0.5 * math.log(2 * math.pi)).sum(1)

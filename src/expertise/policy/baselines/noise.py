@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from expertise.errors import RecipeError
 from expertise.mixture.routers.configs import RouterConfig
@@ -21,15 +22,15 @@ from expertise.skills.routing import built
 class NoiseComposition(DenoisingPolicy):
     """`eps(a_t, s, t) = sum of alpha_i(s) eps_i(a_t, s, t)` (NSEC of PSEC, arXiv 2502.05932, §3).
 
-    Only alpha's parameters have `requires_grad`; it sees observations on the first member's scale.
+    Only alpha's parameters have `requires_grad`; alpha reads observations on the first member's scale.
 
     Args:
-        members: policies with one diffusion process; copied.
-        names: of the members, in their order.
-        alpha: the router that decides their weights.
+        members: policies with one diffusion process; they are copied.
+        names: names of the members, in their order.
+        alpha: configuration of the router that computes their weights.
 
     Raises:
-        RecipeError: the members do not go together, or the router cannot be over so many.
+        RecipeError: the members do not fit together, or the router cannot weigh that many.
     """
 
     kind = "nsec"
@@ -49,34 +50,34 @@ class NoiseComposition(DenoisingPolicy):
         if first.critics is not None:
             self.attach(first.critics)
 
+    @override
     def predictor(
         self, observations: Float[Tensor, "states observations"], *, acting: bool, each: int = 1
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """(noisy actions [rows, actions], times [rows]) → the noise in them; see `DenoisingPolicy`."""
         predictors = [member.predictor(observations, acting=True, each=each) for member in self._members()]
         weights = self.weigh(observations)
         if each > 1:
             weights = weights.repeat_interleave(each, dim=0)
 
         def predict(actions: Tensor, times: Tensor) -> Tensor:
-            # Through the whole sampler a gradient comes back by way of the actions; else none is needed here.
+            # Gradients through the whole sampler pass through the actions; otherwise none is needed here.
             with torch.set_grad_enabled(actions.requires_grad):
                 noises = torch.stack([one(actions, times) for one in predictors], dim=1)
             return (weights.unsqueeze(2) * noises).sum(1)
 
         return predict
 
+    @override
     def weigh(self, observations: Float[Tensor, "states observations"]) -> Float[Tensor, "states names"]:
-        """alpha(s)."""
         return weights_of(self.alpha, self.scale(observations))
 
     def parts(self) -> dict[str, Any]:
-        """The members' facts and names, and alpha's configuration."""
+        """Return the members' facts and names, and alpha's configuration."""
         return facts_of(self._members(), self.names, self._alpha_config)
 
     @classmethod
     def rebuilt(cls, facts: dict[str, Any]) -> NoiseComposition:
-        """A policy over members with the same facts."""
+        """Build a policy over members with the same facts."""
         members = [restored(member) for member in facts["members"]]
         assert all(isinstance(member, DenoisingPolicy) for member in members)
         alpha = ALPHA.read(facts["weighing"]["alpha"])
@@ -90,7 +91,7 @@ def require_alike(members: Sequence[Policy], names: Sequence[str]) -> None:
     """Refuse policies that cannot be composed.
 
     Raises:
-        RecipeError: there is none, a name is missing or stands twice, or widths or sheets of noise differ.
+        RecipeError: there is none, a name is missing or occurs twice, or widths or sheets of noise differ.
     """
     if not members:
         raise RecipeError("a composition needs at least one policy")
@@ -107,7 +108,7 @@ def require_alike(members: Sequence[Policy], names: Sequence[str]) -> None:
 
 
 def facts_of(members: Sequence[Policy], names: Sequence[str], alpha: RouterConfig) -> dict[str, Any]:
-    """What a composition of policies is made of, as plain values."""
+    """Return the facts of a composition of policies, as plain values."""
     return {
         "members": [member.facts() for member in members],
         "names": list(names),

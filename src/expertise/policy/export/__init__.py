@@ -1,4 +1,4 @@
-"""Policies for programs without PyTorch: what one computes is described once, and written in several forms.
+"""Export policies to programs without PyTorch: describe them once, write the description in several forms.
 
 `describe` (networks, alpha, sampler, critics as plain steps over named arrays) → `arrays` (safetensors and
 JSON) or `onnx` (one graph).

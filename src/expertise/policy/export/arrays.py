@@ -1,6 +1,6 @@
-"""A policy as safetensors and JSON: a reader needs NumPy, or any other way to multiply matrices.
+"""Write a policy as safetensors and JSON: a reader needs NumPy, or any other way to multiply matrices.
 
-export.json           what is described, and SHA-256 of the arrays
+export.json           the description, and SHA-256 of the arrays
 arrays.safetensors    the arrays
 """
 
@@ -18,15 +18,15 @@ DOCUMENT, ARRAYS = "export.json", "arrays.safetensors"
 
 
 def write(described: Described, policy: Policy, folder: Path) -> dict[str, Any]:
-    """Fill a folder.
+    """Write description and arrays to a folder.
 
     Args:
-        described: the policy.
+        described: description of the policy.
         policy: not needed here.
-        folder: where to.
+        folder: the folder to write to.
 
     Returns:
-        `files`, and `numbers`, how many the arrays hold.
+        `files`, and `numbers`, the number of values in the arrays.
     """
     from safetensors.numpy import save_file
 

@@ -1,4 +1,4 @@
-"""A policy as a document of plain values and named arrays: all that acting needs."""
+"""Describe a policy by plain values and named arrays: everything that acting needs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from expertise.policy.network import Denoiser
 from expertise.policy.policy import DiffusionPolicy
 
 VERSION = 1
-"""Of the document. Raised when old readers would act otherwise than they should."""
+"""Version of the document. It is raised when old readers would act differently."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,35 +30,35 @@ class Described:
     """A policy without PyTorch."""
 
     document: dict[str, Any]
-    """How the arrays are put together; for JSON."""
+    """Structure of the policy over its arrays; for JSON."""
     arrays: dict[str, np.ndarray]
-    """Name → float32 or int64."""
+    """Arrays by name, float32 or int64."""
 
 
 def describe(policy: Policy, pick: str | None = None) -> Described:
-    """What a policy computes to act.
+    """Describe the computation of a policy's actions.
 
     The document holds `observation_dim`, `action_dim`, `num_candidates`, `pick`, `sheets` (of noise), `names`
-    (what alpha weighs up), and:
+    (of alpha's weights), and:
 
     - `actor`: noise `[sheets, states, candidates, actions]` → candidates. `kind` "sampler" runs `schedule`
       from the first entry to the last: x becomes `(x - noise * eps) / kept`, plus `added` times the next
-      sheet, cut to ±`clip` (0: not cut). eps is what `predictor` says: a "network", with weights of skills
-      if `alpha` is there, or "noises", the sum of its `members` weighed by `alpha`. "actions" is the sum of
-      what `members` make of the same noise, cut to ±1. "direct" is a mean, for candidates after the first
+      sheet, cut to ±`clip` (0: not cut). eps comes from the `predictor`: a "network", with weights of skills
+      if there is `alpha`, or "noises", the sum of its `members` weighted by alpha. "actions" is the sum of
+      the actions of `members` from one noise, cut to ±1. "direct" is a mean, for candidates after the first
       plus `std` times the noise, cut to ±1.
-    - `critic`: null, or how one candidate is chosen: the `best` ("greatest" or "least") value, which is the
+    - `critic`: null, or the choice of one candidate: the `best` ("greatest" or "least") value, which is the
       `joined` ("least" or "greatest") one of the `networks` on [scaled observation, action].
 
     Steps are those of `export.steps`. An observation enters a network as `(s - mean) / std`, from
     `<scale>.mean` and `<scale>.std`.
 
     Args:
-        policy: any kind but one whose skill still learns.
-        pick: which candidate is taken; None: the policy's own way.
+        policy: any kind except one whose skill is still in training.
+        pick: rule for choosing a candidate; None: the policy's own.
 
     Raises:
-        RecipeError: there are no words for a part of the policy, or it lacks the critic that `pick` needs.
+        RecipeError: a part of the policy cannot be described, or it lacks the critic that `pick` needs.
     """
     pick = policy.pick if pick is None else pick
     require_acting(pick=pick)

@@ -1,4 +1,4 @@
-"""Nodes and constants of an ONNX graph, and the steps of a policy's networks as such nodes."""
+"""Nodes and constants of an ONNX graph, and conversion of a network's steps to nodes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from expertise.policy.export.steps import Step
 from expertise.policy.extras import needed
 
 OPSET, IR_VERSION = 17, 8
-"""Of 2022: LayerNormalization is there, and runtimes since then read it."""
+"""Versions of 2022: they have LayerNormalization, and runtimes since then read them."""
 
 
 class Graph:
-    """Nodes and constants as they are collected.
+    """Collects nodes and constants of a graph.
 
     Args:
-        arrays: the policy's, by name; those that are used become constants of the graph.
+        arrays: arrays of the policy by name; those that are used become constants of the graph.
     """
 
     def __init__(self, arrays: dict[str, np.ndarray]) -> None:
@@ -32,11 +32,11 @@ class Graph:
         self._made: dict[tuple[Any, ...], str] = {}
 
     def node(self, op: str, *inputs: str, **attributes: Any) -> str:
-        """Add a node; the name of its first output. A node that is there already is not made twice."""
+        """Add a node and return the name of its first output. An equal node is not added twice."""
         return self.nodes(op, *inputs, **attributes)[0]
 
     def nodes(self, op: str, *inputs: str, outputs: int = 1, **attributes: Any) -> list[str]:
-        """The same, all outputs."""
+        """Add a node and return the names of all its outputs."""
         key = (op, inputs, outputs, repr(sorted(attributes.items())))
         if key not in self._made:
             self._made[key] = f"{op.lower()}_{len(self._nodes)}"
@@ -45,17 +45,17 @@ class Graph:
         return self._outputs(self._made[key], outputs)
 
     def named(self, name: str) -> str:
-        """One of the policy's arrays."""
+        """Add one of the policy's arrays as a constant and return its name."""
         if name not in self._constants:
             self._constants[name] = self._tensors.from_array(self._arrays[name], name)
         return name
 
     def row(self, name: str, index: int) -> str:
-        """One row of an array, `[1, width]`."""
+        """Add one row of an array, `[1, width]`, as a constant and return its name."""
         return self.constant(self._arrays[name][index : index + 1])
 
     def constant(self, values: float | Sequence[int] | np.ndarray) -> str:
-        """A constant: a number as float32, integers as int64."""
+        """Add a constant and return its name: a number as float32, integers as int64."""
         array = np.asarray(values, np.float32 if isinstance(values, float) else None)
         what = f"{array.dtype} {array.shape}".encode() + array.tobytes()
         name = f"constant_{hashlib.sha256(what).hexdigest()[:16]}"
@@ -64,26 +64,26 @@ class Graph:
         return name
 
     def arithmetic(self, op: str, x: str, number: float) -> str:
-        """x and a number."""
+        """Add an arithmetic operation of x and a number, and return the name of the result."""
         return self.node(op, x, self.constant(float(number)))
 
     def rename(self, name: str, wanted: str) -> None:
-        """Give an output of the graph its name."""
+        """Rename an output of the graph."""
         self._nodes.append(self._helper.make_node("Identity", [name], [wanted]))
 
     def run(self, steps: Sequence[Step], x: str, alpha: str = "") -> str:
-        """Rows through steps; see `export.steps`."""
+        """Add the nodes of steps applied to rows, and return the name of the result; see `export.steps`."""
         for step in steps:
             x = getattr(self, f"_{step['op']}")(step, x, alpha)
         return x
 
     def model(self, inputs: Sequence[Any], outputs: Sequence[Any], facts: dict[str, Any]) -> Any:
-        """The whole, checked.
+        """Build and check the model.
 
         Args:
-            inputs: name and shape of each, float32.
-            outputs: the same.
-            facts: noted in the file, as JSON.
+            inputs: name and shape of each input, float32.
+            outputs: name and shape of each output, float32.
+            facts: metadata for the file, as JSON.
         """
         helper, kind = self._helper, needed("onnx", "a policy as ONNX", "onnx").TensorProto.FLOAT
         ends = [
@@ -116,7 +116,7 @@ class Graph:
         return self.node("Add", y, self.node("MatMul", low, self.named(f"{name}.lora_B")))
 
     def _ranks(self, name: str, alpha: str) -> str:
-        """Weights of the ranks: layers that are alike share them, and all steps of the sampler do."""
+        """Return the weights of the ranks; similar layers and all steps of the sampler share them."""
         owner, scaling = (self.constant(self._arrays[f"{name}.{part}"]) for part in ("owner", "scaling"))
         return self.node("Mul", self.node("Gather", alpha, owner, axis=1), scaling)
 
@@ -139,7 +139,7 @@ class Graph:
     def _top_p(self, step: Step, x: str, alpha: str) -> str:
         chances = self.node("Softmax", x, axis=1)
         count = self.constant([step["columns"]])
-        # Equal ones come by the lower index, as everywhere here.
+        # Equal values are ordered by index, as in the policy.
         greatest, ids = self.nodes("TopK", chances, count, outputs=2, axis=1)
         before = self.node("CumSum", greatest, self.constant(np.array(1)), exclusive=1)
         kept = self.node("LessOrEqual", before, self.constant(float(step["p"])))

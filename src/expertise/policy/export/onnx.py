@@ -1,9 +1,9 @@
 """A policy as one ONNX graph: alpha, all steps of the sampler, and the choice of a candidate.
 
-Written node by node from what is described, so nothing is traced and PyTorch's exporter is not needed.
+Written node by node from a description, so nothing is traced and PyTorch's exporter is not needed.
 
 policy.onnx     `observations [states, O]`, `noise [sheets, states, candidates, A]` → `actions [states, A]`
-                and `alpha [states, K]`, where something is weighed up; all float32
+                and `alpha [states, K]`, if the policy has weights; all float32
 export.json     names, widths, the sheets of noise, SHA-256 of the graph
 """
 
@@ -28,33 +28,33 @@ from expertise.runs.files import sha256_of
 
 GRAPH = "policy.onnx"
 TOLERANCE = 1e-3
-"""A graph that acts further away than so is not written; rounding alone stays far below."""
+"""Largest difference of actions with which a graph is still written; rounding alone stays far below."""
 
 CLOSE = 1e-5
-"""Rounding of a policy that has learnt stays below. With new weights it may come to some 5e-5: PyTorch itself
-is then up to 3e-5 off float64."""
+"""Bound of the rounding of a trained policy. With new weights it may be about 5e-5: PyTorch itself differs
+then by up to 3e-5 from float64."""
 
 _END = 2**31 - 1
-"""Of a slice that goes on to the end."""
+"""End of a slice that goes to the end."""
 
 _STATES = 32
-"""On so many made-up states the graph is held against the policy."""
+"""Number of random states on which the graph is compared with the policy."""
 
 
 def write(described: Described, policy: Policy, folder: Path) -> dict[str, Any]:
-    """Fill a folder, once the graph acts like the policy.
+    """Write the graph to a folder, after comparing its actions with the policy's.
 
     Args:
-        described: the policy.
-        policy: what the graph is held against.
-        folder: where to.
+        described: description of the policy.
+        policy: the policy to compare with.
+        folder: the folder to write to.
 
     Returns:
         `files`, and `largest_difference` between an action of the graph and of the policy, on made-up states.
 
     Raises:
         MissingExtra: onnx or onnxruntime is not installed.
-        RunError: the graph acts otherwise than the policy.
+        RunError: the graph's actions differ from the policy's.
     """
     model = model_of(described).SerializeToString()
     difference = _difference(model, policy, described.document["pick"])
@@ -72,7 +72,7 @@ def write(described: Described, policy: Policy, folder: Path) -> dict[str, Any]:
 
 
 def model_of(described: Described) -> Any:
-    """The policy as an ONNX model.
+    """Build the ONNX model of a policy.
 
     Raises:
         MissingExtra: onnx is not installed.
@@ -96,12 +96,12 @@ def model_of(described: Described) -> Any:
 
 
 class _Acting:
-    """The policy's own structure, as nodes.
+    """Adds the nodes of a policy around its networks: sampler, alpha and choice.
 
     Args:
-        graph: where they go.
-        width: of an action.
-        several: whether more than the first candidate counts; else only that one is computed.
+        graph: the graph to add to.
+        width: width of an action.
+        several: True if more than the first candidate is used; else only that one is computed.
     """
 
     def __init__(self, graph: Graph, width: int, several: bool) -> None:
@@ -109,7 +109,7 @@ class _Acting:
         self._noise = "noise" if several else self._part("noise", 0, 1, axis=2)
 
     def actor(self, actor: Mapping[str, Any]) -> str:
-        """Candidates `[states * candidates, width]`."""
+        """Add the nodes that compute candidates `[states * candidates, width]`."""
         if actor["kind"] == "sampler":
             return self._sampler(actor)
         if actor["kind"] == "actions":
@@ -117,11 +117,11 @@ class _Acting:
         return self._clipped(self._direct(actor), 1.0)
 
     def alpha(self, part: Mapping[str, Any]) -> str:
-        """alpha `[states, parts]`."""
+        """Add the nodes that compute alpha `[states, parts]`."""
         return self._graph.run(part["alpha"], self._seen(part["scale"]))
 
     def chosen(self, critic: Mapping[str, Any] | None, candidates: str) -> str:
-        """One candidate for each state."""
+        """Add the nodes that choose one candidate per state."""
         if critic is None:
             return candidates
         graph = self._graph
@@ -162,14 +162,14 @@ class _Acting:
         graph = self._graph
         mean = self._rows(graph.run(actor["steps"], self._seen(actor["scale"])))
         if not self._several:
-            return mean  # what the first candidate is
+            return mean  # the first candidate
         first, others = (self._part(self._noise, *span, axis=2) for span in ((0, 1), (1, _END)))
         noise = graph.node("Concat", graph.arithmetic("Mul", first, 0.0), others, axis=2)
         away = graph.node("Mul", self._flat(noise), graph.named(actor["std"]))
         return graph.node("Add", mean, away)
 
     def _sum(self, part: Mapping[str, Any], members: list[str]) -> str:
-        """Members `[rows, width]`, weighed by alpha."""
+        """Add the nodes that sum members `[rows, width]` with the weights alpha."""
         graph, alpha = self._graph, self._rows(self.alpha(part))
         weighed = [
             graph.node("Mul", self._part(alpha, index, index + 1, axis=1), member)
@@ -182,7 +182,7 @@ class _Acting:
         return self._graph.node("Div", self._graph.node("Sub", "observations", mean), std)
 
     def _rows(self, x: str) -> str:
-        """What belongs to a state `[states, …]`, for each of its candidates."""
+        """Repeat rows per state `[states, …]` for each candidate."""
         if not self._several:
             return x
         graph = self._graph
@@ -193,11 +193,11 @@ class _Acting:
         return graph.node("Reshape", x, wide)
 
     def _sizes(self) -> str:
-        """[states, candidates]."""
+        """Name of the sizes [states, candidates]."""
         return self._graph.node("Shape", self._noise, start=1, end=3)
 
     def _sheet(self, number: int) -> str:
-        """A sheet of noise, [rows, width]."""
+        """Name of a sheet of noise, [rows, width]."""
         return self._flat(self._part(self._noise, number, number + 1, axis=0))
 
     def _flat(self, x: str) -> str:

@@ -1,14 +1,14 @@
-"""Networks as lists of steps over named arrays, each a plain value that any language can carry out.
+"""Networks as lists of steps over named arrays, in plain values that any language can execute.
 
-A step takes rows `x [rows, width]` and gives rows. `op` says what it does:
+A step maps rows `x [rows, width]` to rows. `op` names the operation:
 
-- `linear`: `x W^T + b` from `<name>.weight [out, in]` and, where it is there, `<name>.bias [out]`. With
+- `linear`: `x W^T + b` from `<name>.weight [out, in]` and, if it exists, `<name>.bias [out]`. With
   `skills`: `+ ((x A^T) * w) B` from `<name>.lora_A [R, in]` and `<name>.lora_B [R, out]`, where column r of
   `w [rows, R]` is alpha of the skill `<name>.owner [R]` times `<name>.scaling [R]`.
 - `norm`: LayerNorm with `epsilon`, `<name>.weight` and `<name>.bias`.
 - `mish`, `relu`, `tanh`.
-- `residual`: x, and what `steps` make of it.
-- `top_p`: softmax of each row of `columns` numbers; the greatest probabilities, as long as the sum of those
+- `residual`: x plus the result of `steps` on x.
+- `top_p`: softmax of each row of `columns` numbers; the largest probabilities, as long as the sum of those
   before does not exceed `p`, times `strength`, else 0; of these the first `parts` columns.
 """
 
@@ -30,17 +30,17 @@ from expertise.policy.network import Denoiser, FourierFeatures, PlainNetwork, Re
 from expertise.skills.adapted import Adapted
 
 Step = dict[str, Any]
-"""One step: `op`, and what it needs."""
+"""One step: `op`, and its arguments."""
 
 _EVERYTHING = 2.0
-"""A `p` that no sum of probabilities exceeds, whatever its rounding."""
+"""A `p` that no sum of probabilities exceeds, also with rounding."""
 
 
 class Arrays(dict[str, np.ndarray]):
-    """Named arrays, float32 or int64, as they are collected."""
+    """A dictionary of named arrays, float32 or int64, to collect them in."""
 
     def put(self, name: str, tensor: Tensor) -> str:
-        """Copy a tensor to the CPU; its name."""
+        """Copy a tensor to the CPU under a name, and return the name."""
         wanted = torch.float32 if tensor.is_floating_point() else torch.int64
         self[name] = tensor.detach().to("cpu", wanted).contiguous().numpy().copy()
         return name
@@ -48,15 +48,15 @@ class Arrays(dict[str, np.ndarray]):
 
 @functools.singledispatch
 def steps_of(module: nn.Module, name: str, arrays: Arrays) -> list[Step]:
-    """What a layer, or several in a row, computes when it does not learn.
+    """Describe the computation of a layer, or of several in a row, in evaluation mode.
 
     Args:
         module: the layer.
-        name: what its arrays are called.
-        arrays: where they go.
+        name: prefix of the names of its arrays.
+        arrays: receives the arrays.
 
     Raises:
-        RecipeError: there are no words for it.
+        RecipeError: this kind of layer cannot be described.
     """
     raise RecipeError(f"a policy with a layer of class {type(module).__name__} cannot be exported")
 
@@ -82,7 +82,7 @@ def _(module: Adapted, name: str, arrays: Arrays) -> list[Step]:
     (step,) = steps_of(layer, name, arrays)
     arrays.put(f"{name}.lora_A", skills.lora_A)
     arrays.put(f"{name}.lora_B", skills.lora_B)
-    # A layer numbers only the skills that adapt it; alpha has a column for each of them all.
+    # A layer numbers only the skills that adapt it; alpha has a column for every skill.
     columns = torch.tensor(module.columns, device=skills.owner.device)
     arrays.put(f"{name}.owner", columns[skills.owner])
     arrays.put(f"{name}.scaling", skills.scaling[skills.owner])
@@ -105,11 +105,11 @@ def _(module: nn.Module, name: str, arrays: Arrays) -> list[Step]:
 
 @functools.singledispatch
 def network_of(network: Denoiser, num_times: int, name: str, arrays: Arrays) -> dict[str, Any]:
-    """What predicts noise: `features` is a table of a row per time, `time` makes the condition of such a row,
-    `steps` the noise of [action, observation, condition].
+    """Describe a network that predicts noise: `features` is a table of a row per time, `time` makes the
+    condition from such a row, `steps` the noise from [action, observation, condition].
 
     Raises:
-        RecipeError: there are no words for it.
+        RecipeError: this kind of network cannot be described.
     """
     raise RecipeError(f"a policy with a network of class {type(network).__name__} cannot be exported")
 
@@ -142,17 +142,17 @@ def _(network: ResidualNetwork, num_times: int, name: str, arrays: Arrays) -> di
 
 
 def _table(features: FourierFeatures, num_times: int, name: str, arrays: Arrays) -> str:
-    """The features of all times: these are few, and the same for every state."""
+    """Compute the features of all times: these are few, and the same for every state."""
     times = torch.arange(num_times, device=features.frequencies.device)
     return arrays.put(f"{name}.features", features(times))
 
 
 @functools.singledispatch
 def alpha_of(alpha: Router, width: int, name: str, arrays: Arrays) -> list[Step]:
-    """What a router gives as weights of parts, from an observation on its scale, `width` wide.
+    """Describe a router that computes weights from a normalised observation of this width.
 
     Raises:
-        RecipeError: there are no words for it.
+        RecipeError: this kind of router cannot be described.
     """
     raise _no_words(alpha)
 
@@ -170,7 +170,7 @@ def _(alpha: Context, width: int, name: str, arrays: Arrays) -> list[Step]:
 
 @alpha_of.register(Fixed)
 def _(alpha: Fixed, width: int, name: str, arrays: Arrays) -> list[Step]:
-    # The same for every state: a linear map of which only the bias is left.
+    # The same for every state: a linear map with zero weights and a bias.
     values = alpha.values
     arrays.put(f"{name}.weight", torch.zeros(len(values), width))
     arrays.put(f"{name}.bias", values)

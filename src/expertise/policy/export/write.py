@@ -1,4 +1,4 @@
-"""Writing what a policy computes in a form that other programs run."""
+"""Write a policy in a form that other programs run."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ FORMATS = Registry(
         "onnx": "expertise.policy.export.onnx:write",
     },
 )
-"""Form → a function of what is described, the policy, and a folder to fill; it returns facts for JSON. To add
+"""Form → function of a description, the policy, and a folder to write to; it returns facts for JSON. To add
 one write it and add a line."""
 
 
 def export_policy(policy: Policy, path: Path | str, to: str, *, pick: str | None = None) -> dict[str, Any]:
-    """Write a policy to a new folder, whole or not at all.
+    """Write a policy to a new folder atomically.
 
     Args:
-        policy: any kind but one whose skill still learns.
-        path: a folder that is not there yet, or is empty.
+        policy: any kind except one whose skill is still in training.
+        path: a folder that does not exist yet, or is empty.
         to: a key of `FORMATS`.
-        pick: which candidate is taken: "first", "max-q" or "min-qc"; None: the policy's own way.
+        pick: rule for choosing a candidate: "first", "max-q" or "min-qc"; None: the policy's own.
 
     Returns:
-        `out`, `to`, `kind`, `names`, `pick`, `noise` (its shape `[sheets, states, candidates, actions]`, None
-        for the states), `files` (name → SHA-256), and what the format adds.
+        `out`, `to`, `kind`, `names`, `pick`, `noise` (its shape `[sheets, states, candidates, actions]`, with
+        None for the states), `files` (name → SHA-256), and the facts that the format adds.
 
     Raises:
-        RecipeError: the form is not known, or a part of the policy cannot be exported.
+        RecipeError: the form is unknown, or a part of the policy cannot be exported.
         MissingExtra: a package that the form needs is not installed.
-        SkillError: something is at `path` already.
+        SkillError: `path` exists already.
         DiskError: the disk is full, read-only or forbidden; nothing is left there.
     """
     write, folder = FORMATS[to], Path(path)

@@ -1,4 +1,4 @@
-"""One learner for bases, skills, critics, compositions and baselines: a recipe in, a run out.
+"""One learner for bases, skills, critics, compositions and baselines: it makes a run from a recipe.
 
 To add a recipe write its class, with a `prepare`, and add a line to `RECIPES` in `kinds.py`.
 """

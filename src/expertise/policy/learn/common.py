@@ -1,4 +1,4 @@
-"""What all recipes of policies share: data, weights, critics, and what is handed to the training loop."""
+"""Shared parts of the recipes of policies: data, weights, critics, and inputs of the training loop."""
 
 from __future__ import annotations
 
@@ -30,82 +30,82 @@ from expertise.skills.fingerprints import fingerprint
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A training that can begin."""
+    """A training that is ready to start."""
 
     task: Task
-    """What the loop trains."""
+    """The task to train."""
     facts: dict[str, Any]
-    """Digests of what it learns from and builds on; a run does not go on with others."""
+    """Digests of the data and of the models it builds on; a run refuses to resume with others."""
     note: str = ""
-    """For a human, some lines."""
+    """Lines of information for the user."""
     warnings: Sequence[str] = ()
-    """What speaks against the recipe's settings for these data, a line each."""
+    """Warnings about the recipe's settings for these data, a line each."""
     finish: Callable[[], None] = lambda: None
-    """What follows the last step, also of a run that had all its steps before."""
+    """Function to call after the last step, also of a run that was already complete."""
     doubts: Callable[[], Sequence[str]] = tuple
-    """Asked after that: what speaks against the result, a line each."""
+    """Function that is called last: warnings about the result, a line each."""
 
 
 @runtime_checkable
 class LearnRecipe(Protocol):
-    """What every recipe of `RECIPES` answers."""
+    """Interface of every recipe in `RECIPES`."""
 
     @property
     def kind(self) -> str:
-        """Its name in `RECIPES`."""
+        """Name of the recipe in `RECIPES`."""
 
     @property
     def train(self) -> TrainConfig:
-        """How long, and how much at once."""
+        """Number of steps, batch size and other settings of the training loop."""
 
     @property
     def optimizer(self) -> PolicyOptimizer | PlainOptimizer:
         """AdamW and its schedule."""
 
     def prepare(self) -> Prepared:
-        """Read everything, and build what is trained; nothing is written.
+        """Read everything and build the task, without writing anything.
 
         Raises:
-            ExpertiseError: something of it is missing, damaged, or does not fit.
+            ExpertiseError: an input is missing, damaged, or does not fit.
         """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PolicyOptimizer:
-    """How policies and skills learn: `POLICY_OPTIMIZER`, the release's AdamW, but for what is said here."""
+    """Optimizer of policies and skills: `POLICY_OPTIMIZER`, the release's AdamW, with these settings."""
 
     learning_rate: Annotated[float, Gt(0)] = 3e-4
-    """At first (release: 3e-4)."""
+    """Initial learning rate (release: 3e-4)."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """Down to 0, or not at all (release: cosine)."""
+    """Schedule of the learning rate: down to 0 by a cosine, or constant (release: cosine)."""
     schedule_steps: Annotated[int, Ge(0)] = 0
-    """Steps that the schedule is laid out over; after them the rate stays. 0: train.steps."""
+    """Length of the schedule in steps; after it the rate stays. 0: train.steps."""
     weight_decay: Annotated[float, Ge(0)] = 1e-4
-    """Of matrices (release: 1e-4)."""
+    """Weight decay of matrices (release: 1e-4)."""
 
     def whole(self) -> OptimizerConfig:
-        """All that the loop needs."""
+        """Return the complete configuration for the training loop."""
         return dataclasses.replace(POLICY_OPTIMIZER, **dataclasses.asdict(self))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlainOptimizer:
-    """How critics and alpha learn: `CRITIC_OPTIMIZER`, the release's Adam, but for what is said here."""
+    """Optimizer of critics and alpha: `CRITIC_OPTIMIZER`, the release's Adam, with these settings."""
 
     learning_rate: Annotated[float, Gt(0)] = 3e-4
-    """All along (release: 3e-4)."""
+    """Constant learning rate (release: 3e-4)."""
 
     def whole(self) -> OptimizerConfig:
-        """All that the loop needs."""
+        """Return the complete configuration for the training loop."""
         return dataclasses.replace(CRITIC_OPTIMIZER, learning_rate=self.learning_rate)
 
 
 def read_all(sources: Sequence[DataConfig]) -> Transitions:
-    """The transitions of all sources, one after another; without costs where one of them has none.
+    """Read and join the transitions of all sources; without costs if one of them has none.
 
     Raises:
         RecipeError: there is no source.
-        DataError: data are missing, not as they should be, or do not go together.
+        DataError: data are missing, invalid, or do not fit together.
     """
     if not sources:
         raise RecipeError("the recipe names no data", "give --data, or add a table [[data]] with a path")
@@ -116,12 +116,12 @@ def read_all(sources: Sequence[DataConfig]) -> Transitions:
     whole = concatenate([part.without_costs() for part in parts])
     if len(without) == len(parts):
         return whole
-    note = f"note: costs are left out of all data, for {', '.join(dict.fromkeys(without))} has none"
+    note = f"note: costs are left out of all data, because {', '.join(dict.fromkeys(without))} has none"
     return dataclasses.replace(whole, notes=(*whole.notes, note))
 
 
 def facts_of(data: Transitions | None, **models: nn.Module | None) -> dict[str, str]:
-    """SHA-256 of the data, and of the weights of what is built on, under its name; None is left out."""
+    """Return SHA-256 of the data, and of the weights of each model by its name; None is left out."""
     facts = {n: fingerprint(model, name_before).weights for n, model in models.items() if model is not None}
     if data is None:
         return facts
@@ -133,7 +133,7 @@ def facts_of(data: Transitions | None, **models: nn.Module | None) -> dict[str, 
 
 
 def described(data: Transitions) -> str:
-    """The notes on data, a line each, and a line with their sizes and returns."""
+    """Return the notes on data, a line each, and a line with their sizes and returns."""
     returns = data.returns()
     text = f"{len(data):,} transitions in {len(returns)} trajectories, mean return {returns.mean():.1f}"
     if data.costs is not None:
@@ -142,17 +142,17 @@ def described(data: Transitions) -> str:
 
 
 def behaviour(data: Transitions) -> tuple[Tensor, Tensor]:
-    """What was seen and what was done, as tensors."""
+    """Return observations and actions as tensors."""
     return torch.from_numpy(data.observations), torch.from_numpy(data.actions)
 
 
 def batch_of(data: Transitions, *, reward_factor: float = 1.0, timeouts_end: bool = False) -> Batch:
-    """Transitions as critics take them.
+    """Convert transitions to a batch for critics.
 
     Args:
         data: the transitions.
-        reward_factor: multiplies rewards.
-        timeouts_end: treat a record that was cut as if nothing could follow.
+        reward_factor: factor on the rewards.
+        timeouts_end: treat the end of a trajectory by time limit as terminal.
     """
     ends = data.terminals | data.timeouts if timeouts_end else data.terminals
     observations, actions = behaviour(data)
@@ -167,10 +167,10 @@ def batch_of(data: Transitions, *, reward_factor: float = 1.0, timeouts_end: boo
 
 
 def base_at(path: str, device: str) -> DiffusionPolicy:
-    """A diffusion policy without skills.
+    """Load a diffusion policy without skills.
 
     Raises:
-        RecipeError: another kind of policy is there.
+        RecipeError: the policy is of another kind.
         RunError: there is none, or it is damaged.
     """
     policy = load(path, device)
@@ -182,7 +182,7 @@ def base_at(path: str, device: str) -> DiffusionPolicy:
 
 
 def critics_at(path: str, device: str) -> Critics | None:
-    """Critics that were learnt alone; None where the path is empty.
+    """Load critics that were trained separately; None if the path is empty.
 
     Raises:
         RunError: there are none, or they are damaged.
@@ -193,7 +193,7 @@ def critics_at(path: str, device: str) -> Critics | None:
 def weights_for(
     weights: Weights, critics: Critics | None, observations: Tensor, actions: Tensor, device: str
 ) -> Tensor | None:
-    """The weight of each transition, on the device; None: they all count the same.
+    """Return the weight of each transition, on the device; None: all weights are equal.
 
     Raises:
         RecipeError: a critic is needed, and there is none.

@@ -1,4 +1,4 @@
-"""Recipe of a composition: what is learnt is alpha(s) alone."""
+"""Recipe of a composition, in which only alpha(s) is trained."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ from expertise.skills.library import Library
 from expertise.skills.skill import Skill
 
 Level = Literal["parameters", "noise", "actions"]
-"""Where parts are added up: PSEC, NSEC or ASEC."""
+"""Level at which parts are added up: PSEC, NSEC or ASEC."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LeanConfig:
-    """The release's regulariser, which the paper does not name: it draws alpha to one skill."""
+    """The release's regulariser, absent from the paper: it draws alpha to one skill."""
 
     skill: str
-    """The one (release: the safety skill)."""
+    """Name of that skill (release: the safety skill)."""
     strength: Annotated[float, Ge(0)] = 1.0
-    """Factor on it (release: 1)."""
+    """Factor on the regulariser (release: 1)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,44 +61,44 @@ class CompositionRecipe:
     """alpha(s) over skills, or over policies. PSEC's release: 1,000 steps of 2,048 for DSRL."""
 
     kind: Literal["composition"] = "composition"
-    """What is learnt."""
+    """Kind of the recipe."""
     base: str
     """The diffusion policy that the skills were learnt on, by path."""
     data: list[DataConfig] = dataclasses.field(default_factory=list)
-    """The target's: a few trajectories of what is wanted. Not needed where the weights are given."""
+    """Target data: a few trajectories of the wanted behaviour. Not needed if the weights are given."""
     train: TrainConfig
-    """How long, and how much at once."""
+    """Number of steps, batch size and other settings of the training loop."""
     level: Level = "parameters"
-    """Where parts are added up: "parameters" (PSEC), "noise" (NSEC) or "actions" (ASEC)."""
+    """Level at which parts are added up: "parameters" (PSEC), "noise" (NSEC) or "actions" (ASEC)."""
     skills: list[str] = dataclasses.field(default_factory=list)
-    """Names in the library, in the order of alpha. In noise and in actions each is the base with it."""
+    """Names in the library, in the order of alpha. For noise and actions: the base with each skill."""
     library: str = "skills"
     """Folder of the library."""
     force: bool = False
     """Take skills of another base, as long as their shapes fit."""
     policies: list[str] = dataclasses.field(default_factory=list)
-    """In noise and in actions: further policies, by path."""
+    """For noise and actions: further policies, by path."""
     with_base: bool = True
-    """In noise and in actions: whether the base itself is the first part."""
+    """For noise and actions: include the base itself as the first part."""
     alpha: Annotated[RouterConfig, ALPHA] = dataclasses.field(default_factory=ALPHA.config)
-    """The router that decides the weights; it reads the observation, on the policy's scale."""
+    """The router that computes the weights; it reads the normalised observation."""
     loss: Literal["noise", "action"] | None = None
-    """What it learns by: the error of the noise (paper), or of the action through the whole sampler (release,
-    NSEC and ASEC); left out: the noise, and in actions, where there is none, the action."""
+    """Loss: the error of the noise (paper), or of the action through the whole sampler (release, NSEC, ASEC);
+    left out: the noise or, at the level of actions, the action."""
     weights: Annotated[Weights, Choice(WEIGHTS, default="uniform")] = dataclasses.field(
         default_factory=Uniform.Config
     )
-    """What a transition counts (release: "uniform" for DSRL, "advantage" for D4RL)."""
+    """Weights of the transitions (release: "uniform" for DSRL, "advantage" for D4RL)."""
     critics: str = ""
-    """Critics that `weights` asks and that go along with the policy, by path; empty: those of the base."""
+    """Critics for `weights`, by path, which are also saved with the policy; empty: those of the base."""
     num_candidates: Annotated[int, Ge(1)] | None = None
-    """Actions that it draws for each state; left out: as many as the base."""
+    """Number of actions sampled for each state; left out: as many as the base."""
     pick: str | None = None
-    """Which of them it takes: "first", "max-q" or "min-qc"; left out: the base's."""
+    """Rule for choosing one of them: "first", "max-q" or "min-qc"; left out: the base's."""
     lean: LeanConfig | None = None
-    """The release's regulariser, for parameters alone; left out: none."""
+    """The release's regulariser, for the level "parameters" only; left out: none."""
     optimizer: PlainOptimizer = dataclasses.field(default_factory=PlainOptimizer)
-    """Adam."""
+    """Adam and its learning rate."""
 
     def __post_init__(self) -> None:
         expand_paths(self, "base", "library", "policies", "critics")
@@ -115,7 +115,7 @@ class CompositionRecipe:
             )
 
     def prepare(self) -> Prepared:
-        """Read base, skills, policies and data, and put them together; see `LearnRecipe`."""
+        """Read base, skills, policies and data, and build the composition; see `LearnRecipe`."""
         train = self.train
         base = base_at(self.base, train.device)
         critics = critics_at(self.critics, train.device) or base.critics
@@ -129,7 +129,7 @@ class CompositionRecipe:
                 described(data),
             )
         else:
-            # One state that nobody learns from.
+            # A single state that is not learnt from.
             data, weights, note = None, None, ""
             observations, actions = torch.zeros(1, base.observation_dim), torch.zeros(1, base.action_dim)
         torch.manual_seed(train.seed)
@@ -164,7 +164,7 @@ class CompositionRecipe:
         )
 
     def _learns(self) -> bool:
-        """Whether alpha is searched for, and not given."""
+        """True if alpha is trained; False if it is given."""
         return self.alpha.num_params(1, 1) > 0
 
     def _policy(self, base: DiffusionPolicy, skills: list[Skill]) -> Policy:
@@ -202,7 +202,7 @@ class CompositionRecipe:
             )
 
     def _penalty(self, policy: Policy, skills: list[Skill]) -> Callable[[Tensor], Tensor] | None:
-        """The release's: (mean of all alpha - s / 2)² + (mean of the one's alpha - s)², each alpha raw."""
+        """Return the release's (mean of all alpha - s / 2)² + (mean of the skill's alpha - s)², alpha raw."""
         if self.lean is None or not self.lean.strength:
             return None
         index, strength = self.skills.index(self.lean.skill), self.lean.strength
@@ -220,7 +220,7 @@ class CompositionRecipe:
 def _not_exportable(policy: Policy) -> list[str]:
     """The reason why `policy export` would refuse a policy, if it would."""
     try:
-        describe(policy, pick="first")  # whether the critic is there that it picks by is looked at apart
+        describe(policy, pick="first")  # the critic that it picks by is checked separately
     except RecipeError as error:
         return [error.message]
     return []

@@ -1,4 +1,4 @@
-"""Recipe of critics."""
+"""Recipe for training critics."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ class CriticsRecipe:
     """Critics of a data set, all at once. PSEC's release: up to 100 k steps of 2048 for DSRL."""
 
     kind: Literal["critics"] = "critics"
-    """What is learnt."""
+    """Kind of the recipe."""
     data: list[DataConfig]
-    """The transitions."""
+    """The transitions to learn from."""
     critics: CriticsConfig
-    """Which critics."""
+    """The critics to train."""
     train: TrainConfig
-    """How long, and how much at once."""
+    """Number of steps, batch size and other settings of the training loop."""
     rewards: Literal["plain", "range"] = "plain"
-    """As they are; or times steps of the longest trajectory / (greatest - least return) of the data (release,
-    which takes both from the environment)."""
+    """Scale of the rewards: "plain" as they are, "range" times steps of the longest trajectory / (greatest -
+    least return) of the data (release, which takes both from the environment)."""
     timeouts_end: bool = False
-    """Treat a record that was cut as if nothing could follow (release, for DSRL)."""
+    """Treat the end of a trajectory by time limit as terminal (release, for DSRL)."""
     optimizer: PlainOptimizer = dataclasses.field(default_factory=PlainOptimizer)
-    """Adam."""
+    """Adam and its learning rate."""
 
     def prepare(self) -> Prepared:
         """Read the data and build the critics; see `LearnRecipe`."""

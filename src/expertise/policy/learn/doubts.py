@@ -1,4 +1,4 @@
-"""Warnings: what speaks against data before a training, and against its result after it."""
+"""Warnings about data before a training, and about its result after it."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from expertise.policy.policy import DiffusionPolicy
 from expertise.policy.task import PolicyTask
 
 LONGER = "raise train.steps, or choose another optimizer.learning_rate"
-"""What may help where a result is no good and its observations are well scaled."""
+"""Advice for a bad result on well-scaled observations."""
 _LEAST, _GREATEST = 0.01, 30.0
-"""Networks see components between these as they are; joint velocities of simulated robots reach 10."""
+"""Range of component sizes that networks handle well; joint velocities of simulated robots reach 10."""
 _NOISE = 1e-8
-"""A component that varies less is constant but for rounding."""
+"""Variation below which a component is constant except for rounding."""
 _ROWS = 65536
-"""So many rows tell the size of a component."""
+"""Number of rows from which the size of a component is estimated."""
 _NAMED = 3
-"""So many components are named."""
+"""Number of components to name in a warning."""
 
 
 def of_scale(observations: Tensor, scale: Scale, *, normalized: bool, key: str) -> list[str]:
-    """Warnings about observations that a network can make nothing of.
+    """Return warnings about observations of a scale that a network cannot learn from.
 
     Args:
-        observations: `[rows, width]`, as they came.
-        scale: what they are brought to before networks see them.
-        normalized: whether the scale was taken from them.
-        key: the recipe's, which says so.
+        observations: `[rows, width]`, not normalised.
+        scale: the scale that is applied before networks see them.
+        normalized: True if the scale was computed from them.
+        key: name of the recipe key that sets this.
     """
     if normalized:
         return left_small(observations, scale)
@@ -40,14 +40,14 @@ def of_scale(observations: Tensor, scale: Scale, *, normalized: bool, key: str) 
 
 
 def of_base(observations: Tensor, base: DiffusionPolicy) -> list[str]:
-    """A warning where a base sees observations far from those that it can make something of.
+    """Return a warning if observations are far outside the range that a base can use.
 
     Args:
-        observations: `[rows, width]`, as they came.
-        base: with the scale that it was learnt on, if it was.
+        observations: `[rows, width]`, not normalised.
+        base: the base, with the scale of its training data, if it has one.
     """
     if base.config.normalize:
-        # What the base has seen vary may well stay the same in a few trajectories: only large is far.
+        # A component that varied for the base may be constant in a few trajectories: only large ones are far.
         return far_from_unit(
             observations, base.scale, "give them in the units that the base was learnt with", small=False
         )
@@ -55,13 +55,13 @@ def of_base(observations: Tensor, base: DiffusionPolicy) -> list[str]:
 
 
 def far_from_unit(observations: Tensor, scale: Scale, advice: str, *, small: bool = True) -> list[str]:
-    """A warning where networks see observations that are far from unit scale.
+    """Return a warning if networks see observations that are far from unit scale.
 
     Args:
-        observations: `[rows, width]`, as they came.
-        scale: what they are brought to before networks see them.
-        advice: what to set.
-        small: whether what is too small counts as well.
+        observations: `[rows, width]`, not normalised.
+        scale: the scale that is applied before networks see them.
+        advice: advice for the user.
+        small: also warn of components that are too small.
     """
     step = -(-len(observations) // _ROWS)
     seen = scale(observations[::step].to(scale.mean)).double().cpu()
@@ -76,7 +76,7 @@ def far_from_unit(observations: Tensor, scale: Scale, advice: str, *, small: boo
 
 
 def left_small(observations: Tensor, scale: Scale) -> list[str]:
-    """A warning where normalisation takes a component for constant that is only in large units."""
+    """Return a warning if normalisation treats a component as constant that is only in large units."""
     step = -(-len(observations) // _ROWS)
     raw = observations[::step].double().cpu()
     varies, size = raw.std(0, correction=0), raw.square().mean(0).sqrt()
@@ -91,14 +91,14 @@ def left_small(observations: Tensor, scale: Scale) -> list[str]:
 
 
 def ended_by_time(data: Transitions, sources: Sequence[DataConfig], timeouts_end: bool) -> list[str]:
-    """A warning where a recipe says that nothing follows a record that was cut.
+    """Return a warning if a recipe treats trajectories that ended by time limit as terminal.
 
-    The shipped data are known to be of a task that is over when its time is.
+    The shipped data are exempt: their task does end with its time.
 
     Args:
         data: the transitions.
-        sources: where they are from.
-        timeouts_end: what the recipe says.
+        sources: sources of the transitions.
+        timeouts_end: the recipe's setting.
     """
     cut = int((data.timeouts & ~data.terminals).sum())
     if not timeouts_end or not cut or all(source.path.startswith(PREFIX) for source in sources):
@@ -110,11 +110,11 @@ def ended_by_time(data: Transitions, sources: Sequence[DataConfig], timeouts_end
 
 
 def no_better_than_nothing(task: PolicyTask, advice: str) -> list[str]:
-    """A warning where a finished policy does no better than who predicts nothing.
+    """Return a warning if a trained policy is no better than predicting zero.
 
     Args:
-        task: with the trained policy.
-        advice: what to set.
+        task: the task with the trained policy.
+        advice: advice for the user.
     """
     error, nothing = task.beside_nothing()
     if error <= nothing:

@@ -1,4 +1,4 @@
-"""Kinds of recipes of policies; no torch before the recipe of a known kind is built."""
+"""Registry of the recipes of policies; torch is imported only when a recipe is built."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ RECIPES = Registry(
         "composition": "expertise.policy.learn.composition:CompositionRecipe",
     },
 )
-"""Kind → recipe."""
+"""Recipe class of each kind."""
 
 
 def recipe_of(values: Mapping[str, Any]) -> LearnRecipe:
-    """The recipe that some tables describe; their `kind` says which.
+    """Build the recipe that some tables describe; their `kind` selects it.
 
     Raises:
-        RecipeError: there is no kind, or an unknown one; or what `recipes.build` refuses.
+        RecipeError: the kind is missing or unknown, or `recipes.build` refuses a value.
     """
     kind = values.get("kind")
     if kind is None:

@@ -1,4 +1,4 @@
-"""From a recipe to a run, or on with it."""
+"""Start or resume the run of a recipe."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from expertise.runs.files import write_atomic
 from expertise.runs.schedule import rate_notes
 
 INPUTS = "inputs.json"
-"""Digests of what a run learns from and builds on."""
+"""File of the digests of a run's inputs: data and models."""
 
 
 def learn(recipe: LearnRecipe, run: str | Path, say: Callable[[str], None]) -> None:
     """Learn what a recipe says, or go on with that where it was stopped.
 
-    Nothing is written before the recipe, its data and all that it builds on are known to be good. What comes
-    of it is the run itself, which `load` or `load_critics` opens; a skill is in its library, too.
+    Nothing is written before the recipe, its data and its models have been checked. The result is the run
+    itself, which `load` or `load_critics` opens; a skill is also added to its library.
 
     Args:
-        recipe: what to learn.
+        recipe: the recipe.
         run: the run's folder.
-        say: told what happens, a line at a time.
+        say: called with each line of progress.
 
     Raises:
-        ExpertiseError: any mistake of the user's; see `expertise.errors`.
+        ExpertiseError: any mistake of the user; see `expertise.errors`.
     """
     run = Path(run)
     folder.refuse_if_held(run)
@@ -62,7 +62,7 @@ def learn(recipe: LearnRecipe, run: str | Path, say: Callable[[str], None]) -> N
 
 
 def result(run: Path) -> dict[str, Any]:
-    """What a run came to: `run`, `step`, and its last `evaluation`, empty where nothing was to be learnt.
+    """Return the result of a run: `run`, `step`, and its last `evaluation`, empty if nothing was trained.
 
     Raises:
         RunError: its record is damaged.
@@ -78,14 +78,14 @@ def _train(recipe: LearnRecipe, run: Path, prepared: Prepared) -> None:
     if any(parameter.requires_grad for parameter in model.parameters()):
         loop.train(run, prepared.task, recipe.train, recipe.optimizer.whole(), memory_hints(recipe.train))
     elif checkpoint.latest(run) is None:
-        # Weights that were given: there is nothing to learn.
+        # The weights were given: there is nothing to train.
         checkpoint.save(run, 0, {"model": model.state_dict()}, prepared.task.files(), keep=1)
 
 
 def _may_change(key: str) -> bool:
-    """Whether a run may go on with another value of this key.
+    """Return True if a run may go on with another value of this key.
 
-    What a run learns from and builds on may lie elsewhere: `_refuse_other_inputs` looks at the content.
+    Paths of inputs may change: `_refuse_other_inputs` compares their contents.
     """
     return may_change(key) or key in ("data", "base", "critics")
 

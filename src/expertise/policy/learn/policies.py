@@ -36,21 +36,21 @@ class PolicyRecipe:
     """A diffusion policy from new weights. PSEC's release: 1 M steps of 2048 for DSRL."""
 
     kind: Literal["policy"] = "policy"
-    """What is learnt."""
+    """Kind of the recipe."""
     data: list[DataConfig]
-    """What is cloned; several sources count as one (`Joint`)."""
+    """Transitions to clone; several sources are joined (`Joint`)."""
     train: TrainConfig
-    """How long, and how much at once."""
+    """Number of steps, batch size and other settings of the training loop."""
     policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
-    """What it is made of."""
+    """Architecture of the policy."""
     weights: Annotated[Weights, Choice(WEIGHTS, default="uniform")] = dataclasses.field(
         default_factory=Uniform.Config
     )
-    """What a transition counts."""
+    """Weights of the transitions."""
     critics: str = ""
-    """Critics that `weights` asks and that go along with the policy, by path; empty: none."""
+    """Critics for `weights`, by path, which are also saved with the policy; empty: none."""
     held_out: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Share of the trajectories that are only looked at; 0: the evaluation looks at what is learnt."""
+    """Share of the trajectories that are held out for evaluation; 0: evaluate on the training data."""
     optimizer: PolicyOptimizer = dataclasses.field(default_factory=PolicyOptimizer)
     """AdamW and its schedule."""
 
@@ -67,21 +67,21 @@ class DirectRecipe:
     """A policy without diffusion from new weights: BC, or with `weights.name = "advantage"` IQL's."""
 
     kind: Literal["direct"] = "direct"
-    """What is learnt."""
+    """Kind of the recipe."""
     data: list[DataConfig]
-    """What is cloned."""
+    """Transitions to clone."""
     train: TrainConfig
-    """How long, and how much at once."""
+    """Number of steps, batch size and other settings of the training loop."""
     policy: DirectConfig = dataclasses.field(default_factory=DirectConfig)
-    """What it is made of."""
+    """Architecture of the policy."""
     weights: Annotated[Weights, Choice(WEIGHTS, default="uniform")] = dataclasses.field(
         default_factory=Uniform.Config
     )
-    """What a transition counts (IQL's code: temperature 3 where D4RL's tasks are on MuJoCo)."""
+    """Weights of the transitions (IQL's code: temperature 3 for D4RL's MuJoCo tasks)."""
     critics: str = ""
-    """Critics that `weights` asks and that go along with the policy, by path; empty: none."""
+    """Critics for `weights`, by path, which are also saved with the policy; empty: none."""
     held_out: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Share of the trajectories that are only looked at; 0: the evaluation looks at what is learnt."""
+    """Share of the trajectories that are held out for evaluation; 0: evaluate on the training data."""
     optimizer: PolicyOptimizer = dataclasses.field(default_factory=PolicyOptimizer)
     """AdamW and its schedule (IQL's code: Adam, 3e-4, cosine)."""
 

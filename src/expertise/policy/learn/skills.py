@@ -1,4 +1,4 @@
-"""Recipe of a skill."""
+"""Recipe of a skill on a frozen policy."""
 
 from __future__ import annotations
 
@@ -41,31 +41,31 @@ class SkillRecipe:
     """A skill on a base, into a library. PSEC's release: 50 k steps of 2048 (DSRL), 200 k of 512 (D4RL)."""
 
     kind: Literal["skill"] = "skill"
-    """What is learnt."""
+    """Kind of the recipe."""
     base: str
-    """The diffusion policy that is adapted, by path: a run, a checkpoint, or a folder that `save` wrote."""
+    """The diffusion policy to adapt, by path: a run, a checkpoint, or a folder that `save` wrote."""
     name: str
-    """What the skill is called in the library."""
+    """Name of the skill in the library."""
     data: list[DataConfig]
-    """What is cloned."""
+    """Transitions to clone."""
     train: TrainConfig
-    """How long, and how much at once."""
+    """Number of steps, batch size and other settings of the training loop."""
     library: str = "skills"
-    """Folder of the library; made where there is none."""
+    """Folder of the library; it is created if it does not exist."""
     purpose: str = ""
-    """What the skill is for, in a sentence, for its card."""
+    """Purpose of the skill in a sentence, for its card."""
     growth: GrowthConfig = dataclasses.field(default_factory=GrowthConfig)
-    """Its rank and strength."""
+    """Rank, strength and training settings of the skill."""
     weights: Annotated[Weights, Choice(WEIGHTS, default="uniform")] = dataclasses.field(
         default_factory=Uniform.Config
     )
-    """What a transition counts: "uniform", "advantage" (reward skills) or "safety" (safety skills)."""
+    """Weights of the transitions: "uniform", "advantage" (reward skills) or "safety" (safety skills)."""
     critics: str = ""
     """Critics that `weights` asks, by path; empty: none."""
     beside: list[str] = dataclasses.field(default_factory=list)
-    """Skills of the library that are there already while this one learns."""
+    """Skills of the library that are active while this one is trained."""
     beside_weights: list[float] = dataclasses.field(default_factory=list)
-    """Their constant weights."""
+    """Constant weights of the skills in `beside`."""
     force: bool = False
     """Take skills of another base beside it, as long as their shapes fit."""
     optimizer: PolicyOptimizer = dataclasses.field(default_factory=PolicyOptimizer)
@@ -138,7 +138,7 @@ class SkillRecipe:
 
 
 def _digest(recipe: SkillRecipe, facts: Mapping[str, str]) -> str:
-    """Of all that decides what is learnt, but for how long; what is read counts by content, not by place."""
+    """Return the digest of everything that decides the result, except the length; inputs count by content."""
     values = _decisive(recipe)
     for key in ("data", "base", "critics", "library"):
         del values[key]
@@ -146,11 +146,11 @@ def _digest(recipe: SkillRecipe, facts: Mapping[str, str]) -> str:
 
 
 def _digest_by_place(recipe: SkillRecipe, card: Card) -> str:
-    """The digest as cards of version 0.1.0 have it: places counted, and data had fewer keys.
+    """Return the digest as cards of version 0.1.0 have it: paths counted, and data had fewer keys.
 
     Args:
-        recipe: of the skill.
-        card: of the one in the library; it says where the data lay then.
+        recipe: the recipe of the skill.
+        card: card of the skill in the library; it names the paths of its data.
     """
     values = _decisive(recipe)
     plain, places = dataclasses.asdict(DataConfig(path="")), (card.data or "").split(", ")
@@ -167,20 +167,20 @@ def _digest_by_place(recipe: SkillRecipe, card: Card) -> str:
 
 def _decisive(recipe: SkillRecipe) -> dict[str, Any]:
     values = dataclasses.asdict(recipe)
-    del values["force"]  # it permits, it changes nothing of what is learnt
+    del values["force"]  # it is a permission and does not change the result
     for name in ("train", "optimizer"):
         values[name] = {k: v for k, v in values[name].items() if not may_change(f"{name}.{k}")}
-    # It was part of the digests of skills that stand in libraries: most were learnt in one piece.
+    # Digests in libraries include it, with the value 1 for most skills.
     values["train"]["accumulation"] = 1
     return values
 
 
 _FIRST_KEYS = ("path", "layout", "max_cost", "min_return", "trajectories", "seed")
-"""Keys of data that `_digest_by_place` always counted."""
+"""Keys of data that are always part of `_digest_by_place`."""
 
 
 def _digest_of(skill: Skill) -> str:
-    """Of what a skill adds."""
+    """Return the digest of a skill's factors."""
     digest = hashlib.sha256()
     for address, factors in sorted(skill.factors.items()):
         digest.update(f"{address} {factors.rank} {factors.scaling!r}".encode())
