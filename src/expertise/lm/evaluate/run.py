@@ -9,9 +9,10 @@ from typing import Any
 
 from expertise.lm.causal import CausalLM
 from expertise.lm.data import DataConfig
+from expertise.lm.data.split import require_split
 from expertise.lm.evaluate.perplexity import domain_texts, evaluate
 from expertise.lm.evaluate.switches import Switches, switched
-from expertise.lm.evaluate.texts import Look, own_or_given, require_split, run_text
+from expertise.lm.evaluate.texts import Look, own_or_given, run_text
 from expertise.lm.load import find_checkpoint, load_checkpoint
 from expertise.lm.notes import notes_of
 from expertise.lm.open import open_model
@@ -168,12 +169,12 @@ def _evaluated(
     window: int,
     batch_size: int,
     bfloat16: bool,
-    say: Callable[[str], None] | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     switches = switches or Switches()
     with switched(model, switches):
         texts = domain_texts(look.text, look.split, max_bytes, window)
-        for text in texts if say else []:
+        for text in texts:
             for note in text.windows.notes:
                 say(f"{text.domain}: {note}")
         result = evaluate(model, texts, batch_size, bfloat16).to_json()
