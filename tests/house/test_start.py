@@ -67,6 +67,8 @@ REFUSED = {
     "skill export a --out b": "no library at skills",
     "skill verify": "no library at skills",
     "skill import nowhere": "no adapter at nowhere",
+    "evaluate run --split tes": "did you mean 'test'",
+    "train small.toml --set tokenizer.path=text": "it is a folder",
     "skill add nowhere": "no skill at nowhere",
     "skill import text --base nowhere": "no model at nowhere",
     "policy learn polcy-base": "did you mean 'policy-base'",

@@ -169,15 +169,14 @@ def _evaluated(
     window: int,
     batch_size: int,
     bfloat16: bool,
-    say: Callable[[str], None] | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     switches = switches or Switches()
     with switched(model, switches):
         texts = domain_texts(look.text, look.split, max_bytes, window)
-        if say is not None:
-            for text in texts:
-                for note in text.windows.notes:
-                    say(f"{text.domain}: {note}")
+        for text in texts:
+            for note in text.windows.notes:
+                say(f"{text.domain}: {note}")
         result = evaluate(model, texts, batch_size, bfloat16).to_json()
     # A dense model takes no parts; without tokens the number is unknown.
     none: dict[str, Any] = {"mean": None if model.mixtures() else 0.0, "layers": [], "domains": {}}
