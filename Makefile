@@ -5,14 +5,15 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 POLICY := $(VENV)/.ready-policy
 SAFETY := $(VENV)/.ready-safety
+MUTATION := $(VENV)/.ready-mutation
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # A worker per core, each with one thread: tests are small.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-policy setup-safety demo demo-policy test test-faults test-policy lint types format bench docs \
-  reproduce-skills-lm reproduce-psec clean
+.PHONY: help setup setup-policy setup-safety demo demo-policy test test-faults test-policy test-mutation lint types \
+  format bench docs reproduce-skills-lm reproduce-psec clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +60,14 @@ test-policy: $(SAFETY)  ## the tests of policies, with simulators, which make te
 
 test-faults: $(STAMP)  ## the full lists of kills and damage, which make test leaves out, about three minutes
 	$(BIN)/python -m pytest -m faults -v
+
+test-mutation: $(MUTATION)  ## 320 small changes of the source, each of which a test must notice; an hour; goes on
+	$(BIN)/python tests/mutation/run.py
+
+# Only this target needs cosmic-ray, which brings twenty packages along.
+$(MUTATION): $(STAMP)
+	$(PIP) --editable '.[mutation]'
+	@touch $(MUTATION)
 
 lint: $(STAMP)  ## style
 	$(BIN)/ruff check .

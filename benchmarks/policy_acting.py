@@ -22,7 +22,7 @@ from alternation import keep
 
 from expertise.policy import NETWORKS, DiffusionPolicy, PolicyConfig
 from expertise.policy.acting import Policy
-from expertise.policy.alpha import ContextAlpha
+from expertise.policy.alpha import ALPHA
 from expertise.policy.baselines.actions import ActionComposition
 from expertise.policy.baselines.noise import NoiseComposition
 from expertise.policy.compose import ComposedPolicy
@@ -48,7 +48,7 @@ def policies(network: str) -> dict[str, Policy]:
     """Row → policy, all over one base."""
     torch.manual_seed(0)
     base = PolicyConfig(network=NETWORKS[network].Config()).build(OBSERVATION, ACTION).eval()
-    skills, alpha = [skill(base, name, seed) for seed, name in enumerate(("a", "b"))], ContextAlpha.Config()
+    skills, alpha = [skill(base, name, seed) for seed, name in enumerate(("a", "b"))], ALPHA.config()
     each = [ComposedPolicy(base, [one], alpha) for one in skills]
     return {
         BASE: base,

@@ -9,7 +9,7 @@ import re
 import textwrap
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ HEAD = """# Keys of {what}
 Written by `make docs` from the sentence under each field; do not edit. {where}
 A key without a default must be given.
 """
+REFUSED = {"model": ("a context vector",), "alpha": ("token ids",)}
+"""Table → what a router there cannot have as its context."""
 TAIL = "*: a run may go on with another value of this key.\n"
 
 
@@ -58,20 +60,20 @@ def policy_page() -> str:
 
 def tables(cls: Any, may_change: Any) -> Iterator[str]:
     """A section for each table of a recipe."""
-    for title, part, about in sections(cls, ""):
-        yield f"## {title}\n\n{about}\n\n{table(title, part, may_change)}"
+    for title, part, about, preset in sections(cls, ""):
+        yield f"## {title}\n\n{about}\n\n{table(title, part, may_change, preset)}"
 
 
-def sections(cls: Any, path: str) -> Iterator[tuple[str, Any, str]]:
-    """Every table of a recipe, in order: its dotted path, its class, a sentence about it."""
+def sections(cls: Any, path: str) -> Iterator[tuple[str, Any, str, Mapping[str, Any]]]:
+    """Every table of a recipe, in order: dotted path, class, a sentence about it, defaults of its own."""
     from expertise.runs.recipe import Choice
 
     sentences = sentences_of(cls)
     hints = typing.get_type_hints(cls, include_extras=True)
     if path:
-        yield path, cls, first_paragraph(cls)
+        yield path, cls, first_paragraph(cls), {}
     elif not all(nested(hint) for hint in hints.values()):
-        yield "Outside any table", cls, "These stand at the top of a recipe."
+        yield "Outside any table", cls, "These stand at the top of a recipe.", {}
     for field in dataclasses.fields(cls):
         here = f"{path}.{field.name}" if path else field.name
         for hint in flat(hints[field.name]):
@@ -80,14 +82,15 @@ def sections(cls: Any, path: str) -> Iterator[tuple[str, Any, str]]:
                 yield from sections(hint, f"{here} (each)" if list_of else here)
             elif isinstance(hint, Choice):
                 for name, entry in hint.registry.items():
-                    if getattr(entry, "context_kind", "") == "a context vector":
-                        continue  # a language model's layers have none: refused in a recipe
-                    doc = first_paragraph(entry)
-                    yield f'{here} with name = "{name}"', entry.Config, f"{sentences[field.name]} {doc}"
+                    if getattr(entry, "context_kind", None) in REFUSED.get(here.partition(".")[0], ()):
+                        continue  # refused in such a recipe
+                    doc, preset = first_paragraph(entry), hint.preset.get(name, {})
+                    about = f"{sentences[field.name]} {doc}"
+                    yield f'{here} with name = "{name}"', entry.Config, about, preset
 
 
-def table(title: str, cls: Any, may_change: Any) -> str:
-    """The keys of one class."""
+def table(title: str, cls: Any, may_change: Any, preset: Mapping[str, Any]) -> str:
+    """The keys of one class, with the defaults that hold in this place."""
     sentences, hints = sentences_of(cls), typing.get_type_hints(cls, include_extras=True)
     path = title.split(" ")[0]
     rows = ["| key | value | default | |", "|---|---|---|---|"]
@@ -101,7 +104,7 @@ def table(title: str, cls: Any, may_change: Any) -> str:
         cells = (
             f"`{field.name}`{mark}",
             shown,
-            "" if needed else default(field),
+            "" if needed else as_toml(preset[field.name]) if field.name in preset else default(field),
             sentences.get(field.name, ""),
         )
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
@@ -180,8 +183,12 @@ def default(field: Any) -> str:
     value = field.default if made is dataclasses.MISSING else made()
     if value is dataclasses.MISSING:
         return ""
-    if value is None or value == "" or value == [] or dataclasses.is_dataclass(value):
-        return "none"
+    empty = value is None or value == "" or value == [] or dataclasses.is_dataclass(value)
+    return "none" if empty else as_toml(value)
+
+
+def as_toml(value: Any) -> str:
+    """A value as TOML."""
     return f"`{value!r}`".replace("'", '"').replace("True", "true").replace("False", "false")
 
 

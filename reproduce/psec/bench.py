@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from expertise.mixture.routers.configs import RouterConfig
 from expertise.policy import Policy, load
-from expertise.policy.alpha import AlphaConfig, ContextAlpha
+from expertise.policy.alpha import ALPHA
 from expertise.policy.data import DataConfig
 from expertise.policy.data.shipped import PREFIX
 from expertise.policy.evaluate import EvaluationConfig, evaluate
@@ -185,7 +186,7 @@ class Bench:
         library: str = "",
         policies: Sequence[str] = (),
         with_base: bool = True,
-        alpha: AlphaConfig | None = None,
+        alpha: RouterConfig | None = None,
         weights: Weights | None = None,
         critics: str = "",
     ) -> Policy:
@@ -215,7 +216,7 @@ class Bench:
             library=self.library(library) if library else "skills",
             policies=list(policies),
             with_base=with_base,
-            alpha=alpha or ContextAlpha.Config(),
+            alpha=alpha or ALPHA.config(),
             weights=weights or Uniform.Config(),
             critics=critics,
             optimizer=sizes.alpha_optimizer(),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from expertise.policy import load
-from expertise.policy.alpha import FixedAlpha
+from expertise.policy.alpha import ALPHA
 from expertise.policy.data import DataConfig
 from expertise.policy.data.collect import CollectConfig, DataSetConfig, collect
 from expertise.policy.data.rollouts import SCRIPT, RolloutConfig
@@ -167,7 +167,7 @@ class ManyTasks:
             self._data(task, count),
             skills=[_short(task)],
             library=self._skills([task], count, full=full),
-            alpha=FixedAlpha.Config(learn=True) if fixed else None,
+            alpha=ALPHA.config("fixed", learn=True) if fixed else None,
         )
 
     def _baseline(self, task: str, count: int, level: str) -> Values:
@@ -217,7 +217,7 @@ class ManyTasks:
             [] if known else self._data(task, MAIN),
             skills=names if known else [_short(task)],
             library=library,
-            alpha=FixedAlpha.Config(values=[0.0] * number) if known else None,
+            alpha=ALPHA.config("fixed", values=[0.0] * number) if known else None,
         )
         return self._outcome(policy, task)
 

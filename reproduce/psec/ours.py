@@ -6,7 +6,8 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from expertise.policy.alpha import AlphaConfig, FixedAlpha, TopPAlpha
+from expertise.mixture.routers.configs import RouterConfig
+from expertise.policy.alpha import ALPHA
 from expertise.policy.data import DataConfig
 from reproduce.psec.bench import Bench, Values
 from reproduce.psec.sizes import Sizes
@@ -48,8 +49,10 @@ class Ours:
             "own skill": functools.partial(self._composed, target, [own], "own"),
             "other skills": functools.partial(self._composed, target, others, "others"),
             "own and others": functools.partial(self._composed, target, [own, *others], "all"),
-            TOP_P: functools.partial(self._composed, target, [own, *others], "top-p", TopPAlpha.Config()),
-            FIXED: functools.partial(self._composed, target, others, "fixed", FixedAlpha.Config(learn=True)),
+            TOP_P: functools.partial(self._composed, target, [own, *others], "top-p", ALPHA.config("top_p")),
+            FIXED: functools.partial(
+                self._composed, target, others, "fixed", ALPHA.config("fixed", learn=True)
+            ),
             "Base": lambda: self._outcome(self.base, target),
         }
         for row, measured in rows.items():
@@ -71,7 +74,7 @@ class Ours:
         return "library"
 
     def _composed(
-        self, target: str, names: Sequence[str], kind: str, alpha: AlphaConfig | None = None
+        self, target: str, names: Sequence[str], kind: str, alpha: RouterConfig | None = None
     ) -> Values:
         policy = self.bench.composed(
             f"{target}/{kind}",

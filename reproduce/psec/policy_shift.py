@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from expertise.policy.alpha import FixedAlpha
+from expertise.policy.alpha import ALPHA
 from reproduce.psec.bench import LEVELS, Bench, Values
 from reproduce.psec.sizes import Sizes
 from reproduce.psec.verdicts import SMALL
@@ -148,7 +148,7 @@ class PolicyShift:
             self._data(names[-1], count),
             skills=names,
             library=library,
-            alpha=FixedAlpha.Config(learn=True) if fixed else None,
+            alpha=ALPHA.config("fixed", learn=True) if fixed else None,
         )
         return self._outcome(policy, names[-1])
 
@@ -170,7 +170,7 @@ class PolicyShift:
             self._data(names[-1], count),
             level=level,
             policies=[self.scratch(name, count) for name in names],
-            alpha=FixedAlpha.Config(learn=True) if fixed else None,
+            alpha=ALPHA.config("fixed", learn=True) if fixed else None,
         )
         return self._outcome(policy, names[-1])
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from expertise.policy import CriticsConfig, Policy, RewardCriticConfig, SafetyCriticConfig, load
-from expertise.policy.alpha import ContextAlpha, FixedAlpha, TopPAlpha
+from expertise.policy.alpha import ALPHA
 from expertise.policy.data import DataConfig
 from expertise.policy.data.scores import normalized_cost
 from expertise.policy.learn import CriticsRecipe, PlainOptimizer
@@ -94,12 +94,14 @@ class Safe:
         self._once("reward skill", lambda: self._fixed("alone-reward", [1.0, 0.0]))
         self._once("safety skill", lambda: self._fixed("alone-safety", [0.0, 1.0]))
         # The constant weights that suit the target's data best.
-        self._once("fixed weights", lambda: self._composed("constant", alpha=FixedAlpha.Config(learn=True)))
+        self._once(
+            "fixed weights", lambda: self._composed("constant", alpha=ALPHA.config("fixed", learn=True))
+        )
         self._once(BASE, lambda: load(self.base))
         # As the release does: the base with the one skill, and with the other.
         for row, level in LEVELS.items():
             self._once(row, functools.partial(self._composed, row, level=level, with_base=False))
-        self._once("PSEC, top-p", lambda: self._composed("top-p", alpha=TopPAlpha.Config()))
+        self._once("PSEC, top-p", lambda: self._composed("top-p", alpha=ALPHA.config("top_p")))
 
     def show(self) -> None:
         """Keep an episode for the page, as the main table has it."""
@@ -161,7 +163,7 @@ class Safe:
         return [dataclasses.replace(source, min_return=least)]
 
     def _composed(self, name: str, **changes: Any) -> Policy:
-        values: dict[str, Any] = {"alpha": ContextAlpha.Config()} | changes
+        values: dict[str, Any] = {"alpha": ALPHA.config()} | changes
         return self.bench.composed(
             f"{self.task}/composed/{name}",
             self.base,
@@ -173,7 +175,7 @@ class Safe:
         )
 
     def _fixed(self, name: str, values: list[float]) -> Policy:
-        return self._composed(name, alpha=FixedAlpha.Config(values=values))
+        return self._composed(name, alpha=ALPHA.config("fixed", values=values))
 
     def _once(self, row: str, make: Callable[[], Policy]) -> None:
         missing = [

@@ -185,7 +185,7 @@ class Plan:
 
 def dense_router() -> RouterConfig:
     """A small network whose weights may have any sign (PSEC, arXiv 2502.05932, §4.2)."""
-    return Context.Config(context_dim=1, hidden=[64], squash="none")
+    return Context.Config(hidden=[64], squash="none")
 
 
 def sparse_router(p: float) -> RouterConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,25 @@ def test_mistakes_are_one_line_and_write_nothing(home: Path, tuned: Path, expert
         assert named in lines[0], setting
         assert len(lines) <= 4
         assert not (home / "refused").exists()
+
+
+def test_a_run_without_init_keeps_its_chat_template_and_a_changed_file_is_told(home: Path, expertise) -> None:
+    template = home / "kept.jinja"
+    template.write_text(
+        "{{ strftime_now('%Y') }}{% for m in messages %}<{{ m.role }}>{{ m.content }};{% endfor %}"
+    )
+    rows = [{"role": "user", "content": "red?"}, {"role": "assistant", "content": "a stone"}]
+    said = [{"messages": [{**row, "content": f"{row['content']} {i}"} for row in rows]} for i in range(60)]
+    (home / "said.jsonl").write_text("".join(json.dumps(row) + "\n" for row in said))
+    data = "data={source='said.jsonl', kind='messages', template_file='kept.jinja'}"
+    asked = ["train", "small.toml", "--out", "said", "--set", data, "--set", "train.batch_size=2", "--set"]
+    assert expertise(*asked, "train.steps=1").returncode == 0
+    kept = tomllib.loads((home / "said" / "recipe.toml").read_text())["data"]
+    assert kept["template_file"] == ""
+    assert "strftime_date" in kept["template"]
+    assert kept["template"].endswith(template.read_text())
+    assert expertise(*asked, "train.steps=2").returncode == 0
+    template.write_text(template.read_text().replace(";", "!"))
+    done = expertise(*asked, "train.steps=3")
+    assert done.returncode == 2
+    assert "data.template" in done.stderr

@@ -191,3 +191,40 @@ def test_the_tokenizer_of_a_model_is_left_as_it_is(run_folder: Path, given: dict
     assert (tokenizer.to_str(), tokenizer.encode_special_tokens) == (before, False)
     with pytest.raises(Exception, match="no split 'al'"):
         evaluate_model(run_folder, "al", 0, "cpu", 1, lambda _: None)
+
+
+def test_text_without_a_token_is_told_and_too_little_text_gets_no_impossible_advice(
+    home: Path, expertise: Any
+) -> None:
+    from tokenizers import AddedToken, Tokenizer, models
+
+    letters = Tokenizer(models.BPE({c: i for i, c in enumerate("abcdefgh ")}, []))
+    letters.add_special_tokens([AddedToken("<|endoftext|>")])
+    letters.save(str(home / "letters.json"))
+    rows = [{"prompt": f"a{'b' * (i % 5)} ", "completion": "c" * (i + 1)} for i in range(40)]
+    lost = [{"prompt": "a", "completion": "漢字"}, {"prompt": "a", "completion": "語b"}]
+    for name, kept in (("kept", rows), ("lost", lost), ("none", lost[:1] * 40)):
+        (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    (home / "none.txt").write_text("\n\n".join(chr(0x4E00 + i) * 30 for i in range(300)))
+    settings = {
+        "data": "{source='kept.jsonl', kind='prompt'}",
+        "tokenizer": "{path='letters.json'}",
+        "train.steps": "1",
+        "train.batch_size": "2",
+        "model.context": "24",
+    }
+    asked = ["train", "small.toml", *(w for k, v in settings.items() for w in ("--set", f"{k}={v}"))]
+    assert expertise(*asked, "--out", "letters").returncode == 0
+    done = expertise("evaluate", "letters", "--data", "lost.jsonl", "--kind", "prompt")
+    assert "lost: left out: 1 of 2 documents" in done.stderr
+    assert "1 of 3 characters" in done.stderr
+    none = expertise("evaluate", "letters", "--data", "none.jsonl", "--kind", "prompt")
+    assert "40 of 40 documents" in none.stderr
+    for data in ("{source='none.txt'}", "{source='none.jsonl', kind='prompt', deduplicate=false}"):
+        done = expertise(*asked, "--check", "--set", f"data={data}")
+        assert done.returncode == 2
+        assert "take a tokenizer" in done.stderr
+        assert "lower" not in done.stderr
+    done = expertise("generate", "letters", "漢字")
+    assert done.returncode == 2
+    assert "no token of the prompt" in done.stderr

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from expertise.cli.main import COMMANDS
+from expertise.cli.options import data_settings
 from expertise.errors import RecipeError
 from expertise.registry import Registry
+from expertise.runs import recipe as recipes
 from expertise.runs.files import escaped, require_utf8, write_atomic
 
 
@@ -25,11 +30,11 @@ def commands(table: Registry, *group: str) -> Iterator[tuple[str, ...]]:
             yield (*group, name)
 
 
-@pytest.mark.parametrize("given", ["caf\udce9", "--out=caf\udce9", "--set=data.source=\udcff", "--caf\udce9"])
-def test_no_command_takes_an_argument_that_is_not_utf8(home: Path, expertise, given: str) -> None:
+@pytest.mark.parametrize("word", ["caf\udce9", "--out=caf\udce9", "--set=data.source=\udcff", "--caf\udce9"])
+def test_no_command_takes_an_argument_that_is_not_utf8(home: Path, expertise, word: str) -> None:
     before = sorted(home.rglob("*"))
     for command in commands(COMMANDS):
-        done = expertise(*command, given)
+        done = expertise(*command, word)
         assert done.returncode == 2, command
         lines = done.stderr.splitlines()
         assert lines[0].startswith("error: "), command
@@ -70,7 +75,8 @@ def test_the_home_folder_in_paths_of_commands(
     monkeypatch.setenv("HOME", str(home))
     assert expertise("evaluate", "~/run", "--json").returncode == 0
     assert expertise("generate", "~/run", "red", "-n", "1").returncode == 0
-    assert expertise("inspect", "~/run").returncode == 0
+    shutil.copytree(run_folder, home / "seen")
+    assert expertise("inspect", "~/seen").returncode == 0
     assert expertise("plan", "~/small.toml").returncode == 0
     done = expertise("train", "~/small.toml", "--out=~/run")
     assert done.returncode == 0, done.stderr
@@ -107,3 +113,18 @@ def test_a_setting_in_two_words_is_told_how_to_be_one(home: Path, expertise, wor
         assert done.returncode == 2
         assert f"--set {words[1]}=VALUE" in done.stderr, done.stderr
         assert "unexpected extra argument" not in done.stderr
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"])))
+@example("🙂/a \"b\" 'c'\n\\d\x7f\x00é\u2028")
+@settings(max_examples=50, deadline=None)
+def test_a_path_reaches_the_recipe_as_it_was_given(text: str) -> None:
+    values = recipes.override({}, data_settings(text, None, [text, "x"]))
+    assert values == {"data": {"source": text, "domains": [text, "x"]}}
+
+
+def test_text_in_a_folder_with_an_emoji(home: Path, expertise, run_folder: Path) -> None:
+    (home / "🙂 'a'").mkdir()
+    (home / "🙂 'a'" / "b.txt").write_text("red stone walks and then sings.\n\n" * 200, "utf-8")
+    done = expertise("evaluate", "run", "--data", "🙂 'a'")
+    assert done.returncode == 0, done.stderr

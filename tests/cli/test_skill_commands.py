@@ -161,7 +161,7 @@ def test_a_moved_base_is_named_by_an_option(mixed: Path, home: Path, expertise: 
         (("compose", "run", "--skills", "poetry", "--weights", "1", "--out", "x"), "no skill 'poetry'"),
         (
             ("compose", "run", "--skills", "prose", "--data", "text", "--router", "topk", "--out", "x"),
-            "unknown router 'topk'",
+            "router.name: unknown 'topk'",
         ),
         (
             ("compose", "run", "--skills", "prose", "--data", "text", "--reads", "words", "--out", "x"),

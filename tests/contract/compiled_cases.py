@@ -34,7 +34,8 @@ def _run(module: torch.nn.Module, mixture: Mixture, seed: int, autocast: bool) -
     x = torch.randn(9, DIM, generator=torch.Generator().manual_seed(seed)).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         y = module(x, _context(mixture, seed))
-    return [y, *torch.autograd.grad(y.sum(), [x, *mixture.parameters()], materialize_grads=True)]
+    learnt = [parameter for parameter in mixture.parameters() if parameter.requires_grad]
+    return [y, *torch.autograd.grad(y.sum(), [x, *learnt], materialize_grads=True)]
 
 
 def _context(mixture: Mixture, seed: int) -> Tensor | None:

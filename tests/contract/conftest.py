@@ -50,7 +50,11 @@ def _scored(u: Tensor, router: Any) -> tuple[list[Tensor], list[Tensor], list[in
     """DeepSeekMoE Eq. 11, Dynamic MoE Eq. 1: softmax of u . e_i, or the sigmoid of each.
 
     Also the share of each in the sum of all, and the parts by score plus bias (arXiv 2408.15664, Eq. 2).
+    With hidden layers u is what they make of it.
     """
+    for layer in range(len(router.hidden)):
+        linear = router.trunk[2 * layer]
+        u = (linear.weight @ u + linear.bias).clamp(min=0)
     logits = [(u * centroid).sum() for centroid in router.weight]
     raw = [torch.exp(logit) for logit in logits]
     if router.scores == "sigmoid":
@@ -85,7 +89,8 @@ def _top_p(u: Tensor, router: Any, context: None) -> Weights:
         chosen.append(part)
         if sum(shares[i].item() for i in chosen) > router.p or len(chosen) == router.max_parts:
             break
-    return _with_options(chosen, raw, router)
+    # A centroid beyond the parts stands for nothing.
+    return [(part, gate) for part, gate in _with_options(chosen, raw, router) if part < router.num_parts]
 
 
 def _hash(u: Tensor, router: Any, context: Tensor) -> Weights:
@@ -108,11 +113,17 @@ def _context(u: Tensor, router: Any, context: Tensor) -> Weights:
     return list(enumerate(values))
 
 
+def _fixed(u: Tensor, router: Any, context: None) -> Weights:
+    """Every part, with the same weight for every token."""
+    return list(enumerate(router.values))
+
+
 ROUTERS_BY_HAND: dict[str, Callable[[Tensor, Any, Any], Weights]] = {
     "top_k": _top_k,
     "top_p": _top_p,
     "hash": _hash,
     "context": _context,
+    "fixed": _fixed,
 }
 
 
@@ -206,9 +217,14 @@ def make_mixture() -> Callable[..., Mixture]:
         always: bool = True,
         **options: Any,
     ) -> Mixture:
-        built_parts = _config_of(PARTS[parts], **options).build(dim)
-        # A context router's hidden layers are not the parts' hidden width.
-        config = router and _config_of(ROUTERS[router], **{**options, "hidden": [7]})
+        # A router's hidden layers, a list, are not the parts' hidden width, a number.
+        widths = options.pop("hidden", FIELDS["hidden"])
+        of_router, of_parts = (widths, FIELDS["hidden"]) if isinstance(widths, list) else (None, widths)
+        built_parts = _config_of(PARTS[parts], **options, hidden=of_parts).build(dim)
+        if router == "context":
+            of_router = of_router or [7]
+        given = {"context_dim": FIELDS["context_dim"], "hidden": of_router or []}
+        config = router and _config_of(ROUTERS[router], **options, **given)
         built_router = config and config.build(dim, built_parts.num_parts, FIELDS["vocab_size"])
         mixture = Mixture(built_router, built_parts, SwiGLU(dim, 12) if always else None, dispatch=dispatch)
         generator = torch.Generator().manual_seed(7)
@@ -229,7 +245,7 @@ def routes_of() -> Callable[..., Routes]:
     """`(num_parts, weights of each token) -> Routes`: sparse routes whose gates keep their graph."""
 
     def make(num_parts: int, weights: Sequence[Weights]) -> Routes:
-        slots = max([len(token) for token in weights], default=1)
+        slots = max([1, *(len(token) for token in weights)])
         padded = [[*token, *[(-1, torch.zeros(()))] * (slots - len(token))] for token in weights]
         gates = [torch.stack([gate for _, gate in token]) for token in padded]
         return Routes(

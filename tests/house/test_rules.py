@@ -19,7 +19,9 @@ ROOT = SOURCE.parents[1]
 LONGEST = 400
 
 # A file over the limit stands here with the reason why it is not split.
-LONG_FILES: dict[str, str] = {}
+LONG_FILES: dict[str, str] = {
+    "runs/recipe.py": "finding, reading, changing and writing a recipe share its walk over dataclasses",
+}
 
 
 def python_files() -> list[Path]:

@@ -99,6 +99,14 @@ def test_a_file_that_holds_no_conversation_is_refused_in_one_line(raw: bytes, na
     assert "\n" not in found.value.message
 
 
+def test_half_a_surrogate_pair_is_refused_not_replaced() -> None:
+    said = r'{"role": "user", "content": "a\ud800"}'
+    for raw in (said, f"[{said}]", f"{said}\n{said}\n"):
+        with pytest.raises(RecipeError, match="is not UTF-8") as found:
+            parse_messages(raw.encode(), "f.json")
+        assert found.value.message.startswith("f.json")
+
+
 # --- turns ----------------------------------------------------------------------------------------------
 
 

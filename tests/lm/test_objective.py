@@ -14,7 +14,7 @@ from expertise.lm import objective
 from expertise.lm.config import ModelConfig
 from expertise.lm.model import LanguageModel
 from expertise.lm.recipe import BalanceConfig
-from expertise.mixture import SwiGLU, SwiGLUExperts, TopP, balance
+from expertise.mixture import Routes, SwiGLU, SwiGLUExperts, TopP, balance
 from expertise.mixture.mixture import recording
 
 FIELDS: dict[str, Any] = {
@@ -184,3 +184,11 @@ def test_more_groups_than_parts_are_refused(model: LanguageModel, batch: tuple[T
     # An empty group has a mean load of 0 / 0.
     with pytest.raises(RecipeError, match="group"):
         objective.losses(model, *batch, BalanceConfig(device=0.1, device_groups=9))
+
+
+def test_the_first_coefficient_that_no_router_can_serve_is_named() -> None:
+    given = Routes.dense(torch.ones(4, 3))
+    for config, name in ((BalanceConfig(expert=0.1, z=0.2), "expert"), (BalanceConfig(z=0.2), "z")):
+        with pytest.raises(RecipeError, match=rf"balance\.{name} "):
+            objective.route_losses([given], config, 1)
+    assert objective.route_losses([given], BalanceConfig(), 1) == (None, {})

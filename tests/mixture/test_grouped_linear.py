@@ -1,5 +1,7 @@
 """`grouped_linear` equals one product per row, by kernel, fallback and opaque operator."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -158,3 +160,156 @@ def test_a_frozen_weight_needs_no_gradient() -> None:
     (gradient,) = torch.autograd.grad(grouped_linear(rows, frozen, offsets).sum(), rows)
     (expected,) = torch.autograd.grad(_by_row(rows, frozen, offsets).sum(), rows)
     torch.testing.assert_close(gradient, expected)
+
+
+# --- which way it is computed -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is called, in order: the kernel, the opaque operator, the loop."""
+    seen: list[str] = []
+
+    def note(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def noted(*args: Any, **options: Any) -> Any:
+            seen.append(name)
+            return original(*args, **options)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    note(torch.nn.functional, "grouped_mm")
+    note(module, "_opaque")
+    note(module, "_loop")
+    return seen
+
+
+def _strided(weight: Tensor) -> Tensor:
+    return weight.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("widths", "dtype", "fits"),
+    [
+        ((8, 16), torch.float32, True),
+        ((4, 4), torch.float32, True),
+        ((8, 16), torch.bfloat16, True),
+        ((8, 8), torch.float16, True),
+        ((4, 8), torch.bfloat16, False),
+        ((8, 4), torch.bfloat16, False),
+        ((8, 6), torch.float32, False),
+        ((6, 8), torch.float32, False),
+        ((1, 4), torch.float32, False),
+        ((8, 16), torch.float64, False),
+    ],
+    ids=str,
+)
+def test_the_kernel_computes_what_it_can(
+    widths: tuple[int, int], dtype: torch.dtype, fits: bool, calls: list[str]
+) -> None:
+    rows, weight, offsets = _inputs([3, 0, 5], widths, dtype)
+    ours = grouped_linear(rows, weight, offsets)
+    assert calls == ["grouped_mm" if fits else "_loop"]
+    expected = _by_row(rows.double(), weight.double(), offsets)
+    torch.testing.assert_close(ours.double(), expected, rtol=0.02, atol=0.02)
+
+
+def test_no_row_and_a_weight_of_other_strides_go_by_the_loop(calls: list[str]) -> None:
+    rows, weight, offsets = _inputs([0, 0], (8, 16))
+    assert grouped_linear(rows, weight, offsets).shape == (0, 16)
+    assert calls == ["_loop"]
+    rows, weight, offsets = _inputs([1, 0], (8, 16))
+    grouped_linear(rows, _strided(weight), offsets)
+    assert calls == ["_loop", "_loop"]
+    grouped_linear(rows, weight, offsets)
+    assert calls == ["_loop", "_loop", "grouped_mm"], "one row is enough"
+
+
+def test_rows_and_weight_of_two_dtypes_or_of_no_device_never_reach_the_kernel() -> None:
+    rows, weight, _ = _inputs([3, 5], (8, 16))
+    assert module._fits_grouped_mm(rows, weight)
+    assert not module._fits_grouped_mm(rows, weight.bfloat16())
+    assert not module._fits_grouped_mm(rows.bfloat16(), weight)
+    assert not module._fits_grouped_mm(rows.to("meta"), weight.to("meta"))
+
+
+def test_the_gradient_of_the_opaque_operator_is_by_the_kernel_where_that_fits(calls: list[str]) -> None:
+    for widths, ways in (((8, 16), ["grouped_mm"] * 2), ((8, 6), ["_loop"])):
+        rows, weight, offsets = _inputs([3, 0, 5], widths)
+        calls.clear()
+        module._opaque_backward(torch.randn(8, widths[1]), rows.detach(), weight.detach(), offsets)
+        assert calls == ways
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ways"),
+    [(torch.float32, "_opaque"), (torch.bfloat16, "grouped_mm"), (torch.float64, "_loop")],
+    ids=str,
+)
+def test_while_compiling_only_float32_is_opaque(
+    dtype: torch.dtype, ways: str, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, weight, offsets = _inputs([3, 0, 5], (8, 16), dtype)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    ours = grouped_linear(rows, weight, offsets)
+    assert calls[0] == ways
+    assert ours.dtype == dtype
+
+
+def test_while_compiling_nothing_asks_where_rows_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`fullgraph` would stop there: strides that are no multiple are copied without a look."""
+    part = torch.randn(6, 12)[:, 1:9]
+    aligned = torch.randn(6, 8)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(Tensor, "storage_offset", lambda _: pytest.fail("it was asked"))
+    assert module._aligned(part).is_contiguous()
+    assert module._aligned(aligned) is aligned
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [torch.randn(1, 8).expand(6, 8), torch.randn(64).as_strided((6, 8), (4, 1)), torch.randn(8, 6).T],
+    ids=["one row for all", "overlapping", "transposed"],
+)
+def test_rows_that_share_memory_are_copied(rows: Tensor) -> None:
+    copied = module._aligned(rows)
+    assert copied.is_contiguous()
+    assert torch.equal(copied, rows)
+    _, weight, offsets = _inputs([2, 0, 4], (8, 16))
+    torch.testing.assert_close(grouped_linear(rows, weight, offsets), _by_row(rows, weight, offsets))
+
+
+@pytest.mark.parametrize(
+    ("width", "start", "copied"), [(16, 8, False), (12, 0, True), (16, 4, True), (24, 8, False)]
+)
+def test_strides_count_in_bytes_not_in_numbers(width: int, start: int, copied: bool) -> None:
+    """Four numbers are 16 bytes in float32 and 8 in bfloat16."""
+    part = torch.randn(6, width).bfloat16()[:, start : start + 8]
+    assert (module._aligned(part) is not part) == copied
+    _, weight, offsets = _inputs([2, 0, 4], (8, 16), torch.bfloat16)
+    torch.testing.assert_close(
+        grouped_linear(part, weight, offsets), _by_row(part, weight, offsets), rtol=0.05, atol=0.05
+    )
+
+
+def test_whole_rows_are_read_where_they_lie() -> None:
+    rows = torch.randn(6, 8)
+    assert module._aligned(rows) is rows
+
+
+@pytest.mark.parametrize(
+    ("width", "dtype", "missing"),
+    [
+        (1, torch.float32, 3),
+        (4, torch.float32, 0),
+        (5, torch.float32, 3),
+        (9, torch.bfloat16, 7),
+        (16, torch.bfloat16, 0),
+        (3, torch.float64, 1),
+        (3, torch.complex128, 0),
+    ],
+    ids=str,
+)
+def test_columns_that_a_row_lacks(width: int, dtype: torch.dtype, missing: int) -> None:
+    assert module.missing_columns(width, dtype) == missing

@@ -143,6 +143,18 @@ def test_rebalancing_evens_out_what_one_part_has_taken() -> None:
     assert max(busiest[-5:]) < 1.5
 
 
+@both
+def test_words_may_be_any_equal_string(make: Make) -> None:
+    """A recipe's words are read from a file: they are equal to the source's, not the same objects."""
+    x = torch.randn(5, 4, dtype=torch.bfloat16)
+    words = {"routing_dtype": "float32", "scores": "softmax", "scale": "mean-one"}
+    read = {key: "".join(list(word)) for key, word in words.items()}
+    literal, found = make(**words), make(**read)
+    found.load_state_dict(literal.state_dict())
+    assert torch.equal(literal(x).gates, found(x).gates)
+    assert found(x).gates.dtype == torch.float32
+
+
 # --- sigmoid scores ---------------------------------------------------------------------------------------
 
 

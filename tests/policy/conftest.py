@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from expertise.mixture import ROUTERS
 from expertise.policy import (
     Critics,
     CriticsConfig,
@@ -20,6 +21,7 @@ from expertise.policy import (
     RewardCriticConfig,
     SafetyCriticConfig,
 )
+from expertise.policy.alpha import ALPHA
 from expertise.policy.envs import FAMILIES
 from expertise.policy.envs.simulator import Family, Outcome, Simulator
 from expertise.policy.network import PlainNetwork
@@ -73,6 +75,19 @@ def make_skill(make_policy: Callable[..., DiffusionPolicy]) -> Callable[..., Ski
             for address, f in skill.factors.items()
         }
         return dataclasses.replace(skill, factors=factors)
+
+    return make
+
+
+@pytest.fixture
+def weigher() -> Callable[[str], Any]:
+    """`weigher("top_k")`: the config of a router as alpha, with the defaults of policies."""
+
+    def make(name: str) -> Any:
+        kinds = dataclasses.fields(ROUTERS[name].Config)
+        needed = [f.name for f in kinds if f.default is f.default_factory is dataclasses.MISSING]
+        missing = set(needed) - set(ALPHA.preset.get(name, {}))
+        return ALPHA.config(name, **dict.fromkeys(missing, 1))
 
     return make
 

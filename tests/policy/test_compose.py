@@ -6,14 +6,16 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from expertise.errors import RecipeError, SkillError
+from expertise.mixture import ROUTERS
 from expertise.policy import Critics, DiffusionConfig, DiffusionPolicy, load, save
-from expertise.policy.alpha import ALPHAS, ContextAlpha, FixedAlpha
+from expertise.policy.alpha import ALPHA
 from expertise.policy.compose import ComposedPolicy
 from expertise.policy.network import PlainNetwork, ResidualNetwork
 from expertise.skills.library import Library
@@ -21,6 +23,8 @@ from expertise.skills.skill import Factors, Skill
 from expertise.skills.targets import all_targets
 
 SMALL = PlainNetwork.Config(hidden=16, num_layers=2, time_features=4)
+
+WEIGHERS = [name for name in ROUTERS if ROUTERS[name].context_kind != "token ids"]
 
 MakePolicy = Callable[..., DiffusionPolicy]
 MakeSkill = Callable[..., Skill]
@@ -45,8 +49,8 @@ def composed(
     """Two skills of different rank whose alpha depends on the state, on a base that scales what it sees."""
     base, skills = make_policy(num_candidates=2), [make_skill("walk"), make_skill("run", 3)]
     base.scale.fit(torch.randn(50, 3) * 3 + 1)
-    policy = ComposedPolicy(base, skills, ContextAlpha.Config(hidden=[8]))
-    last = policy.alpha.router.network[-1]  # type: ignore[union-attr]
+    policy = ComposedPolicy(base, skills, ALPHA.config("context", hidden=[8]))
+    last = policy.alpha.network[-1]  # type: ignore[union-attr]
     nn.init.normal_(last.weight)
     return policy.eval(), base, skills
 
@@ -85,7 +89,7 @@ def test_skills_may_adapt_different_layers(
         dataclasses.replace(skill, factors={a: skill.factors[a] for a in addresses[first::2]})
         for skill, first in zip(whole, (0, 1, 0), strict=True)
     ]
-    policy = ComposedPolicy(base, skills, FixedAlpha.Config(values=[1.0, -0.5, 2.0]))
+    policy = ComposedPolicy(base, skills, ALPHA.config("fixed", values=[1.0, -0.5, 2.0]))
     seen = states(number)
     noise = policy.draw(number, 3, torch.Generator().manual_seed(0))
     expected = merged(base, skills, [1.0, -0.5, 2.0]).candidates(seen, noise)
@@ -98,7 +102,7 @@ def test_alpha_is_asked_once_for_each_state(
 ) -> None:
     policy, _, _ = composed
     asked = []
-    policy.alpha.register_forward_hook(lambda module, args, output: asked.append(tuple(output.shape)))
+    policy.alpha.register_forward_hook(lambda module, args, output: asked.append(tuple(output.gates.shape)))
     policy.act(states(3), num_candidates=8)
     assert asked == [(3, 2)]
 
@@ -112,12 +116,12 @@ def test_with_alpha_0_the_base_acts_bit_for_bit(
     for rows, number in ((5, 1), (5, 3), (1, 1)):
         seen, noise = states(rows), base.draw(rows, number, torch.Generator().manual_seed(0))
         expected = base.act(seen, noise=noise)
-        for alpha in (FixedAlpha.Config(values=[0.0, 0.0]), ContextAlpha.Config(start=[0.0, 0.0])):
+        for alpha in (ALPHA.config("fixed", values=[0.0, 0.0]), ALPHA.config("context", start=[0.0, 0.0])):
             policy = ComposedPolicy(base, skills, alpha)
             assert torch.equal(policy.act(seen, noise=noise), expected)
             with torch.enable_grad():  # as it learns
                 assert torch.equal(policy.candidates(seen, noise)[:, 0], expected)
-        fully = ComposedPolicy(base, skills, FixedAlpha.Config(values=[1.0, 1.0]))
+        fully = ComposedPolicy(base, skills, ALPHA.config("fixed", values=[1.0, 1.0]))
         assert not torch.allclose(fully.act(seen, noise=noise), expected, atol=1e-3), (
             "else this shows nothing"
         )
@@ -141,7 +145,7 @@ def test_the_base_stays_as_it_was(make_policy: MakePolicy, make_skill: MakeSkill
     base = make_policy()
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     flags = [(p.requires_grad, m.training) for m in base.modules() for p in m.parameters(recurse=False)]
-    policy = ComposedPolicy(base, [make_skill("walk")], ContextAlpha.Config(hidden=[4]))
+    policy = ComposedPolicy(base, [make_skill("walk")], ALPHA.config("context", hidden=[4]))
     policy.train()
     noise = policy.draw(5, 1)
     policy.candidates(states(), noise).sum().backward()
@@ -159,20 +163,21 @@ def test_the_base_stays_as_it_was(make_policy: MakePolicy, make_skill: MakeSkill
     assert own <= {p.data_ptr() for p in policy.network.parameters()}
 
 
-@pytest.mark.parametrize("kind", ALPHAS)
+@pytest.mark.parametrize("kind", WEIGHERS)
 def test_what_is_saved_acts_the_same(
     tmp_path: Path,
     make_policy: MakePolicy,
     make_skill: MakeSkill,
     make_critics: Callable[..., Critics],
     kind: str,
+    weigher: Callable[[str], Any],
 ) -> None:
     base = make_policy(num_candidates=3, pick="min-qc")
     base.attach(make_critics("safety"))
     base.scale.fit(torch.randn(50, 3) * 3 + 1)
     torch.manual_seed(0)
     skills = [make_skill("walk"), make_skill("run.2", 3)]
-    policy = ComposedPolicy(base, skills, ALPHAS[kind].Config()).eval()
+    policy = ComposedPolicy(base, skills, weigher(kind)).eval()
     with torch.no_grad():
         for parameter in policy.alpha.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -198,7 +203,7 @@ def test_composing_leaves_the_files_of_skills_alone(
     for name in ("walk", "run"):
         library.add(make_skill(name), base=base.acting, scale_convention="raw")
     before = {path: path.read_bytes() for path in sorted(library.path.rglob("*")) if path.is_file()}
-    policy = ComposedPolicy(base, library.load_all(["walk", "run"], base.acting), ContextAlpha.Config())
+    policy = ComposedPolicy(base, library.load_all(["walk", "run"], base.acting), ALPHA.config())
     policy.act(states())
     save(policy, tmp_path / "policy")
     load(tmp_path / "policy").act(states())
@@ -207,10 +212,10 @@ def test_composing_leaves_the_files_of_skills_alone(
 
 
 def test_what_does_not_fit_is_refused(make_policy: MakePolicy, make_skill: MakeSkill) -> None:
-    base, alpha = make_policy(), ContextAlpha.Config()
+    base, alpha = make_policy(), ALPHA.config()
     with pytest.raises(SkillError, match="needs at least one skill"):
         ComposedPolicy(base, [], alpha)
     with pytest.raises(SkillError, match="two skills of the name 'walk'"):
         ComposedPolicy(base, [make_skill("walk"), make_skill("walk")], alpha)
     with pytest.raises(RecipeError, match="3 weights for 1 parts"):
-        ComposedPolicy(base, [make_skill("walk")], ContextAlpha.Config(start=[1.0, 0.0, 0.0]))
+        ComposedPolicy(base, [make_skill("walk")], ALPHA.config("context", start=[1.0, 0.0, 0.0]))

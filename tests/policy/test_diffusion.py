@@ -151,6 +151,40 @@ def test_nothing_is_drawn_and_the_last_step_adds_no_noise() -> None:
         assert not torch.equal(diffusion.sample(predict, other), diffusion.sample(predict, noise)), sheet
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+@pytest.mark.parametrize("steps", [1, 5])
+def test_the_schedule_as_numbers_is_what_the_sampler_does(steps: int, temperature: float) -> None:
+    """Exported policies are written from these numbers."""
+    diffusion = Diffusion(DiffusionConfig(num_steps=steps, clip=0.0, temperature=temperature))
+    noise, predict = torch.randn(steps, 6, 2), best_guess(0.3, 0.5, schedule(steps)[1])
+    numbers, x = diffusion.schedule(), noise[0]
+    assert [step["time"] for step in numbers] == list(range(steps))[::-1]
+    for number, step in enumerate(numbers):
+        x = (x - step["noise"] * predict(x, torch.full((6,), step["time"]))) / step["kept"]
+        x = x + step["added"] * (noise[number + 1] if step["added"] else 0.0)
+    torch.testing.assert_close(x, diffusion.sample(predict, noise))
+    assert numbers[-1]["added"] == 0.0
+
+
+def test_the_defaults_are_the_release_s() -> None:
+    config = DiffusionConfig()
+    found = (config.num_steps, config.beta_min, config.beta_max, config.clip, config.temperature)
+    assert found == (5, 0.1, 10.0, 1.0, 1.0)
+
+
+def test_the_least_and_the_greatest_numbers_are_allowed() -> None:
+    DiffusionConfig(num_steps=1, clip=0.0, temperature=0.0)
+    DiffusionConfig(beta_min=0.5, beta_max=0.5)
+    for wrong in (
+        {"beta_min": 0.0},
+        {"temperature": -1.0},
+        {"num_steps": -1},
+        {"beta_min": 0.2, "beta_max": 0.1},
+    ):
+        with pytest.raises(RecipeError):
+            DiffusionConfig(**wrong)
+
+
 def test_wrong_numbers_are_one_line() -> None:
     with pytest.raises(RecipeError, match=r"^diffusion\.num_steps must be at least 1, not 0$"):
         DiffusionConfig(num_steps=0)

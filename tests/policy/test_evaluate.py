@@ -13,7 +13,7 @@ import torch
 
 from expertise.errors import DataError, DeviceError, RecipeError
 from expertise.policy import Critics, DiffusionPolicy
-from expertise.policy.alpha import ContextAlpha
+from expertise.policy.alpha import ALPHA
 from expertise.policy.baselines.direct import DirectConfig, DirectPolicy
 from expertise.policy.compose import ComposedPolicy
 from expertise.policy.data.scores import on_scale
@@ -120,8 +120,8 @@ def test_traces_hold_what_the_safety_critic_fears(
 def test_traces_hold_what_was_weighed_up_where_and_what_it_cost(
     tmp_path: Path, make_policy: MakePolicy, make_skill: Callable[..., Skill]
 ) -> None:
-    policy = ComposedPolicy(make_policy(), [make_skill("go"), make_skill("stay")], ContextAlpha.Config())
-    torch.nn.init.normal_(policy.alpha.router.network[-1].weight)  # type: ignore[union-attr]
+    policy = ComposedPolicy(make_policy(), [make_skill("go"), make_skill("stay")], ALPHA.config())
+    torch.nn.init.normal_(policy.alpha.network[-1].weight)  # type: ignore[union-attr]
     found = evaluate(policy, config("right", traces=3, film_every=7))
     assert [trace.episode for trace in found.traces] == [0, 1, 2]
     for trace, episode in zip(found.traces, found.episodes, strict=False):
@@ -210,7 +210,7 @@ def test_a_simulation_that_runs_away_ends_its_episode_and_that_is_said(
 def test_skills_may_be_called_anything(
     make_policy: MakePolicy, make_skill: Callable[..., Skill], names: tuple[str, str]
 ) -> None:
-    policy = ComposedPolicy(make_policy(), [make_skill(name) for name in names], ContextAlpha.Config())
+    policy = ComposedPolicy(make_policy(), [make_skill(name) for name in names], ALPHA.config())
     summary = evaluate_seeds(policy, config("right", episodes=2), [0, 1]).summary()
     assert {f"alpha_{name}" for name in names} <= set(summary)
 

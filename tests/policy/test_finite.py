@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from expertise.errors import DataError
+from expertise.mixture import Context
 from expertise.policy import DiffusionPolicy
 from expertise.policy.acting import POLICIES, Policy
-from expertise.policy.alpha import ContextAlpha
 from expertise.policy.baselines.actions import ActionComposition
 from expertise.policy.baselines.direct import DirectConfig
 from expertise.policy.baselines.noise import NoiseComposition
@@ -27,10 +27,10 @@ def every(make_policy: Callable[..., DiffusionPolicy], make_skill: Callable[...,
     pair = [make_policy(), make_policy()]
     return {
         "diffusion": base,
-        "composed": ComposedPolicy(base, [make_skill("go")], ContextAlpha.Config()),
+        "composed": ComposedPolicy(base, [make_skill("go")], Context.Config()),
         "growing": GrowingPolicy(base, growth.new(base.acting, "on", 0), growth),
-        "nsec": NoiseComposition(pair, ["a", "b"], ContextAlpha.Config()),
-        "asec": ActionComposition(pair, ["a", "b"], ContextAlpha.Config()),
+        "nsec": NoiseComposition(pair, ["a", "b"], Context.Config()),
+        "asec": ActionComposition(pair, ["a", "b"], Context.Config()),
         "direct": DirectConfig().build(3, 2),
     }
 

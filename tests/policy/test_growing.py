@@ -11,7 +11,7 @@ from torch import Tensor
 
 from expertise.errors import SkillError
 from expertise.policy import POLICY_OPTIMIZER, DiffusionPolicy, PolicyTask, load
-from expertise.policy.alpha import FixedAlpha
+from expertise.policy.alpha import ALPHA
 from expertise.policy.compose import ComposedPolicy
 from expertise.policy.growing import FullConfig, GrowingPolicy, GrowthConfig
 from expertise.policy.network import ResidualNetwork
@@ -120,7 +120,7 @@ def test_its_skill_alone_acts_as_it_does_and_it_is_loaded_as_it_was(
     grow(policy, tmp_path / "run")
     seen, noise = demonstrations()[0][:6], base.draw(6, 2)
     found = policy.act(seen, noise=noise)
-    both = ComposedPolicy(base, [beside, policy.skill()], FixedAlpha.Config(values=[0.5, 1.0]))
+    both = ComposedPolicy(base, [beside, policy.skill()], ALPHA.config("fixed", values=[0.5, 1.0]))
     torch.testing.assert_close(both.act(seen, noise=noise), found)
     again = load(tmp_path / "run")
     assert isinstance(again, GrowingPolicy)

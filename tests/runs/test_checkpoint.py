@@ -330,3 +330,36 @@ def test_optimizer_and_random_states_come_back() -> None:
     checkpoint.restore_random_states(states)
     assert torch.equal(torch.rand(3), first)
     checkpoint.restore_random_states({**states, "cuda:99": states["cpu"]})
+
+
+def test_the_state_of_every_gpu_is_kept_and_those_that_are_gone_are_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    states = [torch.full((4,), number, dtype=torch.uint8) for number in range(3)]
+    restored: dict[int, list[int]] = {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: states)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(
+        torch.cuda, "set_rng_state", lambda state, device: restored.update({device: state.tolist()})
+    )
+    found = checkpoint.random_states()
+    assert list(found) == ["cpu", "cuda:0", "cuda:1", "cuda:2"]
+    checkpoint.restore_random_states(found)
+    assert restored == {0: [0] * 4, 1: [1] * 4}
+
+
+def test_whether_anything_was_ever_saved(save_small: Save, tmp_path: Path) -> None:
+    assert not checkpoint.any_saved(tmp_path)
+    run = save_small(2)
+    assert checkpoint.any_saved(run)
+    (run / "checkpoints/step-2").rename(run / "checkpoints/step-2.damaged")
+    assert checkpoint.any_saved(run), "a damaged one counts"
+
+
+def test_what_looks_like_a_checkpoint(save_small: Save, tmp_path: Path) -> None:
+    run = save_small(2)
+    assert checkpoint.is_checkpoint(run / "checkpoints/step-2")
+    assert not checkpoint.is_checkpoint(run)
+    (tmp_path / checkpoint.MANIFEST).mkdir()
+    assert not checkpoint.is_checkpoint(tmp_path)

@@ -94,7 +94,7 @@ def test_what_was_written_after_the_checkpoint_is_done_again(
 
 
 def test_stopping_by_steps_and_going_on_is_exact(
-    tmp_path: Path, toy: Any, undisturbed: dict[str, bytes]
+    tmp_path: Path, toy: Any, undisturbed: dict[str, bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     # The shorter run ends where the longer one evaluates, saves and writes a line as well.
@@ -102,8 +102,11 @@ def test_stopping_by_steps_and_going_on_is_exact(
     loop.train(run, toy(), CONFIG, OPTIMIZER)
     assert content(run) == undisturbed
     before = (run / "timing.jsonl").read_bytes()
+    capsys.readouterr()
     loop.train(run, toy(), CONFIG, OPTIMIZER)
-    loop.train(run, toy(), dataclasses.replace(CONFIG, steps=5), OPTIMIZER)
+    assert "nothing is trained" in capsys.readouterr().err
+    with pytest.raises(RunError, match="was trained for 8 steps already"):
+        loop.train(run, toy(), dataclasses.replace(CONFIG, steps=5), OPTIMIZER)
     assert content(run) == undisturbed, "a finished run is left as it is"
     assert (run / "timing.jsonl").read_bytes() == before
 

@@ -23,7 +23,7 @@ REFUSED: list[tuple[str, str, str]] = [
     ("train.stesp=3", "unknown key train.stesp", "did you mean 'steps'?"),
     ("model.always.hiden=3", "unknown key model.always.hiden", "did you mean 'hidden'?"),
     ("model.router.normalise=true", "unknown key model.router.normalise", "did you mean 'normalize'?"),
-    ("model.router.k=2", "unknown key model.router.k", "known are: assumed_parts, bias_step, max_parts,"),
+    ("model.router.k=2", "unknown key model.router.k", "known are: assumed_parts, bias_step, hidden,"),
     ("model.parts.num_part=2", "unknown key model.parts.num_part", "did you mean 'num_parts'?"),
     ("model.override=[{layers=[0], zzz=3}]", "unknown key model.override.0.zzz", "known are: k, layers,"),
     ("model.router.name=topp", "model.router.name: unknown 'topp'", "did you mean 'top_p'?"),

@@ -13,17 +13,17 @@ from expertise.mixture import Mixture
 from expertise.mixture.parts.low_rank import LowRankExperts
 from expertise.mixture.routes import Routes
 from expertise.skills import Factors, compose, extended
-from expertise.skills.joined import JoinedSkills
+from expertise.skills.joined import factors_of, join
 
 RANKS = {"different": (3, 1, 2), "equal": (2, 2, 2)}
 
 
-def joined(ranks: tuple[int, ...], trainable: bool = True) -> tuple[JoinedSkills, list[Factors]]:
+def joined(ranks: tuple[int, ...], trainable: bool = True) -> tuple[LowRankExperts, list[Factors]]:
     torch.manual_seed(0)
     factors = [
         Factors(A=torch.randn(r, 5).double(), B=torch.randn(4, r).double(), scaling=0.5 + r) for r in ranks
     ]
-    return JoinedSkills(factors, trainable), factors
+    return join(factors, trainable), factors
 
 
 def routes_of(kind: str, num_tokens: int) -> tuple[Routes, Tensor]:
@@ -72,12 +72,12 @@ def test_every_way_of_computing_gives_the_sum_over_skills(
 
 def test_the_factors_of_a_skill_are_views() -> None:
     skills, factors = joined((3, 1, 2))
-    for found, put_in in zip(skills.factors(), factors, strict=True):
+    for found, put_in in zip(factors_of(skills), factors, strict=True):
         assert torch.equal(found.A, put_in.A)
         assert torch.equal(found.B, put_in.B)
         assert found.scaling == put_in.scaling
     with torch.no_grad():
-        next(iter(skills.factors())).B.fill_(7)
+        next(iter(factors_of(skills))).B.fill_(7)
     assert (skills.lora_B[:3] == 7).all()
     assert not (skills.lora_B[3:] == 7).any()
 
@@ -97,7 +97,7 @@ def test_few_parts_are_computed_for_every_token_and_many_only_where_they_were_ch
     def parts(count: int) -> Any:
         if make:
             return make(count, 4, 4, 2)
-        return JoinedSkills([Factors(A=torch.ones(2, 4), B=torch.ones(4, 2), scaling=1.0)] * count, False)
+        return join([Factors(A=torch.ones(2, 4), B=torch.ones(4, 2), scaling=1.0)] * count, False)
 
     def chosen(count: int, slots: int, counts: Tensor | None = None) -> Routes:
         ids = torch.arange(slots).repeat(6, 1)
@@ -146,13 +146,13 @@ def _held(model: nn.Module) -> int:
 
 def test_layers_that_are_alike_share_what_is_made_of_alpha(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Tensor] = []
-    plain = JoinedSkills.weigh
+    plain = LowRankExperts.weigh
 
-    def weigh(self: JoinedSkills, gates: Tensor) -> Tensor:
+    def weigh(self: LowRankExperts, gates: Tensor) -> Tensor:
         made.append(plain(self, gates))
         return made[-1]
 
-    monkeypatch.setattr(JoinedSkills, "weigh", weigh)
+    monkeypatch.setattr(LowRankExperts, "weigh", weigh)
     base = net()
     model: Any = compose(base, some_skills(base, "all", "all"))
     x = torch.randn(2, 6)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from expertise.errors import SkillError
 from expertise.skills import Library, Skill
-from expertise.skills.fit import require_fit
+from expertise.skills.fit import require_copies, require_fit
 from expertise.skills.peft import PREFIX, Adapter, read
 from expertise.skills.peft_config import CONFIG, WEIGHTS
 
@@ -283,6 +283,19 @@ def test_copies_of_the_bases_weights_are_taken_and_others_refused(
             library.import_peft(folder, name="other", base=base)
 
 
+def test_copies_are_known_in_the_dtype_that_the_model_ran_with(peft_adapter: Make) -> None:
+    base = judges.llama()
+    folder, model = peft_adapter(base, r=2, target_modules=["lm_head"])
+    model.save_pretrained(folder, save_embedding_layers=True)
+    tensors = load_file(folder / WEIGHTS)
+    save_file({key: tensor.bfloat16() for key, tensor in tensors.items()}, folder / WEIGHTS)
+    require_copies(content(folder, base).copies, base, "it")
+    (copy,) = [key for key in tensors if "lm_head" in key and "lora_" not in key]
+    save_file({**tensors, copy: (tensors[copy] * 1.01).bfloat16()}, folder / WEIGHTS)
+    with pytest.raises(SkillError, match="brings a weight of its own"):
+        require_copies(content(folder, base).copies, base, "it")
+
+
 def test_our_own_skill_on_a_head_comes_back_from_peft(tmp_path: Path) -> None:
     base = judges.llama()
     skill = judges.made_up({"lm_head": (2, 16, 32), "model.layers.0.self_attn.q_proj": (2, 16, 16)})
@@ -306,14 +319,15 @@ def test_our_own_skill_on_a_head_comes_back_from_peft(tmp_path: Path) -> None:
         lambda text: json.dumps({**json.loads(text), "rank_pattern": None}).encode(),
         lambda text: json.dumps({**json.loads(text), "alpha_pattern": None, "lora_dropout": None}).encode(),
         lambda text: json.dumps({**json.loads(text), "bias": None}).encode(),
+        lambda text: json.dumps({**json.loads(text), "target_modules": None}).encode(),
     ],
-    ids=["mark", "utf-16", "utf-16-le", "no ranks", "no alphas", "no bias"],
+    ids=["mark", "utf-16", "utf-16-le", "no ranks", "no alphas", "no bias", "no targets"],
 )
 def test_a_configuration_that_peft_cannot_read_is_mended(
     peft_adapter: Make, tmp_path: Path, spoilt: Callable[[bytes], bytes]
 ) -> None:
     base = judges.llama()
-    folder, model = peft_adapter(base, r=2, target_modules=["q_proj"])
+    folder, model = peft_adapter(base, r=2, target_modules=["q_proj", "down_proj"])
     (folder / CONFIG).write_bytes(spoilt((folder / CONFIG).read_bytes()))
     library = Library(tmp_path / "library")
     library.import_peft(folder, name="it", base=base)

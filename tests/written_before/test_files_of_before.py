@@ -67,3 +67,26 @@ def test_libraries_are_whole(library: str) -> None:
     found = Library(library).verify()
     assert found.ok
     assert len(found.skills) == 2
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in FILES.glob("composed-*")))
+def test_runs_of_policies_go_on(name: str, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The recipe, what it was learnt from and how far it came are found to be the same as before."""
+    from expertise.policy import load
+    from expertise.policy.learn import learn, recipe_of
+    from expertise.runs import recipe as recipes
+
+    values = recipes.parse((files / name / "recipe.toml").read_text("utf-8"), name)
+    old = load(files / name).state_dict()
+
+    def moved(*changes: str) -> set[str]:
+        learn(recipe_of(recipes.override(values, changes)), files / name, print)
+        now = load(files / name).state_dict()
+        return {key for key in old if not torch.equal(old[key], now[key])}
+
+    assert moved() == set()
+    if values["data"]:  # else the weights were given: there is nothing to learn
+        found = moved("train.steps=4")
+        assert found
+        assert all(key.startswith("alpha.") for key in found)
+        assert "step 4" in capsys.readouterr().err

@@ -57,8 +57,11 @@ def evaluate(
 
     What the model would do otherwise: expertise evaluate runs/demo --drop-always
     """
+    from expertise.lm.data.split import require_split
+
     require_model(model)
     require_model(base)
+    require_split(split, given=True)
     text = text_of(data, kind, domain)
     from expertise.lm.evaluate import Switches
     from expertise.lm.evaluate.run import evaluate_model

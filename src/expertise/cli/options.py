@@ -164,10 +164,16 @@ def text_of(data: str | None, kind: str | None, domains: list[str] | None) -> Da
     return found
 
 
+def quoted(value: object) -> str:
+    """A text, a number or a list of them as TOML."""
+    # JSON's form but for two things: TOML has no halves of surrogate pairs, and must escape DEL.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 def data_settings(data: str | None, kind: str | None, domains: list[str] | None) -> list[str]:
     """`--data`, `--kind` and `--domain` as settings of `data`."""
     given = {"source": data, "kind": kind, "domains": domains or None}
-    return [f"data.{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+    return [f"data.{key}={quoted(value)}" for key, value in given.items() if value is not None]
 
 
 def num_shown(show: int | None, check: bool) -> int:

@@ -98,4 +98,11 @@ def read_recipe(name: str, changes: list[str], run: Path | None = None) -> tuple
         from expertise.lm.initial import filled_in  # brings torch
 
         values = filled_in(values, run)
+    elif run is not None:
+        from expertise.lm.data.templates import with_template_text
+
+        recipes.build(values, Recipe)  # its own rules first
+        kept = run / folder.RECIPE
+        own = recipes.parse(kept.read_text("utf-8"), str(kept)) if folder.is_run(run) else None
+        values = with_template_text(values, own)
     return stem, recipes.build(values, Recipe)

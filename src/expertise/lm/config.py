@@ -13,7 +13,7 @@ from expertise.errors import RecipeError
 from expertise.lm.family import FamilyConfig, FeedForward
 from expertise.mixture.parts import PARTS
 from expertise.mixture.parts.configs import PartsConfig, SwiGLUConfig
-from expertise.mixture.routers import ROUTERS
+from expertise.mixture.routers import ROUTERS, context_kind_of
 from expertise.mixture.routers.configs import RouterConfig
 from expertise.runs.recipe import Choice
 
@@ -106,7 +106,7 @@ class ModelConfig:
                 f"model.num_heads ({self.num_heads}) is no multiple of model.num_kv_heads ({self.kv_heads})"
             )
         self._refuse_family_beside_its_parts()
-        if self.router is not None and self.router.context_kind == "a context vector":
+        if self.router is not None and context_kind_of(self.router) == "a context vector":
             raise RecipeError(
                 f"model.router.name = {self.router.name!r} needs a context vector, which a language model's "
                 "layers do not have"

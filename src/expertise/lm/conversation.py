@@ -10,7 +10,7 @@ from expertise.errors import DataError, RecipeError
 from expertise.lm.causal import CausalLM
 from expertise.lm.data.messages import Message, read_messages
 from expertise.lm.text import Piece, continue_text, prompt_tokens
-from expertise.runs.files import decoded
+from expertise.runs.files import decoded, require_utf8
 
 _SYSTEM = ("system", "developer")
 """Who says what holds for the whole conversation."""
@@ -143,6 +143,7 @@ def parse_messages(raw: bytes, where: str) -> list[Message]:
 
     Raises:
         DataError: it is not UTF-8, not JSON, or holds something else; the place is named.
+        RecipeError: a text in it is not UTF-8.
     """
     text = decoded(raw, where, DataError)
     try:
@@ -153,6 +154,7 @@ def parse_messages(raw: bytes, where: str) -> list[Message]:
         if text.lstrip().startswith("["):
             raise DataError(f"{where}: not valid JSON: {error}", _EXAMPLE) from None
         return read_messages([_line(*line, where) for line in _lines(text)], where)
+    _require_text(value, where)
     if isinstance(value, dict):
         if value.get("tools"):
             raise DataError(f"{where}: descriptions of tools are not taken here", "say it in a system prompt")
@@ -160,6 +162,11 @@ def parse_messages(raw: bytes, where: str) -> list[Message]:
     if not isinstance(value, list):
         raise DataError(f"{where}: a JSON {type(value).__name__}, not a list of messages", _EXAMPLE)
     return read_messages(value, where)
+
+
+def _require_text(value: object, where: str) -> None:
+    """Refuse halves of surrogate pairs, which JSON can spell out and no tokenizer can read."""
+    require_utf8(json.dumps(value, ensure_ascii=False), f"{where}:")
 
 
 def _lines(text: str) -> list[tuple[int, str]]:
@@ -172,6 +179,7 @@ def _line(number: int, line: str, where: str) -> object:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}, line {number}: not valid JSON: {error}", _EXAMPLE) from None
+    _require_text(value, f"{where}, line {number}")
     if isinstance(value, list) or (isinstance(value, dict) and "messages" in value):
         raise DataError(
             f"{where}, line {number}: a conversation of its own, but one file holds one conversation",

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from expertise.errors import RecipeError, RunError
 from expertise.lm.config import ModelConfig
-from expertise.lm.data import DataConfig, TokenizerConfig, load_tokenizer
-from expertise.lm.data.chat import CHATML
+from expertise.lm.data import TokenizerConfig, load_tokenizer
 from expertise.lm.data.config import SMALLEST_VOCABULARY
-from expertise.lm.data.templates import stated_template, with_template
+from expertise.lm.data.templates import with_template_text
 from expertise.lm.data.tokenizer import vocab_size
 from expertise.lm.load import CONFIG, TOKENIZER, config_of, find_checkpoint
 from expertise.runs import checkpoint, folder
@@ -112,40 +111,7 @@ def filled_in(values: Mapping[str, Any], run: Path | None) -> dict[str, Any]:
         for key in _FILLED:
             if key in given:
                 result[key] = _merged(given[key], result.get(key, {}))
-    data = result.get("data")
-    if isinstance(data, dict) and data.get("kind") == "messages":
-        result["data"] = _with_template(data, result, own, initial)
-    return result
-
-
-def _with_template(
-    data: dict[str, Any], values: Mapping[str, Any], own: Mapping[str, Any] | None, initial: Initial | None
-) -> dict[str, Any]:
-    """The table `[data]` with the text of its chat template.
-
-    Args:
-        data: as the recipe states it.
-        values: the recipe's tables.
-        own: those of the run that is there, which keeps the date that its template was completed with.
-        initial: what a new run starts from.
-    """
-    stated = {key: data[key] for key in ("template", "template_file") if data.get(key)}
-    path = str(initial.tokenizer_path) if initial else _at(values, "tokenizer", "path")
-    if not all(isinstance(value, str) for value in (path, *stated.values())):
-        return data  # of a wrong type, which the recipe's own rules tell
-    asked = DataConfig(kind="messages", **stated)
-    rest = {key: value for key, value in data.items() if key != "template_file"}
-    if own is not None:
-        kept = _at(own, "data", "template")
-        is_gone = asked.template_file and not Path(asked.template_file).expanduser().exists()
-        if is_gone or kept.endswith(stated_template(asked)):
-            return {**rest, "template": kept}
-    return {**rest, "template": with_template(asked, TokenizerConfig(path=path)).template or CHATML}
-
-
-def _at(values: Mapping[str, Any], table: str, key: str) -> Any:
-    inner = values.get(table)
-    return inner.get(key, "") if isinstance(inner, dict) else ""
+    return with_template_text(result, own, str(initial.tokenizer_path) if initial else "")
 
 
 def initial_of(recipe: Recipe, run: Path) -> Initial | None:

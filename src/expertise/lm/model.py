@@ -104,6 +104,8 @@ class LanguageModel(nn.Module):
         """
         residual = (2 * self.config.num_layers) ** -0.5
         for name, parameter in self.named_parameters():
+            if name.endswith(".router.values"):
+                continue  # given by the recipe, not drawn
             if parameter.ndim < 2:
                 nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
                 continue

@@ -142,7 +142,8 @@ def refuse_early(recipe: Recipe, run: Path) -> None:
     path = recipe.tokenizer.path
     if path and not Path(path).is_file():
         raise DataError(
-            f"cannot read the tokenizer {path}: there is no such file",
+            f"cannot read the tokenizer {path}: "
+            + ("it is a folder" if Path(path).is_dir() else "there is no such file"),
             "tokenizer.path names a tokenizer.json; leave it out to train one",
         )
 

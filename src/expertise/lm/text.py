@@ -147,12 +147,19 @@ def prompt_tokens(model: CausalLM, prompt: str | Sequence[Message]) -> tuple[lis
         raise RunError("this model has no tokenizer: it continues tokens, not text")
     before = [end_of_text(tokenizer)] if model.reads_documents else []
     if isinstance(prompt, str):
-        return before, encode(tokenizer, [require_utf8(prompt, "the prompt")])[0].tolist()
+        ids = encode(tokenizer, [require_utf8(prompt, "the prompt")])[0].tolist()
+        if prompt and not ids:
+            raise RecipeError("the tokenizer makes no token of the prompt", "give other words")
+        return before, ids
     if model.chat is None:
         raise RunError(
             "this model has no chat template: it was not trained on messages",
             "leave --chat out and give the whole prompt",
         )
+    for message in prompt:
+        for value in message.values():
+            if isinstance(value, str):
+                require_utf8(value, "the message")
     return before, encode_prompt(tokenizer, model.chat, prompt)
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from expertise.mixture.routers import ROUTERS
     from expertise.mixture.routers.base import Router
     from expertise.mixture.routers.context import Context
+    from expertise.mixture.routers.fixed import Fixed
     from expertise.mixture.routers.hash import Hash
     from expertise.mixture.routers.top_k import TopK
     from expertise.mixture.routers.top_p import TopP
@@ -28,6 +29,7 @@ __all__ = [
     "PARTS",
     "ROUTERS",
     "Context",
+    "Fixed",
     "Hash",
     "LowRankExperts",
     "Mixture",
@@ -58,6 +60,7 @@ public_names(
         "routers": ("ROUTERS",),
         "routers.base": ("Router",),
         "routers.context": ("Context",),
+        "routers.fixed": ("Fixed",),
         "routers.hash": ("Hash",),
         "routers.top_k": ("TopK",),
         "routers.top_p": ("TopP",),

@@ -32,7 +32,7 @@ def relative_load(
     Raises:
         RecipeError: T is not a multiple of num_sequences.
     """
-    shares = routes.chosen() / routes.parts_per_token()[:, None]
+    shares = routes.chosen() / routes.parts_per_token().clamp(min=1)[:, None]
     shares = shares.to(exact(routes.affinities).dtype)
     return routes.num_parts * _mean_by_sequence(shares, num_sequences, counted)
 

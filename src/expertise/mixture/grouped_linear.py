@@ -12,6 +12,11 @@ _ALIGNMENT = 16
 """`torch.nn.functional.grouped_mm` wants every stride to be a multiple of so many bytes."""
 
 
+def missing_columns(width: int, dtype: torch.dtype) -> int:
+    """How many columns a row of this width lacks to be whole multiples of the alignment of `grouped_mm`."""
+    return -width % max(1, _ALIGNMENT // dtype.itemsize)
+
+
 def grouped_linear(
     rows: Float[Tensor, "rows in_features"],
     weight: Float[Tensor, "parts out_features in_features"],

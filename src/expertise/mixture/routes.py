@@ -72,7 +72,7 @@ class Routes:
         return slots < self.counts[:, None]
 
     def parts_per_token(self) -> Int[Tensor, " tokens"]:
-        """How many parts each token takes, from 1 to M."""
+        """How many parts each token takes, from 0 to M (0 only where a router lets a token take none)."""
         if self.counts is not None:
             return self.counts
         return torch.full((self.num_tokens,), self.num_slots, device=self.gates.device)

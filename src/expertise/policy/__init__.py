@@ -13,7 +13,6 @@ from expertise.lazy import public_names
 
 if TYPE_CHECKING:
     from expertise.policy.acting import POLICIES, Policy
-    from expertise.policy.alpha import ALPHAS
     from expertise.policy.batch import Batch
     from expertise.policy.compose import ComposedPolicy
     from expertise.policy.critic import RewardCriticConfig, SafetyCriticConfig
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from expertise.policy.task import CRITIC_OPTIMIZER, POLICY_OPTIMIZER, CriticTask, PolicyTask
 
 __all__ = [
-    "ALPHAS",
     "CRITIC_OPTIMIZER",
     "NETWORKS",
     "POLICIES",
@@ -57,7 +55,6 @@ public_names(
             "POLICIES",
             "Policy",
         ),
-        "alpha": ("ALPHAS",),
         "batch": ("Batch",),
         "compose": ("ComposedPolicy",),
         "critic": (

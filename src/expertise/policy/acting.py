@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from expertise.errors import DataError, RecipeError, nearest
+from expertise.policy.alpha import name_now
 from expertise.policy.batch import Scale
 from expertise.policy.critics import Critics, CriticsConfig
 from expertise.policy.diffusion import Diffusion, DiffusionConfig
@@ -233,6 +234,11 @@ class Policy(nn.Module, abc.ABC):
         values = self.critics.q(critic, rows, candidates.flatten(0, 1)).view(states, number)
         best = values.argmax(1) if critic == "reward" else values.argmin(1)
         return candidates[torch.arange(states, device=best.device), best]
+
+    @staticmethod
+    def name_now(name: str) -> str:
+        """What a weight is called today that version 0.1.0 wrote as `name`."""
+        return name_now(name)
 
     def update_acting(self, step: int) -> None:
         """What follows training step `step` (from 0): a slow copy that acts moves, where there is one."""

@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from expertise.mixture.routers.configs import RouterConfig
 from expertise.policy.acting import DenoisingPolicy
-from expertise.policy.alpha import AlphaConfig, Weighing
+from expertise.policy.alpha import ALPHA, weights_of
 from expertise.policy.policy import DiffusionPolicy
 from expertise.policy.steering import SteeredNetwork
-from expertise.runs import recipe as recipes
 from expertise.shapes import Float
 from expertise.skills.composing import compose
 from expertise.skills.composition import composition_of
 from expertise.skills.derived import skills_of
+from expertise.skills.routing import built
 from expertise.skills.skill import Factors, Skill
 from expertise.skills.targets import all_targets
 
@@ -31,24 +32,24 @@ class ComposedPolicy(DenoisingPolicy):
     Args:
         base: what the skills were learnt on; its critics come along.
         skills: at least one, in the order of alpha.
-        alpha: what decides their weights.
+        alpha: the router that decides their weights.
 
     Raises:
         SkillError: a skill does not fit the base, there is none, or two have one name.
-        RecipeError: weights are given, and not one for each skill.
+        RecipeError: the router cannot be, as where weights are given, and not one for each skill.
     """
 
     kind = "composed"
 
-    def __init__(self, base: DiffusionPolicy, skills: Sequence[Skill], alpha: AlphaConfig) -> None:
+    def __init__(self, base: DiffusionPolicy, skills: Sequence[Skill], alpha: RouterConfig) -> None:
         own = base.config
         dims = base.observation_dim, base.action_dim
         super().__init__(own.diffusion, *dims, base.num_candidates, base.pick)
-        self.config, self._weighing = own, Weighing(alpha=alpha)
+        self.config, self._alpha_config = own, alpha
         self.network = compose(base.acting, skills)
         self.scale = base.scale
         self.names = composition_of(self.network).names
-        self.alpha = alpha.build(self.observation_dim, len(skills)).to(self.scale.mean.device)
+        self.alpha = built(alpha, self.observation_dim, len(skills)).to(self.scale.mean.device)
         self._shapes = [shape_of(skill) for skill in skills]
         self._steered: SteeredNetwork | None = None
         if base.critics is not None:
@@ -59,7 +60,7 @@ class ComposedPolicy(DenoisingPolicy):
     ) -> Callable[[Tensor, Tensor], Tensor]:
         """(noisy actions [rows, actions], times [rows]) → the noise in them; see `DenoisingPolicy`."""
         seen = self.scale(observations)
-        weights = self.alpha(seen)
+        weights = weights_of(self.alpha, seen)
         if each > 1:
             seen = seen.repeat_interleave(each, dim=0)
         return lambda actions, times: self.network(actions, times, seen, weights=weights)
@@ -76,7 +77,7 @@ class ComposedPolicy(DenoisingPolicy):
             self._steered = SteeredNetwork(self.network)
         _, states, number, dim = noise.shape
         seen, network = self.scale(observations), self._steered.forward
-        self._steered.steer(self.alpha(seen), each=number)
+        self._steered.steer(weights_of(self.alpha, seen), each=number)
         if number > 1:
             seen = seen.repeat_interleave(number, dim=0)
         drawn = self.diffusion.sample(lambda x, times: network(x, times, seen), noise.flatten(1, 2))
@@ -84,7 +85,7 @@ class ComposedPolicy(DenoisingPolicy):
 
     def weigh(self, observations: Float[Tensor, "states observations"]) -> Float[Tensor, "states names"]:
         """alpha(s)."""
-        return self.alpha(self.scale(observations))  # type: ignore[no-any-return]
+        return weights_of(self.alpha, self.scale(observations))
 
     @property
     def skills(self) -> list[Skill]:
@@ -96,7 +97,7 @@ class ComposedPolicy(DenoisingPolicy):
         return {
             "policy": dataclasses.asdict(self.config),
             "skills": self._shapes,
-            "weighing": dataclasses.asdict(self._weighing),
+            "weighing": {"alpha": dataclasses.asdict(self._alpha_config)},  # type: ignore[call-overload]
         }
 
     def __getstate__(self) -> dict[str, Any]:
@@ -113,7 +114,7 @@ class ComposedPolicy(DenoisingPolicy):
         """A policy with the same skills, all zero."""
         base = DiffusionPolicy.rebuilt(facts)
         skills = [empty_skill(base, shape) for shape in facts["skills"]]
-        return cls(base, skills, recipes.build(facts["weighing"], Weighing).alpha)
+        return cls(base, skills, ALPHA.read(facts["weighing"]["alpha"]))
 
 
 def shape_of(skill: Skill) -> dict[str, Any]:

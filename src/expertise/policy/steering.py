@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from expertise.mixture.parts.low_rank import LowRankExperts
 from expertise.shapes import Float
 from expertise.skills.adapted import Adapted
 from expertise.skills.clone import clone, replace
 from expertise.skills.composition import composition_of
-from expertise.skills.joined import JoinedSkills
 
 
 class SteeredNetwork:
@@ -54,8 +53,10 @@ class SteeredNetwork:
                 # A layer numbers only the skills that it has.
                 own = weights if len(layer.columns) == weights.shape[1] else weights[:, layer.columns]
                 ranks = layer.skills.weigh(own)
-                ready[key] = ranks if each == 1 else ranks.repeat_interleave(each, dim=0)
-            layer.steer(ready[key], alone=weights.shape[0] == 1)
+                # The weights of a single state are worked into B.
+                alone = each == 1 or weights.shape[0] == 1
+                ready[key] = ranks if alone else ranks.repeat_interleave(each, dim=0)
+            layer.steer(ready[key])
 
 
 class _Steered(nn.Module):
@@ -66,29 +67,19 @@ class _Steered(nn.Module):
         layer = adapted.mixture.always
         assert isinstance(layer, nn.Linear)
         self.columns = adapted.columns
-        self._own: dict[str, Any] = {}
         # Not children: they stand in the composed network, and what is a module's own is slow to find.
         self.__dict__["skills"] = adapted.parts
         self.__dict__["layer"] = layer
 
-    skills: JoinedSkills
+    skills: LowRankExperts
     layer: nn.Linear
 
-    def steer(self, ranks: Float[Tensor, "rows ranks"], alone: bool) -> None:
-        """Set the weights of the ranks; those of one state alone are worked into B."""
-        up = self.skills.lora_B.detach()  # [R, out]
-        self._own = {
-            "weight": self.layer.weight.detach(),
-            "bias": None if self.layer.bias is None else self.layer.bias.detach(),
-            "down": self.skills.lora_A.detach(),
-            "up": up * ranks[0].unsqueeze(1) if alone else up,
-            "ranks": None if alone else ranks,
-        }
+    def steer(self, ranks: Float[Tensor, "rows_or_one ranks"]) -> None:
+        """Set the weights of the ranks."""
+        bias = None if self.layer.bias is None else self.layer.bias.detach()
+        self._own = self.layer.weight.detach(), bias, self.skills.fixed(ranks)
 
     def forward(self, x: Tensor) -> Tensor:
         """`W_0 x + b`, and the sum of the skills."""
-        own = self._own
-        low = F.linear(x, own["down"])
-        if own["ranks"] is not None:
-            low = low * own["ranks"]
-        return F.linear(x, own["weight"], own["bias"]).addmm_(low, own["up"])
+        weight, bias, skills = self._own
+        return skills.onto(F.linear(x, weight, bias), x)

@@ -17,9 +17,9 @@ from expertise.lm.alpha import Alpha
 from expertise.lm.analysis import opening
 from expertise.lm.causal import CausalLM
 from expertise.lm.data import IGNORED, DataConfig
+from expertise.lm.data.split import require_split
 from expertise.lm.evaluate.perplexity import DomainText, domain_texts, passes
 from expertise.lm.evaluate.run import open_with_text
-from expertise.lm.evaluate.texts import require_split
 from expertise.lm.recipe import EvaluationConfig
 from expertise.lm.skills import comparison
 from expertise.mixture.routers.base import Router

@@ -21,6 +21,7 @@ from expertise.runs.metrics import MetricsLog, TensorBoardSink, read_lines, sum_
 from expertise.runs.optim import OptimizerConfig
 from expertise.runs.progress import Progress, say
 from expertise.runs.signals import Interrupted, Interrupts, Stopped
+from expertise.runs.weights import named_now
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +134,8 @@ def restore(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> in
     if saved is None:
         return 0
     try:
-        model.load_state_dict(saved.tensors("model"))
-        checkpoint.restore_optimizer(model, optimizer, saved.tensors("optimizer"))
+        model.load_state_dict(named_now(model, saved.tensors("model")))
+        checkpoint.restore_optimizer(model, optimizer, named_now(model, saved.tensors("optimizer")))
     except (RuntimeError, KeyError) as error:
         raise RunError(
             f"{saved.path} does not fit the model of the recipe",

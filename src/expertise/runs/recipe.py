@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -21,7 +22,7 @@ from expertise.runs.files import decoded, expanded, nearest_beside, require_utf8
 T = TypeVar("T")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Choice:
     """Marks a field as "the `Config` of one entry of a registry", chosen by the key `name`.
 
@@ -32,17 +33,57 @@ class Choice:
     registry: Registry
     default: str = ""
     """The entry that is meant where `name` is left out; empty: `name` is needed."""
+    preset: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    """Name of an entry → defaults of its keys in this place, where they differ from the entry's own."""
+    renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Keys that older versions wrote in this place, and what each is called now."""
+
+    def config(self, name: str = "", **fields: Any) -> Any:
+        """The `Config` of an entry, with the defaults of this place.
+
+        Args:
+            name: of the entry; empty: the default one.
+            fields: what differs from the defaults.
+        """
+        name = name or self.default
+        return self.registry.config(name)(**self._completed(name, fields))
+
+    def read(self, values: Mapping[str, Any]) -> Any:
+        """The `Config` that a table describes.
+
+        Raises:
+            RecipeError: as `build`.
+        """
+        return _validated(values, typing.Annotated[Any, self])
 
     def __get_pydantic_core_schema__(self, _source: Any, handler: Any) -> Any:
         from pydantic_core import core_schema
 
-        choices = {name: handler.generate_schema(self.registry.config(name)) for name in self.registry}
+        choices: dict[Any, Any] = {
+            name: core_schema.no_info_before_validator_function(
+                functools.partial(self._completed, name), handler.generate_schema(self.registry.config(name))
+            )
+            for name in self.registry
+        }
         default = self.default or None
 
         def tag(values: Any) -> str | None:
             return values.get("name", default) if isinstance(values, dict) else default
 
         return core_schema.tagged_union_schema(choices, discriminator=tag)
+
+    def _completed(self, name: str, values: Any) -> Any:
+        """A table with the keys of today and the defaults of this place."""
+        if not isinstance(values, dict):
+            return values
+        known = {field.name for field in dataclasses.fields(self.registry.config(name))}
+        now = {
+            old: new
+            for old, new in self.renamed.items()
+            if old not in known and new in known and new not in values
+        }
+        given = {now.get(key, key): value for key, value in values.items()}
+        return {**copy.deepcopy(dict(self.preset.get(name, {}))), **given}
 
 
 def shipped() -> dict[str, str]:
@@ -153,14 +194,8 @@ def build(values: Mapping[str, Any], cls: type[T]) -> T:
     Raises:
         RecipeError: an unknown key (the nearest valid one is named), a missing one, a wrong type or value.
     """
-    from pydantic import ValidationError
-
-    _refuse_what_json_lacks(values, "")
-    try:
-        # The strict rules of JSON input: no "3" for 3, but a table where a dataclass is wanted.
-        return _adapter(cls).validate_json(json.dumps(values), strict=True)  # type: ignore[no-any-return]
-    except ValidationError as error:
-        raise _first_mistake(error.errors(), cls) from None
+    built: T = _validated(values, cls)
+    return built
 
 
 def to_toml(config: Any) -> str:
@@ -175,7 +210,18 @@ def differences(before: Any, after: Any) -> dict[str, tuple[Any, Any]]:
     return dict(_differences(dataclasses.asdict(before), dataclasses.asdict(after), ""))
 
 
-def _adapter(cls: type) -> Any:
+def _validated(values: Mapping[str, Any], kind: Any) -> Any:
+    from pydantic import ValidationError
+
+    _refuse_what_json_lacks(values, "")
+    try:
+        # The strict rules of JSON input: no "3" for 3, but a table where a dataclass is wanted.
+        return _adapter(kind).validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        raise _first_mistake(error.errors(), kind) from None
+
+
+def _adapter(cls: Any) -> Any:
     from pydantic import ConfigDict, TypeAdapter
 
     for nested in _dataclasses_in(cls):
@@ -222,7 +268,7 @@ def _shown(key: Any) -> str:
     return key if isinstance(key, str) and key.isprintable() else repr(key)
 
 
-def _first_mistake(errors: list[Any], cls: type) -> RecipeError:
+def _first_mistake(errors: list[Any], cls: Any) -> RecipeError:
     found = [(error, *_locate(error["loc"], cls)) for error in errors]
     # Of a union every branch complains; the one that came deepest is the one that was meant.
     found = [entry for entry in found if not any(p.startswith(f"{entry[1]}.") for _, p, _ in found)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from expertise.errors import RunError
@@ -24,7 +26,7 @@ def load_weights(model: nn.Module, saved: Checkpoint, owner: str) -> None:
 
 def fitting_weights(model: nn.Module, saved: Checkpoint, owner: str) -> dict[str, Tensor]:
     """A checkpoint's weights, when they are those of a model; arguments and errors as `load_weights`."""
-    tensors, own = saved.tensors("model"), model.state_dict()
+    tensors, own = named_now(model, saved.tensors("model")), model.state_dict()
     for name in [*own, *tensors]:
         there = list(tensors[name].shape) if name in tensors else "missing"
         here = list(own[name].shape) if name in own else "not known"
@@ -33,3 +35,14 @@ def fitting_weights(model: nn.Module, saved: Checkpoint, owner: str) -> dict[str
                 f"the weights in {saved.path} do not fit {owner}: {name} is {there}, the model has it {here}"
             )
     return tensors
+
+
+def named_now(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under the names that a model has for them today.
+
+    Args:
+        model: its method `name_now`, if it has one, turns a name that an older version wrote into today's.
+        tensors: name, or name and whatever follows it, → tensor.
+    """
+    name_now = getattr(model, "name_now", str)
+    return {name_now(name): tensor for name, tensor in tensors.items()}

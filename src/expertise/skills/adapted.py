@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from expertise.mixture.mixture import Mixture
+from expertise.mixture.parts.low_rank import LowRankExperts
 from expertise.mixture.routers.base import Router
 from expertise.mixture.routes import Routes
-from expertise.skills.joined import JoinedSkills
+from expertise.skills.joined import factors_of, join
 from expertise.skills.routing import ask
 from expertise.skills.skill import Factors
 from expertise.skills.targets import Target
@@ -57,7 +58,7 @@ class Adapted(nn.Module):
         """Numbers of the skills here."""
         self._known = None if len(factors) == len(composition.names) else self.columns
         self.embedding = target.kind == "embedding"
-        self.mixture = Mixture(router, JoinedSkills(list(factors.values()), trainable), layer)
+        self.mixture = Mixture(router, join(list(factors.values()), trainable), layer)
         # Not a child: the composition stands once in the tree, wherever it was put.
         self._composition = (composition,)
 
@@ -123,9 +124,9 @@ class Adapted(nn.Module):
         return y + added.view(y.shape)
 
     @property
-    def parts(self) -> JoinedSkills:
+    def parts(self) -> LowRankExperts:
         """The skills, joined."""
-        assert isinstance(self.mixture.parts, JoinedSkills)
+        assert isinstance(self.mixture.parts, LowRankExperts)
         return self.mixture.parts
 
     @property
@@ -135,7 +136,7 @@ class Adapted(nn.Module):
 
     def slots(self) -> Iterator[Slot]:
         """The factors of each skill here."""
-        for skill, factors in zip(self.columns, self.parts.factors(self.embedding), strict=True):
+        for skill, factors in zip(self.columns, factors_of(self.parts, self.embedding), strict=True):
             yield Slot(skill, factors)
 
     def __getattr__(self, name: str) -> Any:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from expertise.errors import SkillError
+from expertise.mixture.parts.low_rank import LowRankExperts
 from expertise.mixture.routes import Routes
-from expertise.skills.joined import JoinedSkills
 
 
 @dataclasses.dataclass
@@ -79,12 +79,12 @@ class Call:
         return self.spread[key]  # type: ignore[no-any-return]
 
     def ready(
-        self, leading: Sequence[int], columns: tuple[int, ...] | None, skills: JoinedSkills
+        self, leading: Sequence[int], columns: tuple[int, ...] | None, skills: LowRankExperts
     ) -> Tensor | Routes | None:
         """Alpha made ready for the skills of a layer, once for all layers that are alike.
 
         Returns:
-            Weights of ranks for `JoinedSkills.onto`: one row where alpha is constant, else one per token.
+            Weights of ranks for `LowRankExperts.onto`: one row where alpha is constant, else one per token.
             Routes where bringing tokens to their skills is faster. None: every weight is zero.
         """
         if self.routes is None:
@@ -108,7 +108,7 @@ class Call:
         return contextlib.nullcontext()
 
     def _made_ready(
-        self, leading: Sequence[int], columns: tuple[int, ...] | None, skills: JoinedSkills
+        self, leading: Sequence[int], columns: tuple[int, ...] | None, skills: LowRankExperts
     ) -> Tensor | Routes | None:
         assert self.routes is not None
         if columns is None and not skills.is_dense_for(self.routes):

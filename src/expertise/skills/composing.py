@@ -20,6 +20,7 @@ from expertise.skills.composed_json import Reads
 from expertise.skills.composition import Composition
 from expertise.skills.experts import StackedSkills, adapt_experts
 from expertise.skills.fit import not_there
+from expertise.skills.joined import join
 from expertise.skills.skill import Factors, Skill
 from expertise.skills.targets import Target, all_targets, stacks_of, storage_dtype
 
@@ -203,7 +204,13 @@ def _adapt(
     for owner, named in stacks.items():
         module = root.get_submodule(owner)
         first, second = stacks_of(module)
-        skills = tuple([StackedSkills(*group) for group in groups(named.get(n, {}))] for n in (first, second))
+        skills = tuple(
+            [
+                StackedSkills(tuple(group), join(list(group.values()), grows))
+                for group, grows in groups(named.get(n, {}))
+            ]
+            for n in (first, second)
+        )
         width = module.get_parameter(first).shape[2]
         router = make(width, len(composition.names)) if make else None
         stand_ins[module], composition.adapted[owner] = adapt_experts(

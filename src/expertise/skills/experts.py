@@ -2,94 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from expertise.mixture.dispatch.grouped import grouped
-from expertise.mixture.grouped_linear import grouped_linear
+from expertise.mixture.grouped_linear import grouped_linear, missing_columns
 from expertise.mixture.parts.base import Parts
+from expertise.mixture.parts.low_rank import LowRankExperts
 from expertise.mixture.parts.swiglu import SwiGLUExperts, gated_silu
 from expertise.mixture.routers.base import Router
 from expertise.mixture.routes import Routes
 from expertise.shapes import Float, Int
 from expertise.skills.adapted import Slot
-from expertise.skills.joined import of_ranks, spans
+from expertise.skills.joined import factors_of
 from expertise.skills.routing import ask
-from expertise.skills.skill import Factors
 from expertise.skills.targets import stacks_of
 
 if TYPE_CHECKING:
     from expertise.skills.composition import Composition
 
 
-def _missing(width: int, dtype: torch.dtype) -> int:
-    """How many columns are missing for rows of whole 16 bytes, which `grouped_mm` wants."""
-    return -width % max(1, 16 // dtype.itemsize)
+class StackedSkills(NamedTuple):
+    """Skills on one stack of weights."""
 
+    columns: tuple[int, ...]
+    """Their numbers in the composition, ascending."""
+    parts: LowRankExperts
+    """Their factors, joined along the rank."""
 
-class StackedSkills(nn.Module):
-    """The skills on one stack of weights, joined along the rank: `lora_A [E, R, in]`, `lora_B [E, out, R]`.
-
-    Args:
-        factors: skill number → factors with a leading E.
-        trainable: whether they learn.
-    """
-
-    owner: Tensor
-    scaling: Tensor
-
-    def __init__(self, factors: Mapping[int, Factors], trainable: bool) -> None:
-        super().__init__()
-        self.skills = tuple(factors)
-        self.ranks = tuple(f.rank for f in factors.values())
-        self.scalings = tuple(f.scaling for f in factors.values())
-        all_factors = list(factors.values())
-        down = torch.cat([f.A.detach() for f in all_factors], dim=1)
-        up = torch.cat([f.B.detach() for f in all_factors], dim=2)
-        missing = _missing(down.shape[1], down.dtype)
-        self.lora_A = nn.Parameter(F.pad(down, (0, 0, 0, missing)), requires_grad=trainable)
-        self.lora_B = nn.Parameter(F.pad(up, (0, missing)), requires_grad=trainable)
-        owner, scaling = of_ranks(all_factors, missing)
-        skills = torch.tensor(self.skills, device=owner.device)
-        self.register_buffer("owner", skills[owner], persistent=False)
-        self.register_buffer("scaling", scaling, persistent=False)
-
-    def onto(
-        self,
-        y: Float[Tensor, "rows out_features"],
-        rows: Float[Tensor, "rows in_features"],
-        alpha: Float[Tensor, "rows_or_one skills"],
-        offsets: Int[Tensor, " experts"],
-    ) -> Float[Tensor, "rows out_features"]:
-        """A grouped product y, and what the skills add to it.
-
-        Args:
-            y: the product; written over where no gradient is wanted.
-            rows: sorted by expert.
-            alpha: a row for each row, or one for all.
-            offsets: where each expert's rows end.
-        """
-        low = grouped_linear(rows, self.lora_A, offsets) * self._weights(alpha)
-        added = grouped_linear(low, self.lora_B, offsets)
-        return y + added if torch.is_grad_enabled() else y.add_(added)
-
-    def one(
-        self, expert: int, x: Float[Tensor, "tokens in_features"], alpha: Float[Tensor, "rows_or_one skills"]
-    ) -> Float[Tensor, "tokens out_features"]:
-        """What the skills add to a single expert's product."""
-        return F.linear(F.linear(x, self.lora_A[expert]) * self._weights(alpha), self.lora_B[expert])
-
-    def _weights(self, alpha: Tensor) -> Tensor:
-        return (alpha.index_select(1, self.owner) * self.scaling).to(self.lora_A.dtype)
-
-    def slots(self) -> Iterator[Slot]:
-        """The factors of each skill."""
-        for skill, span, scaling in zip(self.skills, spans(self.ranks), self.scalings, strict=True):
-            yield Slot(skill, Factors(A=self.lora_A[:, span], B=self.lora_B[:, :, span], scaling=scaling))
+    def weigh(self, alpha: Float[Tensor, "rows_or_one carried"]) -> Float[Tensor, "rows_or_one all_ranks"]:
+        """Weights of the ranks from those of all skills of the composition, which stand first in alpha."""
+        number = len(self.columns)
+        first = self.columns[-1] == number - 1
+        return self.parts.weigh(alpha[:, :number] if first else alpha[:, self.columns])
 
 
 class AdaptedExperts(Parts):
@@ -123,7 +72,8 @@ class AdaptedExperts(Parts):
         first, second = (getattr(layer, name) for name in stacks)
         self.num_parts, self.out_features = first.shape[0], second.shape[1]
         self.in_features = first.shape[2]
-        self.first, self.second = (nn.ModuleList(groups) for groups in skills)
+        self.first, self.second = (nn.ModuleList(group.parts for group in groups) for groups in skills)
+        self._groups = skills
         self.router = router
         self._composition = (composition,)
 
@@ -143,39 +93,32 @@ class AdaptedExperts(Parts):
         if alpha is None or self._composition[0].constant is not None:
             return x
         # Filled up to whole strides, so that the part that holds x can be multiplied where it lies.
-        return torch.cat([x, F.pad(alpha.to(x.dtype), (0, _missing(alpha.shape[1], x.dtype)))], dim=1)
+        return torch.cat([x, F.pad(alpha.to(x.dtype), (0, missing_columns(alpha.shape[1], x.dtype)))], dim=1)
 
     def grouped(
         self, rows: Float[Tensor, "rows carried"], offsets: Int[Tensor, " parts"]
     ) -> Float[Tensor, "rows out_features"]:
         """Two grouped products, each with its skills."""
-        first, second = (getattr(self.layer, name) for name in self.stacks)
         x, alpha = self._split(rows)
-        hidden = grouped_linear(x, first, offsets)
-        if alpha is not None:
-            for group in _groups(self.first):
-                hidden = group.onto(hidden, x, alpha, offsets)
-        hidden = self._gate(hidden)
-        y = grouped_linear(hidden, second, offsets)
-        if alpha is not None:
-            for group in _groups(self.second):
-                y = group.onto(y, hidden, alpha, offsets)
-        return y
+        # Without a graph nobody else has seen the product: the sum may be written over it.
+        in_place = not torch.is_grad_enabled()
+
+        def product(stage: int, x: Tensor) -> Tensor:
+            y = grouped_linear(x, getattr(self.layer, self.stacks[stage]), offsets)
+            if alpha is not None:
+                for group in self._groups[stage]:
+                    y = group.parts.onto(y, x, group.weigh(alpha), offsets, in_place)
+            return y
+
+        return product(1, self._gate(product(0, x)))
 
     def one(self, part: int, x: Float[Tensor, "tokens carried"]) -> Float[Tensor, "tokens out_features"]:
         """A single expert with its skills."""
-        first, second = (getattr(self.layer, name)[part] for name in self.stacks)
         tokens, alpha = self._split(x)
-        hidden = F.linear(tokens, first)
-        if alpha is not None:
-            for group in _groups(self.first):
-                hidden = hidden + group.one(part, tokens, alpha)
-        hidden = self._gate(hidden)
-        y = F.linear(hidden, second)
-        if alpha is not None:
-            for group in _groups(self.second):
-                y = y + group.one(part, hidden, alpha)
-        return y
+        hidden = F.linear(tokens, getattr(self.layer, self.stacks[0])[part])
+        hidden = self._gate(hidden + self._of_expert(0, part, tokens, alpha))
+        y = F.linear(hidden, getattr(self.layer, self.stacks[1])[part])
+        return y + self._of_expert(1, part, hidden, alpha)
 
     def dense(
         self, x: Float[Tensor, "tokens carried"], gates: Float[Tensor, "tokens parts"]
@@ -186,15 +129,23 @@ class AdaptedExperts(Parts):
         hidden = F.linear(tokens, first.flatten(0, 1)).view(-1, *first.shape[:2])
         experts = range(self.num_parts)
         if alpha is not None:
-            for group in _groups(self.first):
-                hidden = hidden + torch.stack([group.one(e, tokens, alpha) for e in experts], dim=1)
+            added = [self._of_expert(0, expert, tokens, alpha) for expert in experts]
+            hidden = hidden + torch.stack(added, dim=1)
         hidden = self._gate(hidden)
         hidden = hidden * gates.to(hidden.dtype).unsqueeze(-1)
         y = F.linear(hidden.flatten(1), second.transpose(0, 1).flatten(1))
         if alpha is not None:
-            for group in _groups(self.second):
-                y = y + torch.stack([group.one(e, hidden[:, e], alpha) for e in experts]).sum(0)
+            added = [self._of_expert(1, expert, hidden[:, expert], alpha) for expert in experts]
+            y = y + torch.stack(added).sum(0)
         return y
+
+    def _of_expert(self, stage: int, expert: int, x: Tensor, alpha: Tensor | None) -> Tensor:
+        """The sum over the skills on one expert's weight in the first or second stack."""
+        total = x.new_zeros(x.shape[0], getattr(self.layer, self.stacks[stage]).shape[1])
+        if alpha is not None:
+            for group in self._groups[stage]:
+                total = total + group.parts.of_expert(expert, x, group.weigh(alpha))
+        return total
 
     def is_idle(self, carried: Tensor) -> bool:
         """Whether no skill has any weight in what `carry` returned."""
@@ -210,22 +161,16 @@ class AdaptedExperts(Parts):
 
     def slots(self) -> Iterator[tuple[str, Slot]]:
         """Name of the stack, and the factors of each skill on it."""
-        for name, groups in zip(self.stacks, (self.first, self.second), strict=True):
-            for group in _groups(groups):
-                for slot in group.slots():
-                    yield name, slot
+        for name, groups in zip(self.stacks, self._groups, strict=True):
+            for group in groups:
+                for skill, factors in zip(group.columns, factors_of(group.parts), strict=True):
+                    yield name, Slot(skill, factors)
 
     def _split(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         if rows.shape[1] == self.in_features:
             constant = self._composition[0].constant
             return rows, None if constant is None else constant[None]
         return rows[:, : self.in_features], rows[:, self.in_features :]
-
-
-def _groups(modules: nn.ModuleList) -> Iterator[StackedSkills]:
-    for module in modules:
-        assert isinstance(module, StackedSkills)
-        yield module
 
 
 class ForeignExperts(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from torch import nn
 from expertise.skills.card import Fingerprint
 
 
-def fingerprint(base: nn.Module) -> Fingerprint:
+def fingerprint(base: nn.Module, order: Callable[[str], str] = str) -> Fingerprint:
     """The fingerprint of a base as it is now.
 
     Over `named_parameters()` sorted by name, so a tied weight counts once, by its first name. Buffers do not
@@ -20,9 +21,10 @@ def fingerprint(base: nn.Module) -> Fingerprint:
 
     Args:
         base: the model that skills are learnt on, nothing attached to it.
+        order: name → what is sorted by instead.
     """
     structure, weights, count = [], hashlib.sha256(), 0
-    for name, parameter in sorted(base.named_parameters()):
+    for name, parameter in sorted(base.named_parameters(), key=lambda each: order(each[0])):
         structure.append([name, str(parameter.dtype), list(parameter.shape)])
         plain = parameter.detach().cpu().contiguous().flatten()
         weights.update(plain.view(torch.uint8).numpy().data)

@@ -72,8 +72,14 @@ def require_copies(copies: Mapping[str, Tensor], base: nn.Module, what: str) -> 
             own = base.get_parameter(name).detach()
         except AttributeError:
             own = None
-        if own is None or own.shape != copy.shape or not torch.equal(own.cpu(), copy.to(own.dtype)):
+        if own is None or own.shape != copy.shape or not _same(own.cpu(), copy):
             raise SkillError(f"{what} brings a weight of its own for {name}, which is not the base's")
+
+
+def _same(own: Tensor, copy: Tensor) -> bool:
+    """Tell whether they are equal, if need be in the other's dtype: PEFT copies what a model ran with."""
+    rounded = copy.is_floating_point() and torch.equal(own.to(copy.dtype), copy)
+    return rounded or torch.equal(own, copy.to(own.dtype))
 
 
 def require_alike(skills: Sequence[Skill]) -> None:

@@ -180,8 +180,8 @@ def read_config(data: bytes, where: str) -> PeftConfig:
         config = PeftConfig(
             rank=_whole(values.get("r", 8)),
             alpha=_number(values.get("lora_alpha", 8)),
-            rank_pattern={key: _whole(value) for key, value in (values.get("rank_pattern") or {}).items()},
-            alpha_pattern={key: _number(value) for key, value in (values.get("alpha_pattern") or {}).items()},
+            rank_pattern={key: _whole(value) for key, value in _table(values, "rank_pattern").items()},
+            alpha_pattern={key: _number(value) for key, value in _table(values, "alpha_pattern").items()},
             convention="alpha/sqrt(r)" if values.get("use_rslora") else "alpha/r",
             target_modules=_names(values.get("target_modules"), single=True),
             target_parameters=tuple(_names(values.get("target_parameters"), single=False)),
@@ -264,6 +264,13 @@ def _pattern_key(patterns: Mapping[str, Any], name: str) -> str:
         if re.match(rf"(.*\.)?({pattern})$", name):
             return pattern
     return name
+
+
+def _table(values: Mapping[str, Any], field: str) -> Mapping[str, Any]:
+    table = values.get(field) or {}
+    if not isinstance(table, dict):
+        raise ValueError(f"{field} must be an object of names and numbers, not {table!r}")
+    return table
 
 
 def _whole(value: Any) -> int:

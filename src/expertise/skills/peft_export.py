@@ -32,10 +32,15 @@ def for_peft(
         base: the model it belongs to, nothing attached.
     """
     if adapter is None or not adapter.is_older:
-        return {**files, CONFIG: readable_by_peft(files[CONFIG])}
-    config, weights = write(adapter.factors, base, adapter.copies)
+        config = readable_by_peft(files[CONFIG])
+        named = json.loads(config)
+        if adapter is not None and not (named.get("target_modules") or named.get("target_parameters")):
+            # Without names PEFT would adapt what it takes to be usual for the model, and drop the rest.
+            config = config_bytes({**named, "target_modules": list(adapter.factors)})
+        return {**files, CONFIG: config}
+    text, weights = write(adapter.factors, base, adapter.copies)
     before = json.loads(files[CONFIG])
-    values = json.loads(config) | {key: before[key] for key in _KEPT if key in before}
+    values = json.loads(text) | {key: before[key] for key in _KEPT if key in before}
     return {**files, CONFIG: config_bytes(values), WEIGHTS: weights}
 
 

@@ -1,19 +1,17 @@
-"""Routers over skills: built for the width of what they read, and asked."""
+"""Routers over skills and over policies: built for the width of what they read, and asked."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import get_args
+from typing import Any, get_args
 
 from torch import Tensor, nn
 
 from expertise.errors import SkillError
+from expertise.mixture.routers import context_kind_of
 from expertise.mixture.routers.base import Router
-from expertise.mixture.routers.configs import RouterConfig
-from expertise.mixture.routers.context import Context
-from expertise.mixture.routers.hash import Hash
-from expertise.mixture.routers.learned import LearnedRouter
+from expertise.mixture.routers.configs import ContextKind, RouterConfig
 from expertise.mixture.routes import Routes
 from expertise.skills.composed_json import Reads
 
@@ -27,9 +25,8 @@ def reads_of(router: Router | RouterConfig | None, reads: Reads | None, source: 
     if router is None and (reads or source):
         raise SkillError(f"{'reads' if reads else 'source'}= is for a router, and there is none")
     if reads is None:
-        reads = (
-            "layer" if router is not None and not isinstance(router, Context | Context.Config) else "context"
-        )
+        by_layer = router is not None and _kind(router) != "a context vector"
+        reads = "layer" if by_layer else "context"
     if reads not in get_args(Reads):
         raise SkillError(f"a router reads one of {', '.join(get_args(Reads))}, not {reads!r}")
     if source is not None and reads not in ("token", "pooled"):
@@ -38,7 +35,7 @@ def reads_of(router: Router | RouterConfig | None, reads: Reads | None, source: 
 
 
 def built(router: Router | RouterConfig, width: int | None, num_skills: int) -> Router:
-    """A router over so many skills.
+    """A router over so many skills, or policies.
 
     Args:
         router: a module is taken as it is; a config is built.
@@ -48,8 +45,9 @@ def built(router: Router | RouterConfig, width: int | None, num_skills: int) -> 
     Raises:
         SkillError: the router is for another number of skills or another width, or cannot be built.
     """
-    if isinstance(router, Hash | Hash.Config):
-        raise SkillError("a hash router goes by token ids: it cannot weigh skills")
+    if _kind(router) == "token ids":
+        name = type(router).__name__.lower() if isinstance(router, Router) else router.name
+        raise SkillError(f"a {name} router goes by token ids: it cannot weigh skills")
     if isinstance(router, Router):
         if router.num_parts != num_skills:
             raise SkillError(f"the router decides over {router.num_parts} skills, there are {num_skills}")
@@ -57,13 +55,15 @@ def built(router: Router | RouterConfig, width: int | None, num_skills: int) -> 
             _require_width(router, width)
         return router
     router.check(num_skills)
-    if isinstance(router, Context.Config):
-        return (router if width is None else dataclasses.replace(router, context_dim=width)).build(
-            0, num_skills
-        )
-    if width is None:
+    config: Any = router
+    own_width = getattr(config, "context_dim", 0)
+    if width is None and not own_width:
         raise SkillError("the width of what the router reads is not known: give a router, not a config")
-    return router.build(width, num_skills)
+    if width is not None and own_width:
+        # What it reads here is its context, whatever its config says of the width of one.
+        config = dataclasses.replace(config, context_dim=width)
+    built_router: Router = config.build(width or own_width, num_skills)
+    return built_router
 
 
 def of_layer(router: Router | RouterConfig, width: int, num_skills: int) -> Router:
@@ -115,10 +115,11 @@ def width_of(root: nn.Module, source: nn.Module, guess: bool = False) -> int | N
 
 
 def _require_width(router: Router, width: int) -> None:
-    own = None
-    if isinstance(router, Context):
-        own = router.context_dim
-    elif isinstance(router, LearnedRouter):
-        own = router.weight.shape[-1]
+    own = router.in_features
     if own is not None and own != width:
         raise SkillError(f"the router reads vectors of width {own}, not {width}")
+
+
+def _kind(router: Router | RouterConfig) -> ContextKind:
+    """What a router wants as its context."""
+    return router.context_kind if isinstance(router, Router) else context_kind_of(router)

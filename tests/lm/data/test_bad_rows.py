@@ -157,3 +157,12 @@ def test_rows_of_a_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_wrong_settings_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(RecipeError):
         DataConfig(source="x", **fields)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet"])
+def test_a_pointer_of_git_lfs_is_no_text(write, name: str) -> None:
+    path = write(f"d/{name}", "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    for source in (path, path.parent):
+        with pytest.raises(DataError, match="Git LFS pointer") as caught:
+            [list(one.documents()) for one in open_sources(DataConfig(source=str(source)))]
+        assert "git lfs pull" in " ".join(caught.value.hints)

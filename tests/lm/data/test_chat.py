@@ -6,7 +6,7 @@ import pytest
 
 from expertise.errors import DataError, RecipeError
 from expertise.lm.data.chat import Chat
-from expertise.lm.data.messages import Message
+from expertise.lm.data.messages import Message, read_messages
 
 QUESTION: Message = {"role": "user", "content": "why?"}
 ANSWER: Message = {"role": "assistant", "content": "because."}
@@ -126,3 +126,62 @@ def test_a_template_that_refuses_a_conversation_is_named_with_the_place() -> Non
     chat = Chat(head + "{% for m in messages %}{{ m.content }}|{% endfor %}")
     with pytest.raises(DataError, match=r"a\.jsonl, line 3: the chat template fails: a user must begin"):
         chat.render([ANSWER], "a.jsonl, line 3")
+
+
+@pytest.mark.parametrize(
+    ("last", "within"),
+    [("<|return|>", "<|end|>"), ("<|end|></s>", "<|end|>"), ("[/S]", "[E]")],
+)
+def test_the_last_turn_may_end_otherwise(last: str, within: str) -> None:
+    """As Phi-3's template, which writes the end of text last, and gpt-oss's."""
+    chat = Chat(
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+        f"{{% if loop.last and m.role == 'assistant' %}}{last}{{% else %}}{within}{{% endif %}}"
+        "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    messages = [{"role": role, "content": role[0]} for role in ("user", "assistant") * 2]
+    found = chat.render(messages)
+    assert [found.text[a:b] for a, b in found.learnt] == [f"a{within}", f"a{last}"]
+
+
+def test_what_opens_a_turn_is_not_learnt_where_white_space_differs() -> None:
+    chat = Chat(
+        "{% for m in messages %}\n\n    ### {{ m.role }}\n{{ m.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}\n### assistant\n\n{% endif %}"
+    )
+    messages = [{"role": role, "content": f" {role[0]}\n"} for role in ("user", "assistant") * 2]
+    found = chat.render(messages)
+    assert [found.text[a:b] for a, b in found.learnt] == [" a\n</s>"] * 2
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "{% if m.content is none %}{{ m.tool_calls[0].function.name }}!{% else %}{{ m.content }};{% endif %}",
+        "{{ m.content + ';' }}{% for c in m.tool_calls or [] %}{{ c.function.name }}!{% endfor %}",
+        "{{ m.content }};{% for c in m.tool_calls or [] %}{{ c.function.name }}!{% endfor %}",
+    ],
+)
+@pytest.mark.parametrize("content", [{"content": None}, {"content": ""}, {}])
+def test_a_turn_that_only_calls_tools_needs_no_content(body: str, content: dict[str, str | None]) -> None:
+    chat = Chat(f"{{% for m in messages %}}{{{{ m.role }}}}:{body}{{% endfor %}}")
+    call = {"type": "function", "function": {"name": "add", "arguments": "{}"}}
+    turn = {"role": "assistant", **content, "tool_calls": [call]}
+    found = chat.render(read_messages([{"role": "user", "content": "why?"}, turn], "here"))
+    assert found.text in ("user:why?;assistant:add!", "user:why?;assistant:;add!")
+    assert found.learnt[-1][1] == len(found.text)
+
+
+def test_what_others_say_is_never_within_a_turn() -> None:
+    chat = Chat("{% for m in messages | reverse %}[{{ m.content }}]{% endfor %}")
+    with pytest.raises(DataError, match="it cannot be said where the assistant speaks"):
+        chat.render([{"role": role, "content": role} for role in ("user", "assistant") * 2])
+
+
+def test_an_opening_that_the_generation_prompt_does_not_have_is_not_learnt() -> None:
+    chat = Chat(
+        "{% for m in messages %}<|{{ m.role[0] }}|>{{ m.content }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|bot|><think>{% endif %}"
+    )
+    found = chat.render([{"role": role, "content": role} for role in ("user", "assistant") * 2])
+    assert [found.text[a:b] for a, b in found.learnt] == ["assistant<|end|>"] * 2

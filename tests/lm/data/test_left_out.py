@@ -52,6 +52,16 @@ def test_a_link_to_a_folder_is_followed(write, tmp_path: Path) -> None:
     assert texts(DataConfig(source=[table])) == ["second"]
 
 
+def test_a_folder_that_holds_the_source_is_not_read(write, tmp_path: Path) -> None:
+    """Else recipes and runs that stand beside the source were text."""
+    write("work/d/a.txt", "first")
+    write("work/recipe.toml", "not text")
+    for name, target in (("up", ".."), ("further", "../..")):
+        (tmp_path / "work" / "d" / name).symlink_to(target, target_is_directory=True)
+    assert read(tmp_path / "work" / "d") == ["a.txt"]
+    assert said(tmp_path / "work" / "d") == "2 links to folders that hold this one"
+
+
 def test_a_folder_that_is_itself_a_link_is_a_source(write, tmp_path: Path) -> None:
     write("elsewhere/b.txt", "second")
     (tmp_path / "d").symlink_to(tmp_path / "elsewhere", target_is_directory=True)

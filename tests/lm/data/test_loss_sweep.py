@@ -394,7 +394,7 @@ def few_and_many(few: int, many: int) -> Any:
     return pytest.mark.parametrize("number", [few, pytest.param(many, marks=pytest.mark.slow)])
 
 
-@few_and_many(8, 150)
+@few_and_many(8, 60)
 def test_all_of_a_text_is_learnt(written: Written, number: int) -> None:
     @sweep(number)
     @hypothesis.given(st.lists(SAID, min_size=8, max_size=30), readers(), CONTEXTS)
@@ -405,7 +405,7 @@ def test_all_of_a_text_is_learnt(written: Written, number: int) -> None:
     check()
 
 
-@few_and_many(8, 150)
+@few_and_many(8, 60)
 def test_the_completion_of_a_prompt_is_learnt(written: Written, number: int) -> None:
     @sweep(number)
     @hypothesis.given(st.lists(st.tuples(SAID, ANSWER), min_size=8, max_size=30), readers(), CONTEXTS)
@@ -422,7 +422,7 @@ TURN = st.tuples(SAID, ANSWER, st.sampled_from([{}, {}, {"weight": 1}, {"weight"
 
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
-@few_and_many(3, 50)
+@few_and_many(3, 20)
 def test_what_the_assistant_says_is_learnt(written: Written, number: int, name: str) -> None:
     template = TEMPLATES[name]
 

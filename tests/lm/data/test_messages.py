@@ -85,6 +85,34 @@ def test_what_changes_a_message_is_refused_by_name(write, extra: dict[str, Any],
     assert expected in found
 
 
+@pytest.mark.parametrize("key", ["loss_mask", "train_on_turn", "is_masked", "loss_weight", "learn"])
+def test_other_names_of_what_is_learnt_are_refused(write, key: str) -> None:
+    rows = [{"messages": [USER, {**ANSWER, key: 0}]}]
+    assert f"does not read {key!r}" in refusal(write("c.jsonl", lines(rows)))
+
+
+@pytest.mark.parametrize(
+    ("beside", "expected"),
+    [
+        ({"system": "Be brief."}, "'system' stands beside the messages"),
+        ({"functions": [{"name": "add"}]}, "tools_field"),
+        ({"weight": 0}, "'weight' stands beside the messages"),
+        ({"train": False}, "'train' stands beside the messages"),
+    ],
+)
+def test_what_stands_beside_the_messages_is_not_lost(write, beside: dict[str, Any], expected: str) -> None:
+    path = write("c.jsonl", lines([{"messages": [USER, ANSWER], **beside}]))
+    found = refusal(path)
+    assert "line 1" in found
+    assert expected in found
+
+
+def test_what_says_nothing_beside_the_messages_passes(write) -> None:
+    beside = {"system": "", "functions": [], "weight": 1, "train": True, "source": "web", "score": 0}
+    (document,) = documents(write("c.jsonl", lines([{"messages": [USER, ANSWER], **beside}])))
+    assert learnt(document) == ["so.<|im_end|>"]
+
+
 def test_what_the_template_reads_passes(write) -> None:
     row = {"messages": [USER | {"name": "Ann"}, ANSWER | {"tool_calls": CALLS, "name": None}]}
     (found,) = documents(write("c.jsonl", lines([row])), template=NAMED)

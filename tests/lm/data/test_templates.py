@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from expertise.errors import RecipeError
+from expertise.errors import DataError, RecipeError
 from expertise.lm.data import DataConfig, TokenizerConfig, prepare
 from expertise.lm.data.chat import CHATML, Chat
 from expertise.lm.data.templates import complete, with_template
@@ -75,6 +75,25 @@ def test_a_file_that_is_no_template_is_named(
         template(template_file=str(tmp_path / name))
     assert expected in caught.value.message
     assert "\n" not in caught.value.message
+
+
+def test_a_mark_of_encoding_is_no_part_of_a_template(tokenizer: Path, write) -> None:
+    plain = BODY.replace("{{ eos_token }}", "")
+    path = write("marked.jinja", "")
+    path.write_text(plain, encoding="utf-8-sig")
+    assert template(template_file=str(path)) == plain
+    settings = tokenizer.parent / "tokenizer_config.json"
+    settings.write_text(json.dumps({"chat_template": plain}), encoding="utf-8-sig")
+    tokenizer.write_text(tokenizer.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert template(tokenizer) == plain
+    path.write_text(plain, encoding="utf-16")
+    with pytest.raises(RecipeError) as caught:
+        template(template_file=str(path))
+    assert "UTF-16" in " ".join(caught.value.hints)
+    tokenizer.write_text(tokenizer.read_text(encoding="utf-8-sig"), encoding="utf-16")
+    with pytest.raises(DataError) as refused:
+        load_tokenizer(tokenizer)
+    assert "UTF-16" in " ".join(refused.value.hints)
 
 
 def test_names_of_tokens_are_those_of_the_tokenizer(tokenizer: Path) -> None:

@@ -13,7 +13,8 @@ from expertise.lm.causal import CausalLM
 from expertise.lm.evaluate import domain_texts, evaluate
 from expertise.lm.reading import prepare_for
 from expertise.lm.skills import ComposeConfig, comparison, evaluate_weights, learn_router
-from expertise.lm.skills.config import config_of, router_table
+from expertise.lm.skills.config import config_of
+from expertise.mixture import ROUTERS
 from expertise.skills.composing import compose
 from expertise.skills.derived import merged
 from expertise.skills.fingerprints import fingerprint
@@ -48,12 +49,12 @@ def test_a_router_beats_the_base_each_skill_and_equal_weights(
 
 
 @pytest.mark.parametrize("reads", ["pooled", "token", "layer"])
-@pytest.mark.parametrize("router", ["context", "top_k", "top_p"])
+@pytest.mark.parametrize("router", [n for n in ROUTERS if ROUTERS[n].context_kind != "token ids"])
 def test_every_router_learns_whatever_it_reads(
     base: CausalLM, library: Library, settings: Settings, tmp_path: Path, router: str, reads: str
 ) -> None:
     skills = library.load_all(["prose", "code"], base.core)
-    changes = [f"router={router_table(router, 2)}", f"reads={reads}", "train.steps=3"]
+    changes = [f'router={{name = "{router}"}}', f"reads={reads}", "train.steps=3"]
     config = config_of(ComposeConfig, settings("", *changes))
     got = learn_router(base, skills, config, tmp_path / "w")
     learning = [name for name, p in got.model.core.named_parameters() if p.requires_grad]
@@ -114,6 +115,8 @@ def test_windows_of_documents_keep_their_alphas_apart(
     [
         (["reads=context"], "reads is token, pooled or layer"),
         (['router={name = "hash"}'], "a hash router learns nothing"),
+        (['router={name = "fixed", learn = false}'], "a fixed router learns nothing"),
+        (['router={name = "topk"}'], "router.name: unknown 'topk'"),
         (["reads=pool"], "reads: input should be"),
         (["router.squash=tanh"], "router.squash: input should be"),
     ],
@@ -123,12 +126,10 @@ def test_what_no_router_can_be_is_refused(settings: Settings, changes: list[str]
         config_of(ComposeConfig, settings("", *changes))
 
 
-def test_an_unknown_router_or_source_is_refused(run_base: Path, settings: Settings, tmp_path: Path) -> None:
+def test_an_unknown_source_is_refused(run_base: Path, settings: Settings, tmp_path: Path) -> None:
     from expertise.lm.open import open_model
     from expertise.skills.learn import SkillConfig, fresh
 
-    with pytest.raises(RecipeError, match="unknown router 'topk'"):
-        router_table("topk", 2)
     base = open_model(run_base)
     skill = fresh(base.core, "x", SkillConfig())
     config = config_of(ComposeConfig, settings("", "source=blocks.7"))
@@ -136,3 +137,19 @@ def test_an_unknown_router_or_source_is_refused(run_base: Path, settings: Settin
         learn_router(base, [skill], config, tmp_path / "w")
     with pytest.raises(SkillError, match="cannot have two skills of the name"):
         learn_router(base, [skill, skill], config_of(ComposeConfig, settings()), tmp_path / "w")
+
+
+def test_a_router_that_is_only_named_has_the_defaults_of_skills(settings: Settings) -> None:
+    def router(*changes: str) -> Any:
+        return config_of(ComposeConfig, settings("", *changes)).router
+
+    plain = router()
+    assert (plain.hidden, plain.squash, plain.normalize, plain.start) == ([64], "softmax", True, "random")
+    assert router('router={name = "context"}') == plain
+    assert router("router.hidden=[3]").squash == "softmax"
+    # Version 0.1.0 wrote a width that meant nothing: a training that it began goes on.
+    assert router("router.context_dim=1") == plain
+    assert router('router={name = "top_p"}').p == 0.7
+    assert router('router={name = "top_p"}').hidden == []
+    assert router('router={name = "top_k"}').k == 2
+    assert router('router={name = "fixed"}').learn

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from expertise.errors import RecipeError
 from expertise.policy import Critics, DiffusionConfig, DiffusionPolicy, PolicyTask, load, save
 from expertise.policy.acting import Policy
-from expertise.policy.alpha import ContextAlpha, FixedAlpha
+from expertise.policy.alpha import ALPHA
 from expertise.policy.baselines.actions import ActionComposition
 from expertise.policy.baselines.direct import DirectConfig
 from expertise.policy.baselines.noise import NoiseComposition
@@ -33,15 +33,15 @@ def members(make_policy: MakePolicy, make_skill: Callable[..., Skill]) -> list[D
     torch.manual_seed(7)
     other = DiffusionPolicy(base.config, base.config.network.build(3, 2)).eval()
     other.scale.fit(torch.randn(50, 3) * 4 + 1)
-    return [base, other, ComposedPolicy(base, [make_skill("walk")], FixedAlpha.Config(values=[1.0]))]  # type: ignore[list-item]
+    return [base, other, ComposedPolicy(base, [make_skill("walk")], ALPHA.config("fixed", values=[1.0]))]  # type: ignore[list-item]
 
 
 def build(level: str, members: list[DiffusionPolicy], **alpha: object) -> Policy:
     """With weights that depend on the state."""
     torch.manual_seed(3)
     names = ["base", "scratch", "walk"][: len(members)]
-    policy = LEVELS[level](members, names, ContextAlpha.Config(hidden=[8], **alpha))
-    nn.init.normal_(policy.alpha.router.network[-1].weight, std=0.3)
+    policy = LEVELS[level](members, names, ALPHA.config("context", hidden=[8], **alpha))
+    nn.init.normal_(policy.alpha.network[-1].weight, std=0.3)
     return policy.eval()
 
 
@@ -87,7 +87,7 @@ def test_one_member_alone_acts_as_it_does(level: str, members: list[DiffusionPol
     noise = members[0].draw(4, 2)
     for index, member in enumerate(members):
         chosen = [float(i == index) for i in range(3)]
-        policy = LEVELS[level](members, ["a", "b", "c"], FixedAlpha.Config(values=chosen))
+        policy = LEVELS[level](members, ["a", "b", "c"], ALPHA.config("fixed", values=chosen))
         torch.testing.assert_close(policy.act(seen, noise=noise), member.act(seen, noise=noise))
 
 
@@ -99,7 +99,7 @@ def test_only_alpha_learns_and_it_finds_the_member_that_did_it(
     if (level, loss) == ("actions", "noise"):
         return  # there is no noise to learn by
     before = [{k: v.clone() for k, v in member.state_dict().items()} for member in members]
-    policy = LEVELS[level](members, ["a", "b", "c"], ContextAlpha.Config(hidden=[8]))
+    policy = LEVELS[level](members, ["a", "b", "c"], ALPHA.config("context", hidden=[8]))
     seen = states(64)
     done = members[1].act(seen, num_candidates=1, generator=torch.Generator().manual_seed(0))
     config = TrainConfig(steps=1, batch_size=64, device="cpu")
@@ -142,14 +142,14 @@ def test_what_is_saved_acts_the_same(
 def test_actions_may_be_composed_of_policies_without_diffusion() -> None:
     torch.manual_seed(0)
     both = [DirectConfig(hidden=[8]).build(3, 2) for _ in range(2)]
-    policy = ActionComposition(both, ["a", "b"], FixedAlpha.Config(values=[0.5, 0.5]))
+    policy = ActionComposition(both, ["a", "b"], ALPHA.config("fixed", values=[0.5, 0.5]))
     seen, noise = states(), policy.draw(4)
     expected = 0.5 * both[0].act(seen, noise=noise) + 0.5 * both[1].act(seen, noise=noise)
     torch.testing.assert_close(policy.act(seen, noise=noise), expected)
 
 
 def test_policies_that_do_not_go_together_are_refused(make_policy: MakePolicy) -> None:
-    base, alpha = make_policy(), ContextAlpha.Config()
+    base, alpha = make_policy(), ALPHA.config()
     with pytest.raises(RecipeError, match="at least one policy"):
         NoiseComposition([], [], alpha)
     with pytest.raises(RecipeError, match=r"2 policies need as many different names, not \['a', 'a'\]"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expertise.errors import DataError
-from expertise.policy.data import Transitions, from_arrays
+from expertise.policy.data import Transitions, from_arrays, read
 from expertise.policy.data.ends import DONES, TERMINALS, TIMEOUTS
 
 ENDED = [False, True, False, False, False, False]
@@ -152,3 +153,54 @@ def test_next_observations_under_another_name_are_refused(name: str) -> None:
     arrays = rows(terminals=ENDED)
     arrays[name] = arrays.pop("next_observations")
     assert f"{name!r} and no 'next_observations'" in said(arrays)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("step_type", [0, 2, 0, 2, 0, 1]),
+        ("episode", [0, 0, 1, 1, 2, 2]),
+        ("traj", [7, 7, 7, 3, 3, 3]),
+        ("timesteps", [0, 1, 0, 1, 0, 1]),
+        ("episode_step", [[0.0], [1.0], [0.0], [1.0], [0.0], [1.0]]),
+        ("t", [0, 1, 2, 3, 0, 1]),
+    ],
+)
+@pytest.mark.parametrize("ends", [{}, {"terminals": ENDED}])
+def test_counters_that_tell_other_ends_are_refused(name: str, values: Any, ends: dict[str, Any]) -> None:
+    assert f"{name!r} looks like ends" in said(rows(**ends, **{name: values}))
+    # Where both kinds of ends are known there is nothing left to tell.
+    from_arrays(rows(terminals=ENDED, timeouts=CUT, **{name: values}))
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("timesteps", [10, 11, 12, 13, 14, 15]),
+        ("timesteps", [0, 1, 0, 1, 2, 3]),
+        ("episode", [4, 4, 5, 5, 5, 5]),
+        ("episode", [3] * 6),
+        ("eps", np.linspace(1, 0.5, 6)),
+        ("steps", [1, 2]),
+    ],
+)
+def test_counters_that_tell_nothing_new_are_let_alone(name: str, values: Any) -> None:
+    assert len(from_arrays(rows(terminals=ENDED, **{name: values})).trajectories()) == 2
+
+
+@pytest.mark.parametrize("key", ["TimeLimit.truncated", "timeouts", "last"])
+def test_ends_within_a_group_are_refused_by_name(key: str, tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py", reason="`make setup-policy` installs it")
+    with h5py.File(tmp_path / "data.hdf5", "w") as file:
+        for name, value in rows(terminals=ENDED).items():
+            file[name] = value
+        file["metadata/note"] = "mine"
+        file[f"infos/{key}"] = CUT
+        file["infos/qpos"] = np.zeros((6, 2))
+        file["lost"] = h5py.SoftLink("/nowhere")
+        file["away"] = h5py.ExternalLink("other.hdf5", "/data")
+    with pytest.raises(DataError, match=f"'infos/{key}' looks like ends"):
+        read(tmp_path / "data.hdf5")
+    with h5py.File(tmp_path / "data.hdf5", "a") as file:
+        file["timeouts"] = CUT
+    assert len(read(tmp_path / "data.hdf5").trajectories()) == 3

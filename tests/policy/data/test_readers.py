@@ -146,7 +146,9 @@ def test_d4rl_of_single_rows_is_refused(tmp_path: Path) -> None:
     rows = EPISODES.rows(following=False, costs=False)
     rows["timeouts"], rows["terminals"] = np.ones(10, bool), np.zeros(10, bool)
     path = write_hdf5(tmp_path / "data.hdf5", rows)
-    assert message(lambda: read(path)) == f"{path}: no row has a next one: each trajectory is a single row"
+    said = message(lambda: read(path))
+    assert said.startswith(f"{path}: no row has a next one: each trajectory is a single row")
+    assert "next_observations" in said
 
 
 @pytest.mark.parametrize("name", ["cost", "Costs", "costss", "COST", "csots"])
@@ -417,7 +419,7 @@ def test_minari_with_episodes_in_another_file_is_refused(minari_root: Path) -> N
 @needs_minari
 def test_minari_with_costs_in_some_episodes_is_refused(minari_root: Path) -> None:
     create_minari("toy-v0", minari_buffers(costs="some"))
-    assert message(lambda: read("toy-v0")) == "toy-v0, episode 0 has no 'infos/cost', others have"
+    assert message(lambda: read("toy-v0")).startswith("toy-v0, episode 0 has no 'infos/cost', others have")
 
 
 @needs_minari

@@ -313,3 +313,49 @@ def test_a_pointer_of_git_lfs_is_called_one(name: str, tmp_path: Path) -> None:
     heard = said(lambda: read(path))
     assert "Git LFS pointer" in heard
     assert "git lfs pull" in heard
+
+
+@pytest.mark.parametrize("layout", ["npz", "d4rl"])
+def test_returns_and_costs_count_the_last_row_that_has_no_next_one(layout: str, tmp_path: Path) -> None:
+    arrays = rows(costs=True, following=False)
+    last = np.arange(LENGTH * EPISODES) == 3 * LENGTH - 1
+    arrays |= {"rewards": last.astype(np.float32), "costs": last.astype(np.float32)}
+    path = write(layout, tmp_path, arrays)
+    # The third episode earns and costs in its last row alone, which is left out afterwards.
+    kept = read(path, min_return=1.0)
+    assert np.array_equal(kept.observations, arrays["observations"][2 * LENGTH : 3 * LENGTH - 1])
+    assert np.array_equal(kept.next_observations, arrays["observations"][2 * LENGTH + 1 : 3 * LENGTH])
+    cheap = read(path, max_cost=0.0)
+    assert len(cheap.trajectories()) == EPISODES - 1
+    assert not (cheap.observations[:, None] == kept.observations).all(2).any()
+
+
+def test_arrays_are_selected_as_files_are() -> None:
+    arrays = rows(costs=True)
+    data = from_arrays(arrays, min_return=20.0, max_cost=4.0, trajectories=2, seed=3)
+    assert len(data.trajectories()) == 2
+    assert (data.returns() >= 20).all()
+    with pytest.raises(DataError, match=r"no trajectory within min_return 1000$"):
+        from_arrays(arrays, min_return=1000.0)
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [([1.0, 1.0], [-1.0, -1.0]), ([-2.0, -np.inf], [2.0, np.inf]), ([-2.0, np.nan], [2.0, 2.0])],
+)
+@pytest.mark.parametrize("layout", ["npz", "d4rl"])
+def test_declared_bounds_that_cannot_be_used_are_refused(
+    layout: str, low: Any, high: Any, tmp_path: Path
+) -> None:
+    path = write(layout, tmp_path, rows(), action_low=np.array(low), action_high=np.array(high))
+    with pytest.raises(DataError, match="cannot be used") as caught:
+        read(path)
+    assert "action_low and action_high" in caught.value.hints[0]
+    assert read(path, action_low=-2.0, action_high=2.0).actions.max() < 0.5
+
+
+def test_of_a_broken_episode_it_is_said_what_leaves_it_out(tmp_path: Path) -> None:
+    heard = said(lambda: from_arrays(broken(rows(), 3)))
+    assert 'on_bad = "skip"' in heard
+    # Where something else is to be set, that is said.
+    assert "on_bad" not in said(lambda: from_arrays(rows(in_range(-2, 2))))

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from expertise.errors import ExpertiseError, MissingExtra, RecipeError, SkillError
+from expertise.mixture import Router
 from expertise.policy import (
     ComposedPolicy,
     Critics,
@@ -26,7 +27,7 @@ from expertise.policy import (
     PolicyConfig,
     PolicyTask,
 )
-from expertise.policy.alpha import Alpha, ContextAlpha, FixedAlpha, TopPAlpha
+from expertise.policy.alpha import ALPHA
 from expertise.policy.baselines.actions import ActionComposition
 from expertise.policy.baselines.direct import DirectConfig
 from expertise.policy.baselines.noise import NoiseComposition
@@ -132,10 +133,12 @@ def composed(network: str = "mlp", kind: str = "context", **fields: Any) -> Poli
     base = base_of(network, **fields)
     skills = [skill_of(base, "walk"), skill_of(base, "run", rank=3)]
     config = {
-        "context": ContextAlpha.Config(start=[1.0, 0.5]),
-        "fixed": FixedAlpha.Config(values=[0.7, -0.4]),
-        "top_p": TopPAlpha.Config(p=0.6, strength=1.5),
-        "top_p of 1": TopPAlpha.Config(p=1.0),
+        "context": ALPHA.config("context", start=[1.0, 0.5]),
+        "fixed": ALPHA.config("fixed", values=[0.7, -0.4]),
+        "top_p": ALPHA.config("top_p", p=0.6, scale=1.5),
+        "top_p of 1": ALPHA.config("top_p", p=1.0),
+        "all of something": ALPHA.config("top_p", p=0.5, nothing=False, hidden=[6]),
+        "softmax": ALPHA.config(squash="softmax", hidden=[6]),
     }[kind]
     return stirred(ComposedPolicy(base, skills, config))
 
@@ -143,7 +146,7 @@ def composed(network: str = "mlp", kind: str = "context", **fields: Any) -> Poli
 def over_some_layers() -> Policy:
     base = base_of("residual")
     skills = [skill_of(base, "walk", only="blocks"), skill_of(base, "run"), skill_of(base, "up", only="up")]
-    return stirred(ComposedPolicy(base, skills, ContextAlpha.Config()))
+    return stirred(ComposedPolicy(base, skills, ALPHA.config()))
 
 
 def members() -> list[Any]:
@@ -160,13 +163,15 @@ CASES: dict[str, Callable[[], Policy]] = {
     "top-p": lambda: composed(kind="top_p"),
     "top-p, residual": lambda: composed("residual", "top_p"),
     "top-p of 1": lambda: composed(kind="top_p of 1"),
+    "top-p without nothing": lambda: composed(kind="all of something"),
+    "softmax": lambda: composed(kind="softmax"),
     "some layers": over_some_layers,
-    "nsec": lambda: stirred(NoiseComposition(members(), ["base", "walk"], ContextAlpha.Config())),
+    "nsec": lambda: stirred(NoiseComposition(members(), ["base", "walk"], ALPHA.config())),
 }
 """What the example acts with."""
 
 FURTHER: dict[str, Callable[[], Policy]] = {
-    "asec": lambda: stirred(ActionComposition(members(), ["base", "walk"], ContextAlpha.Config())),
+    "asec": lambda: stirred(ActionComposition(members(), ["base", "walk"], ALPHA.config())),
     "direct": lambda: DirectConfig().build(WIDTH, ACTION).eval(),
 }
 
@@ -335,8 +340,8 @@ def test_damage_is_noticed_by_the_example(example: ModuleType, tmp_path: Path) -
         example.Policy(tmp_path / "out")
 
 
-class Constant(Denoiser, Alpha):
-    """A network, and an alpha, that nobody described."""
+class Constant(Denoiser, Router):
+    """A network, and a router, that nobody described."""
 
     def forward(self, *given: Any) -> Any:
         raise AssertionError
@@ -366,7 +371,17 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(tmp_path: Path) -
     assert "class GELU" in refused(unknown, out).message
     strange = composed()
     strange.alpha = Constant()
-    assert "alpha of class Constant" in refused(strange, out).message
+    assert "router of class Constant" in refused(strange, out).message
+    for config, words in (
+        (ALPHA.config("top_k", k=1), "class TopK"),
+        (ALPHA.config(squash="sigmoid", start="random"), 'squash = "sigmoid"'),
+        (ALPHA.config(normalize=True), "normalize"),
+        (ALPHA.config("top_p", normalize=True), "normalize"),
+        (ALPHA.config("top_p", scale="mean-one"), "mean-one"),
+        (ALPHA.config("top_p", max_parts=1), "max_parts"),
+        (ALPHA.config("top_p", scores="sigmoid"), "scores"),
+    ):
+        assert words in refused(ComposedPolicy(base, [skill_of(base, "walk")], config), out).message
     assert list(tmp_path.iterdir()) == []
 
 

@@ -180,3 +180,12 @@ def test_the_shipped_recipes_for_own_data_suit_them(tmp_path: Path) -> None:
     short = {**critics, "data": data, "rewards": "plain", "train": {**critics["train"], "steps": 50}}
     assert said_by(tmp_path / "critics", **short) == []
     assert load_critics(tmp_path / "critics").reward is not None
+
+
+@pytest.mark.parametrize("name", ["base", "critics", "reward", "safety", "compose"])
+def test_a_table_of_data_in_place_of_the_line_without_any(name: str) -> None:
+    text = recipes.shipped()[f"policy-own-{name}"]
+    (line,) = [line for line in text.splitlines() if line.startswith("data = []")]
+    filled = text.replace(line, '[[data]]\npath = "mine.npz"\naction_low = -2.0\naction_high = 2.0')
+    recipe = recipe_of(recipes.parse(filled, name))
+    assert [(source.path, source.action_high) for source in recipe.data] == [("mine.npz", 2.0)]  # type: ignore[attr-defined]

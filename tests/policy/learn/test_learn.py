@@ -13,7 +13,7 @@ import torch
 
 from expertise.errors import DataError, RecipeError, RunError, SkillError
 from expertise.policy import DiffusionPolicy, load, load_critics
-from expertise.policy.alpha import ContextAlpha
+from expertise.policy.alpha import ALPHA
 from expertise.policy.baselines.noise import NoiseComposition
 from expertise.policy.compose import ComposedPolicy
 from expertise.policy.growing import GrowingPolicy, GrowthConfig
@@ -226,9 +226,7 @@ def test_learning_a_composition_leaves_skills_and_base_on_disk_as_they_are(works
     composed, base = load(runs["context"]), load(workshop.folder / "base")
     assert isinstance(base, DiffusionPolicy)
     assert isinstance(composed, ComposedPolicy)
-    again = ComposedPolicy(
-        base, workshop.library.load_all(["go", "stay"], base.acting), ContextAlpha.Config()
-    )
+    again = ComposedPolicy(base, workshop.library.load_all(["go", "stay"], base.acting), ALPHA.config())
     for name, tensor in again.network.state_dict().items():
         assert torch.equal(composed.network.state_dict()[name], tensor), name
 
@@ -402,7 +400,7 @@ def test_a_composition_draws_as_many_candidates_as_its_base(
     base.num_candidates = 4
     config = GrowthConfig()
     policies = (
-        ComposedPolicy(base, [make_skill("go")], ContextAlpha.Config()),
+        ComposedPolicy(base, [make_skill("go")], ALPHA.config()),
         GrowingPolicy(base, config.new(base.acting, "on", 0), config),
     )
     assert [policy.num_candidates for policy in policies] == [4, 4]

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from expertise.cli.options import IS_PATH, Device, Json, Set, Threads, print_json, settings
+from expertise.cli.options import IS_PATH, Device, Json, Set, Threads, print_json, quoted, settings
 from expertise.cli.policy.options import (
     BatchSize,
     Candidates,
@@ -15,7 +15,6 @@ from expertise.cli.policy.options import (
     Pick,
     RunFolder,
     data_setting,
-    quoted,
     require_data,
     require_policies,
 )
@@ -51,7 +50,7 @@ def compose(
     ] = "parameters",
     alpha: Annotated[
         str | None,
-        typer.Option("--alpha", help="What decides weights: context (default), fixed or top_p."),
+        typer.Option("--alpha", help="The router that decides weights: context (default), fixed, top_p, …"),
     ] = None,
     weights: Annotated[
         str | None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from expertise.cli.options import IS_PATH
+from expertise.cli.options import IS_PATH, quoted
 from expertise.errors import RecipeError, RunError
 from expertise.runs.files import expanded, nearest_beside
 
@@ -40,11 +39,6 @@ Pick = Annotated[
     typer.Option("--pick", help="Which of them: first, max-q or min-qc; default: the policy's own."),
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Transitions per step.")]
-
-
-def quoted(value: object) -> str:
-    """A text, a number or a list of them as TOML."""
-    return json.dumps(value, ensure_ascii=False)
 
 
 def require_data(data: list[str] | None, **about: str | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +17,7 @@ from expertise.cli.options import (
     Threads,
     data_settings,
     print_json,
+    quoted,
     require_model,
     settings,
     text_of,
@@ -54,7 +54,10 @@ def compose(
     domain: Domain = None,
     library: LibraryPath = Path("skills"),
     router: Annotated[
-        str, typer.Option("--router", help="Who decides the weights: context, top_k or top_p.")
+        str,
+        typer.Option(
+            "--router", help="Who decides the weights: context, top_k, top_p, fixed, or any other router."
+        ),
     ] = "context",
     reads: Annotated[
         str | None,
@@ -93,7 +96,7 @@ def compose(
     require_model(base)
     require_skills(library, names)
     text = text_of(data, kind, domain)
-    from expertise.lm.skills.config import ComposeConfig, config_of, router_table
+    from expertise.lm.skills.config import ComposeConfig, config_of
     from expertise.lm.skills.disk import compose_into, weigh_into
     from expertise.runs.progress import say
     from expertise.skills.library import Library
@@ -112,8 +115,8 @@ def compose(
             say=say,
         )
     else:
-        changes = [*data_settings(data, kind, domain), f"router={router_table(router, len(names))}"]
-        changes += [] if reads is None else [f"reads={json.dumps(reads)}"]
+        changes = [*data_settings(data, kind, domain), f"router={{name = {quoted(router)}}}"]
+        changes += [] if reads is None else [f"reads={quoted(reads)}"]
         changes += training_settings(steps, batch_size, learning_rate, seed)
         found, metrics = compose_into(
             out,

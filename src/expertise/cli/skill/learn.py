@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +21,7 @@ from expertise.cli.options import (
     data_settings,
     num_shown,
     print_json,
+    quoted,
     require_model,
     settings,
     text_of,
@@ -105,7 +105,7 @@ def learn(
 
     changes = data_settings(data, kind, domain)
     given = {"skill.targets": target or None, "skill.rank": rank, "skill.alpha": alpha}
-    changes += [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+    changes += [f"{key}={quoted(value)}" for key, value in given.items() if value is not None]
     changes += training_settings(steps, batch_size, learning_rate, seed)
     config = config_of(LearnConfig, changes + settings(set_, device, threads))
     place = Library(library), base, name, config, work or Path("runs") / f"skill-{name}"

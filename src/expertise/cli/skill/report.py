@@ -40,8 +40,10 @@ def report(
 
     Example: expertise skill report mixed --data installed
     """
+    from expertise.lm.data.split import require_split
     from expertise.skills.composed_json import read_composed
 
+    require_split(split, given=True)
     read_composed(composed)
     require_model(base)
     text = text_of(data, kind, domain)

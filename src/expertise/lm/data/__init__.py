@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from expertise.lm.data.config import DataConfig, SourceTable, TokenizerConfig, require_source
     from expertise.lm.data.documents import Document, Source
     from expertise.lm.data.encoded import encode_documents
-    from expertise.lm.data.held_out import ALL, HELD_OUT, HeldOut, Readable, all_of
+    from expertise.lm.data.held_out import HELD_OUT, HeldOut, Readable, all_of
     from expertise.lm.data.packed import PackedBatches
     from expertise.lm.data.prepare import Prepared, prepare
     from expertise.lm.data.sources import open_sources, source_digest
+    from expertise.lm.data.split import ALL
     from expertise.lm.data.streams import TokenStream
     from expertise.lm.data.tokenizer import load_tokenizer
     from expertise.lm.data.windows import EvaluationWindows, evaluation_windows
@@ -81,7 +82,6 @@ public_names(
         ),
         "encoded": ("encode_documents",),
         "held_out": (
-            "ALL",
             "HELD_OUT",
             "HeldOut",
             "Readable",
@@ -96,6 +96,7 @@ public_names(
             "open_sources",
             "source_digest",
         ),
+        "split": ("ALL",),
         "streams": ("TokenStream",),
         "tokenizer": ("load_tokenizer",),
         "windows": (

@@ -125,7 +125,9 @@ class Batches(Windows):
         if have < needed:
             raise DataError(
                 f"the training text has {counted(have, 'token')}, but one batch needs {needed:,}",
-                smaller((have - 1) // context, batch_size, context, keys.lower, "add text"),
+                smaller(max(0, have - 1) // context, batch_size, context, keys.lower, "add text")
+                if have
+                else OTHER_TOKENIZER,
             )
         super().__init__((have - 1) // context, batch_size, seed)
         self.stream, self.context = stream, context
@@ -151,6 +153,10 @@ class Batches(Windows):
         if self.stream.learnt is not None:
             targets[~torch.from_numpy(self.stream.learnt[positions[:, 1:]])] = IGNORED
         return Batch(ids[:, :-1].contiguous(), targets, domains)
+
+
+OTHER_TOKENIZER = "take a tokenizer that has tokens for this text, such as one that is trained on it"
+"""A hint for text of which nothing is left."""
 
 
 def smaller(windows: int, batch_size: int, context: int, context_key: str, more: str) -> str:

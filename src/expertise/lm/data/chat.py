@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from expertise.errors import DataError, RecipeError
-from expertise.lm.data.messages import MEANINGFUL, REASONING, ROLES, Message, is_learnt, text_of
+from expertise.lm.data.messages import REASONING, ROLES, Message, is_learnt, is_meaningful, text_of
 
 if TYPE_CHECKING:
     from expertise.lm.data.traced import Record, Traced
@@ -31,6 +31,7 @@ Spans = tuple[tuple[int, int], ...]
 _SAMPLE = "\ufdd1"
 # Pieces of what opens a turn, such as `<|im_start|>`, `assistant` and a line end.
 _PIECES = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]|\s+|[^\s<\[]+|.", re.DOTALL)
+_MARKER = re.compile(r"\s*(<[^<>\s]*>|\[[^\[\]\s]*\])")
 _HOW_TO_LEARN = "'weight': 0 or 'train': false keep a turn from being learnt"
 
 
@@ -192,6 +193,20 @@ class Chat:
                     text.plain[start:end] for start, end in _runs(not number for number in text.numbers)
                 )
 
+    @functools.cached_property
+    def _no_content(self) -> str | None:
+        """The content of a turn that only calls tools: empty, or null where the template asks for that."""
+        from expertise.lm.data.traced import Record
+
+        for content, given in itertools.product(("", None), ("{}", {})):
+            call = {"type": "function", "function": {"name": _SAMPLE, "arguments": given}}
+            turn = Record({"role": "assistant", "content": content, "tool_calls": [call]})
+            with contextlib.suppress(DataError):
+                text = self._raw([Record({"role": "user", "content": "?"}), turn], "").plain
+                if _SAMPLE in text and "None" not in text:
+                    return content
+        return ""
+
     def _records(self, messages: Sequence[Message]) -> list[Record]:
         """Messages as the template is given them, with each one's number as the label of its text."""
         from expertise.lm.data.traced import Record, label_of, traced
@@ -202,6 +217,8 @@ class Chat:
             if "content" in given and (not self._takes_parts or isinstance(given["content"], str)):
                 text = text_of(message)
                 given["content"] = text if self._takes_text else [{"type": "text", "text": text}]
+            if given["role"] == "assistant" and "tool_calls" in given and not given.get("content"):
+                given["content"] = self._no_content
             reasons = next((given[key] for key in REASONING if key in given), None)
             if reasons is not None:
                 given |= {key: given.get(key, reasons) for key in REASONING}
@@ -245,7 +262,7 @@ class Chat:
             unread = set(record.unread())
             if not unread.issuperset(REASONING):  # one was read
                 unread -= set(REASONING)
-            if lost := sorted(unread & MEANINGFUL & message.keys()):
+            if lost := sorted(key for key in unread & message.keys() if is_meaningful(key)):
                 raise DataError(
                     f"{where}, message {number}: the chat template does not read {lost[0]!r}",
                     "use a template that does, or take the key out of the data",
@@ -289,8 +306,12 @@ class Chat:
             asked = self._raw(records[: number - 1], where, True, tools)
             start = len(asked) if whole.startswith(asked) and len(asked) <= first else -1
             if start < 0:
-                opening = asked.plain[_end_of_said(asked.numbers) :]
-                start = _after(opening, whole.plain, _end_of_said(speakers[:first]), first)
+                said = _end_of_said(asked.numbers)
+                before = self._raw(records[: number - 1], where, tools=tools)
+                opens = asked.startswith(before) and len(asked) > len(before)
+                closing = max(0, len(before) - said) if opens else 0
+                at = _end_of_said(speakers[:first])
+                start = _after(asked.plain[said:], whole.plain, at, first, closing)
         with contextlib.suppress(DataError):
             turn = self._raw(records[:number], where, tools=tools).plain
             end = len(turn) - self._after_end if whole.startswith(turn) else -1
@@ -299,14 +320,27 @@ class Chat:
         if own and end < last:
             following = next((p for p in range(last, len(speakers)) if speakers[p]), len(whole))
             found = whole.plain.find(self.end, last, following)
-            end = found + len(self.end) if found >= 0 else -1
-        if not (0 <= start <= first and start <= end and last <= end):
+            end = found + len(self.end) if found >= 0 else self._end_within(records, whole, speakers, last)
+        alone = all(speaker in (0, number) for speaker in speakers[max(start, 0) : end])
+        if not (alone and 0 <= start <= first and start <= end and last <= end):
             raise DataError(
                 f"{where}, message {number}: it cannot be said where the assistant speaks in what the chat "
                 "template writes",
                 "use a template that marks it with {% generation %}, or that only adds what follows",
             )
         return start, end
+
+    def _end_within(
+        self, records: Sequence[Record], whole: Traced, speakers: Sequence[int], last: int
+    ) -> int:
+        """Where the marker ends that closes a turn which other turns follow, if a user's turn has it, too.
+
+        Some templates close the last turn of a conversation otherwise (`<|return|>`, or the end of text).
+        """
+        users = {number for number, record in enumerate(records, start=1) if record["role"] == "user"}
+        after_user = max((p + 1 for p, number in enumerate(speakers[:last]) if number in users), default=0)
+        marker, other = (_MARKER.match(whole.plain, place) for place in (last, after_user))
+        return marker.end() if marker and other and marker[1] == other[1] else -1
 
 
 _TOOLS = 1 << 16
@@ -329,15 +363,23 @@ def _end_of_said(speakers: Sequence[int]) -> int:
     return next((place + 1 for place in range(len(speakers) - 1, -1, -1) if speakers[place]), 0)
 
 
-def _after(opening: str, text: str, start: int, stop: int) -> int:
-    """Where a turn's opening, or as much of it as stands there, ends in the text between two places."""
-    pieces = _PIECES.findall(opening)
-    for number in range(len(pieces), 0, -1):
-        beginning = "".join(pieces[:number])
-        if text.startswith(beginning, start, stop):
-            return start + len(beginning)
+def _after(opening: str, text: str, start: int, stop: int, closing: int) -> int:
+    """Where a turn's opening, or as much of it as stands there, ends in the text between two places.
+
+    How much white space stands before and between its words may differ. The first `closing` characters only
+    close the turn before; where nothing but these stands there, it is not known where the opening ends.
+    """
+    words = [found for found in _PIECES.finditer(opening) if not found[0].isspace()]
+    least = sum(word.start() < closing for word in words)
+    for number in range(len(words), least, -1):
+        form = r"\s*".join(["", *(re.escape(word[0]) for word in words[:number])])
+        if found := re.compile(form).match(text, start, stop):
+            end, space = found.end(), words[number - 1].end()
+            while end < stop and text[end].isspace() and opening[space : space + 1] == text[end]:
+                end, space = end + 1, space + 1
+            return end
     return -1
 
 
 def _ignored(records: Iterable[Record]) -> tuple[str, ...]:
-    return tuple(sorted({key for record in records for key in record.unread() if key not in MEANINGFUL}))
+    return tuple(sorted({key for record in records for key in record.unread() if not is_meaningful(key)}))

@@ -16,8 +16,8 @@ def files_under(root: Path, pattern: str) -> tuple[list[Path], PassedOver]:
     """The files of a folder that match a pattern, sorted, and what else would have matched.
 
     Links to folders are followed. A folder is read once, however many links lead to it, so a link back to a
-    folder above ends there; its real place comes first, then the first link by name. Hidden files and folders
-    are not read.
+    folder above ends there; its real place comes first, then the first link by name. A folder that holds the
+    root is not read: other things than the source stand there. Hidden files and folders are not read.
 
     Args:
         root: the folder.
@@ -31,13 +31,14 @@ def files_under(root: Path, pattern: str) -> tuple[list[Path], PassedOver]:
     passed_over = PassedOver()
     taken: set[tuple[int, int, str]] = set()
     entered: set[tuple[int, int, frozenset[int]]] = set()
+    above = {(status.st_dev, status.st_ino) for status in map(os.stat, root.resolve().parents)}
     folders: list[tuple[str, frozenset[int]]] = [(str(root), wanted.start)]
     links: list[tuple[str, frozenset[int]]] = []
     while folders or links:
         folder, places = folders.pop() if folders else heapq.heappop(links)
         entries, device, number = _entries(folder)
-        if (device, number, places) in entered:
-            passed_over.add(PassedOver.REPEATED)
+        if (device, number) in above or (device, number, places) in entered:
+            passed_over.add(PassedOver.ABOVE if (device, number) in above else PassedOver.REPEATED)
             continue
         entered.add((device, number, places))
         for entry in entries:

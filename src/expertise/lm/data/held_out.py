@@ -18,7 +18,7 @@ from expertise.lm.data.documents import Document
 from expertise.lm.data.kinds import Kind
 from expertise.lm.data.prepare import Prepared, chosen_domains
 from expertise.lm.data.sources import digest_of, open_sources
-from expertise.lm.data.split import no_side
+from expertise.lm.data.split import ALL, HELD_OUT_SIDES, no_side
 from expertise.lm.data.templates import with_template
 from expertise.lm.data.tokenizer import copied, end_of_text, load_tokenizer, vocab_size
 from expertise.runs.files import atomic_folder, disk_errors, remove, sha256_of, sha256_of_json
@@ -29,12 +29,8 @@ if TYPE_CHECKING:
 HELD_OUT = "held-out"
 """The folder of a run, or of a composed model, that keeps its held-out text."""
 
-ALL = "all"
-"""The only side of text that is not divided."""
-
 _MANIFEST = "manifest.json"
 _FORMAT = 1
-_KEPT = ("validation", "test")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,7 +139,7 @@ def fill(prepared: Prepared, folder: Path) -> None:
     """The same into a folder that appears whole with what is around it."""
     folder.mkdir(exist_ok=True)
     files = {}
-    sides = [side for side in _KEPT if side in prepared.documents_count]
+    sides = [side for side in HELD_OUT_SIDES if side in prepared.documents_count]
     for side in sides:
         path = folder / f"{side}.jsonl.gz"
         # Without a name and a time in it: the same text gives the same bytes.

@@ -108,8 +108,8 @@ class Messages(Kind):
         return (table.messages_field,)
 
     def optional_fields(self, table: SourceTable) -> tuple[str, ...]:
-        """The one that says which tools the assistant may call."""
-        return (table.tools_field,)
+        """The one that says which tools the assistant may call, and what must not be lost."""
+        return (table.tools_field, *(key for key in _BESIDE if key != table.messages_field))
 
     def document(self, row: Row, table: SourceTable) -> Document:
         """The conversation as text.
@@ -124,6 +124,7 @@ class Messages(Kind):
                 f"{row.where}: {table.messages_field!r} is {json_kind(value)}, not a list of messages",
                 'write it as [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]',
             )
+        _refuse_beside(row, (table.messages_field, table.tools_field))
         messages = read_messages(value, row.where)
         if not any(message["role"] == "assistant" for message in messages):
             raise DataError(f"{row.where}: no message of the assistant: there is nothing to learn")
@@ -152,8 +153,26 @@ class Messages(Kind):
         return [*super().settings(), self.chat.template, _READING, *tools]
 
 
-_READING = 2
-"""Version 1 took markers by a pattern, and passed over keys of messages."""
+_READING = 3
+"""Version 1 took markers by a pattern, and passed over keys of messages; version 2 learnt what opens a turn
+where its white space was not that of the generation prompt."""
+
+_BESIDE = {
+    "system": 'make it the first message: {"role": "system", "content": …}',
+    "functions": 'name the field in the source\'s table: tools_field = "functions"',
+    "weight": "leave such rows out, or write 'weight': 0 into the messages that are only context",
+    "train": "leave such rows out, or write 'train': false into the messages that are only context",
+}
+"""Keys beside a list of messages that change what is said or learnt, and what to do about each."""
+
+
+def _refuse_beside(row: Row, read: tuple[str, ...]) -> None:
+    """Refuse a row that says something about its conversation which nothing here reads."""
+    for key, hint in _BESIDE.items():
+        value = row.values.get(key)
+        says = value is False or value == 0 if key in ("weight", "train") else value
+        if key not in read and value is not None and says:
+            raise DataError(f"{row.where}: {key!r} stands beside the messages, where it is not read", hint)
 
 
 def _tools(value: object, field: str, where: str) -> list[Any]:

@@ -23,6 +23,7 @@ class PassedOver:
     HIDDEN = ("hidden file",)
     HIDDEN_FOLDER = ("hidden folder",)
     REPEATED = ("link to a folder that is read anyway", "links to folders that are read anyway")
+    ABOVE = ("link to a folder that holds this one", "links to folders that hold this one")
     BROKEN = ("link that leads nowhere", "links that lead nowhere")
     SPECIAL = ("device, pipe or socket", "devices, pipes or sockets")
     BINARY = ("binary file",)

@@ -24,7 +24,6 @@ MEANINGFUL = frozenset(
         *("name", "tool_calls", "tool_responses", "function_call", "tools", "documents"),
         *("refusal", "prefix", "recipient", "channel", "eot", "end_turn", "citations"),
         *("image", "images", "audio", "video", "videos"),
-        *("loss", "mask", "masked", "training", "trainable", "train_detail"),
         *REASONING,
     )
 )
@@ -32,6 +31,15 @@ MEANINGFUL = frozenset(
 
 A `tool_call_id` is none of them: templates that do not write it go by the order of calls and results.
 """
+
+_OF_LEARNING = ("loss", "mask", "train", "weight", "learn", "supervis")
+"""Parts of keys by which trainers say what is learnt: `loss_mask`, `train_on_turn`, `is_masked`."""
+
+
+def is_meaningful(key: str) -> bool:
+    """Whether a key of a message changes what it says or how it is learnt."""
+    return key in MEANINGFUL or any(part in key.lower() for part in _OF_LEARNING)
+
 
 _SPEAKERS = {
     "human": "user",

@@ -8,7 +8,16 @@ import numpy as np
 import torch
 
 from expertise.errors import DataError, counted
-from expertise.lm.data.batches import CONTEXT_KEYS, IGNORED, PADDING, Batch, ContextKeys, Windows, smaller
+from expertise.lm.data.batches import (
+    CONTEXT_KEYS,
+    IGNORED,
+    OTHER_TOKENIZER,
+    PADDING,
+    Batch,
+    ContextKeys,
+    Windows,
+    smaller,
+)
 from expertise.lm.data.streams import TokenStream
 from expertise.shapes import Int
 
@@ -98,6 +107,8 @@ class PackedBatches(Windows):
     def _hints(self, windows: int, batch_size: int, keys: ContextKeys) -> list[str]:
         """What to do where documents fill too few windows: a lower context would only leave more of them out
         where that is why there are so few."""
+        if not len(self.stream.starts):
+            return [OTHER_TOKENIZER]
         if not self.num_left_out:
             return [smaller(windows, batch_size, self.context, keys.lower, "add documents")]
         records = len(self.stream.starts)

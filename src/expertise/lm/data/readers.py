@@ -12,6 +12,7 @@ from typing import Any
 
 from expertise.errors import DataError, MissingExtra, json_kind, nearest
 from expertise.runs.files import encoding_hint, escaped, marked_encoding
+from expertise.runs.pointers import refuse_pointer
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,15 @@ _OTHER_FIELD = "a source's table names its fields: field, prompt_field and compl
 
 
 def reader_for(path: Path) -> Reader:
-    """The reader of a file, by its ending; anything unknown is plain text."""
+    """The reader of a file, by its ending; anything unknown is plain text.
+
+    Raises:
+        DataError: the file cannot be read, or is a pointer of Git LFS.
+    """
+    try:
+        refuse_pointer(path)
+    except OSError as error:
+        raise unreadable(path, error) from None
     return _READERS.get(path.suffix.lower(), read_text)
 
 

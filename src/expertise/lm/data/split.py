@@ -14,10 +14,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from expertise.errors import RecipeError
+from expertise.errors import RecipeError, nearest
 
 SPLITS = ("train", "validation", "test")
 """The three sides, in this order everywhere."""
+
+HELD_OUT_SIDES = SPLITS[1:]
+"""Those that a model can be looked at on."""
+
+ALL = "all"
+"""The only side of text that is not divided."""
 
 SHARES = (0.90, 0.05, 0.05)
 """Their shares of a domain's bytes."""
@@ -28,6 +34,18 @@ SECTIONS = 40
 _FEWEST_DOCUMENTS = 20
 _TOLERANCE = 0.02
 _OVERSHOOT = 0.005
+
+
+def require_split(split: str | None, *, given: bool = False) -> None:
+    """Refuse a side that is not held out.
+
+    Args:
+        split: the side; None: the default.
+        given: whether it is of given text, all of which can be asked for.
+    """
+    known = (*HELD_OUT_SIDES, ALL) if given else HELD_OUT_SIDES
+    if split is not None and split not in known:
+        raise RecipeError(f"no split {split!r}", nearest(split, known))
 
 
 def no_side(side: str) -> RecipeError:

@@ -131,7 +131,11 @@ def build_streams(
         _write(folder / f"{side}.starts", starts)
         _write(folder / f"{side}.domains", owners)
         open_stream(folder, side, dtype, domains)
-    return {"dtype": dtype, "tokens": counts, "notes": _notes(left_out, num_documents) + coverage.notes()}
+    return {
+        "dtype": dtype,
+        "tokens": counts,
+        "notes": without_token(left_out, num_documents) + coverage.notes(),
+    }
 
 
 def open_stream(folder: Path, side: str, dtype: str, domains: tuple[str, ...]) -> TokenStream:
@@ -165,7 +169,8 @@ def _mapped(path: Path, dtype: str) -> npt.NDArray[Any]:
     return np.memmap(path, dtype=dtype, mode="r", shape=(number,)) if number else np.zeros(0, dtype=dtype)
 
 
-def _notes(left_out: list[str], num_documents: int) -> list[str]:
+def without_token(left_out: list[str], num_documents: int) -> list[str]:
+    """A note on the documents that teach nothing, by their ids; empty: there is none."""
     if not left_out:
         return []
     return [

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expertise.errors import RecipeError
-from expertise.lm.data.chat import Chat
+from expertise.lm.data.chat import CHATML, Chat
 from expertise.lm.data.config import DataConfig, TokenizerConfig
 from expertise.lm.data.tokenizer import END_OF_TEXT, end_of_text_name, load_tokenizer
+from expertise.runs.files import encoding_hint
 
 if TYPE_CHECKING:
     import tokenizers
@@ -54,6 +55,36 @@ def with_template(data: DataConfig, tokenizer: TokenizerConfig | tokenizers.Toke
         where = data.template_file or (path.parent if path and not data.template and template else "")
         raise RecipeError(f"{where}: {error.message}" if where else error.message, *error.hints) from None
     return dataclasses.replace(data, template=whole, template_file="")
+
+
+def with_template_text(
+    values: Mapping[str, Any], own: Mapping[str, Any] | None, tokenizer: str = ""
+) -> dict[str, Any]:
+    """A recipe's tables, of conversations with the text of their chat template in `[data]`.
+
+    Args:
+        values: the recipe's tables.
+        own: those of the run that is there, which keeps the date that its template was completed with.
+        tokenizer: the path of the one that a new run starts with; empty: the one that the recipe names.
+
+    Raises:
+        RecipeError: the chat template cannot be read or used.
+        DataError: the tokenizer cannot be read.
+    """
+    result, data = dict(values), values.get("data")
+    if not isinstance(data, dict) or data.get("kind") != "messages":
+        return result
+    stated = {key: data[key] for key in ("template", "template_file") if data.get(key)}
+    path = tokenizer or _at(values, "tokenizer", "path")
+    if not all(isinstance(value, str) for value in (path, *stated.values())):
+        return result  # of a wrong type, which the recipe's own rules tell
+    asked = DataConfig(kind="messages", **stated)
+    kept = "" if own is None else _at(own, "data", "template")
+    is_gone = asked.template_file and not Path(asked.template_file).expanduser().exists()
+    if own is None or not (is_gone or kept.endswith(stated_template(asked))):
+        kept = with_template(asked, TokenizerConfig(path=path)).template or CHATML
+    rest = {key: value for key, value in data.items() if key != "template_file"}
+    return {**result, "data": {**rest, "template": kept}}
 
 
 def stated_template(data: DataConfig) -> str:
@@ -135,6 +166,11 @@ def template_of(settings: Mapping[str, Any]) -> str:
     return template if isinstance(template, str) else ""
 
 
+def _at(values: Mapping[str, Any], table: str, key: str) -> Any:
+    inner = values.get(table)
+    return inner.get(key, "") if isinstance(inner, dict) else ""
+
+
 def _name(token: Any) -> str:
     """The text of a token, which older settings wrap in an object."""
     found = token.get("content") if isinstance(token, dict) else token
@@ -143,14 +179,16 @@ def _name(token: Any) -> str:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        raw = path.read_bytes()
+        # Some editors put a byte-order mark before the text.
+        return raw.decode("utf-8-sig")
     except OSError as error:
         raise RecipeError(
             f"cannot read the chat template {path}: {error.strerror or error}",
             f"data.template_file names a {TEMPLATE_FILE} or a {SETTINGS_FILE}",
         ) from None
     except UnicodeDecodeError:
-        raise RecipeError(f"the chat template {path} is not UTF-8") from None
+        raise RecipeError(f"the chat template {path} is not UTF-8", encoding_hint(raw)) from None
 
 
 def _object(path: Path, text: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from expertise.errors import DataError
+from expertise.runs.files import encoding_hint
 from expertise.shapes import Int
 
 if TYPE_CHECKING:
@@ -62,14 +63,15 @@ def load_tokenizer(path: Path) -> tokenizers.Tokenizer:
         DataError: it is missing or is no tokenizer.
     """
     try:
-        content = path.read_text(encoding="utf-8")
+        raw = path.read_bytes()
+        content = raw.decode("utf-8-sig")
     except OSError as error:
         raise DataError(
             f"cannot read the tokenizer {path}: {error.strerror or error}",
             "tokenizer.path names a tokenizer.json; leave it out to train one",
         ) from None
     except UnicodeDecodeError:
-        raise _no_tokenizer(path, "not UTF-8") from None
+        raise DataError(f"{path} is not a tokenizer.json: not UTF-8", encoding_hint(raw)) from None
     try:
         return tokenizer_from(content)
     except DataError as error:

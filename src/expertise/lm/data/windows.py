@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from expertise.lm.data.batches import IGNORED, PADDING
+from expertise.lm.data.coverage import Coverage
 from expertise.lm.data.documents import Document
 from expertise.lm.data.encoded import encode_documents
 from expertise.lm.data.held_out import Readable
+from expertise.lm.data.streams import without_token
 from expertise.shapes import Bool, Int
 
 
@@ -42,6 +44,9 @@ class EvaluationWindows:
     documents: Int[Tensor, "windows time"] | None = None
     """The number of each token's document in its window, or `PADDING`; None: attention crosses documents."""
 
+    notes: tuple[str, ...] = ()
+    """What the tokenizer has no tokens for, a line each."""
+
 
 def evaluation_windows(
     prepared: Readable, split: str, domain: str, max_bytes: int, context: int
@@ -65,18 +70,23 @@ def evaluation_windows(
     ids: list[Int[np.ndarray, " _"]] = []
     counted: list[Bool[np.ndarray, " _"]] = []
     num_bytes = 0
+    coverage, left_out = Coverage(prepared.tokenizer), list[str]()
     found = encode_documents(prepared.tokenizer, documents, prepared.chat)
     for document, encoded in zip(documents, found, strict=True):
         # As in training; bytes for which there is no token would count as foretold at no cost.
-        if encoded.teaches:
+        if not encoded.teaches:
+            left_out.append(document.id)
+        else:
+            coverage.add(document.text, encoded.ids)
             ids += [end, encoded.ids]
             counted.append(encoded.targets_learnt())
             num_bytes += document.num_learnt_bytes()
     flat = np.concatenate(ids or [end])
+    notes = (*without_token(left_out, len(documents)), *coverage.notes())
     if prepared.packed:
         rows = _rows(ids, counted, prepared.end_of_text, context)
         packed = _packed(rows, flat, num_bytes, prepared.end_of_text, context)
-        return replace(packed, num_documents=len(documents))
+        return replace(packed, num_documents=len(documents), notes=notes)
     # The last end of text has no place in a stream: nothing follows.
     targets = np.where(np.concatenate([*counted, [False]])[: len(flat) - 1], flat[1:], IGNORED)
     num_windows = -(-len(targets) // context)
@@ -90,6 +100,7 @@ def evaluation_windows(
         num_bytes=num_bytes,
         ids=torch.from_numpy(flat),
         num_documents=len(documents),
+        notes=notes,
     )
 
 

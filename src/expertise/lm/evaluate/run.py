@@ -9,9 +9,10 @@ from typing import Any
 
 from expertise.lm.causal import CausalLM
 from expertise.lm.data import DataConfig
+from expertise.lm.data.split import require_split
 from expertise.lm.evaluate.perplexity import domain_texts, evaluate
 from expertise.lm.evaluate.switches import Switches, switched
-from expertise.lm.evaluate.texts import Look, own_or_given, require_split, run_text
+from expertise.lm.evaluate.texts import Look, own_or_given, run_text
 from expertise.lm.load import find_checkpoint, load_checkpoint
 from expertise.lm.notes import notes_of
 from expertise.lm.open import open_model
@@ -68,6 +69,7 @@ def evaluate_model(
         opened.window,
         EvaluationConfig().batch_size,
         opened.bfloat16,
+        say,
     )
     return {**found, "step": None}
 
@@ -167,10 +169,15 @@ def _evaluated(
     window: int,
     batch_size: int,
     bfloat16: bool,
+    say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     switches = switches or Switches()
     with switched(model, switches):
         texts = domain_texts(look.text, look.split, max_bytes, window)
+        if say is not None:
+            for text in texts:
+                for note in text.windows.notes:
+                    say(f"{text.domain}: {note}")
         result = evaluate(model, texts, batch_size, bfloat16).to_json()
     # A dense model takes none; of no token nothing is known.
     none: dict[str, Any] = {"mean": None if model.mixtures() else 0.0, "layers": [], "domains": {}}

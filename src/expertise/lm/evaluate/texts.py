@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from expertise.errors import ExpertiseError, RecipeError, nearest
+from expertise.errors import ExpertiseError, RecipeError
 from expertise.lm.causal import CausalLM
 from expertise.lm.data import (
     ALL,
@@ -18,6 +18,7 @@ from expertise.lm.data import (
     prepare,
     source_digest,
 )
+from expertise.lm.data.split import HELD_OUT_SIDES, require_split
 from expertise.lm.initial import tokenizer_of
 from expertise.lm.load import TOKENIZER
 from expertise.lm.notes import notes_of
@@ -26,8 +27,6 @@ from expertise.lm.recipe import Recipe
 from expertise.lm.train import DATA, data_of, on_new_text, refuse_other_text
 from expertise.runs.checkpoint import Checkpoint
 from expertise.skills.composed_json import is_composed, read_composed
-
-SPLITS = ("validation", "test")
 
 _NAME_SOME = "name some with --data"
 _LOOK_AT_OTHER = "look at the text as it is now: name it with --data"
@@ -49,18 +48,6 @@ class Look:
     cannot be read any more."""
     notes: tuple[str, ...] = ()
     """What a user should know of it, a line each."""
-
-
-def require_split(split: str | None, *, given: bool = False) -> None:
-    """Refuse a side that is not held out.
-
-    Args:
-        split: the side; None: the default.
-        given: whether it is of given text, all of which can be asked for.
-    """
-    known = (*SPLITS, ALL) if given else SPLITS
-    if split is not None and split not in known:
-        raise RecipeError(f"no split {split!r}", nearest(split, known))
 
 
 def run_text(run: Path, recipe: Recipe, split: str, say: Say, saved: Checkpoint | None) -> Look:
@@ -140,7 +127,7 @@ def composed_text(model: CausalLM, path: Path, split: str | None, say: Say) -> L
         return dataclasses.replace(look, changed=False)
     require_split(split)
     assert model.tokenizer is not None
-    side = split or SPLITS[0]
+    side = split or HELD_OUT_SIDES[0]
     words = f"the {side} text of {path}"
     kept = held_out.kept(path / HELD_OUT, model.tokenizer)
     if kept is None:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Annotated, Any, TypeVar
 
 from annotated_types import Ge
 
-from expertise.errors import RecipeError, nearest
+from expertise.errors import RecipeError
 from expertise.lm.data import DataConfig
 from expertise.lm.recipe import EvaluationConfig
 from expertise.mixture.routers import ROUTERS
-from expertise.mixture.routers.configs import ContextConfig, RouterConfig
-from expertise.mixture.routers.top_k import TopK
-from expertise.mixture.routers.top_p import TopP
+from expertise.mixture.routers.configs import RouterConfig
 from expertise.runs import recipe as recipes
 from expertise.runs.config import TrainConfig
 from expertise.runs.optim import OptimizerConfig
@@ -25,9 +22,17 @@ from expertise.skills.learn import SkillConfig
 T = TypeVar("T", "LearnConfig", "ComposeConfig")
 
 
-def _context() -> ContextConfig:
-    """A small network; its width is set to that of what it reads when it is built."""
-    return ContextConfig(context_dim=1, hidden=[64], squash="softmax", normalize=True)
+_ROUTER = Choice(
+    ROUTERS,
+    default="context",
+    preset={
+        "context": {"hidden": [64], "squash": "softmax", "normalize": True},
+        "fixed": {"learn": True},
+        "top_k": {"k": 2},
+        "top_p": {"p": 0.7},
+    },
+)
+"""A router over skills of a language model, and what its keys are where nobody sets them."""
 
 
 def _adam(learning_rate: float) -> OptimizerConfig:
@@ -59,9 +64,7 @@ class ComposeConfig:
 
     data: DataConfig
     """Text of the target task."""
-    router: Annotated[RouterConfig, Choice(ROUTERS, default="context")] = dataclasses.field(
-        default_factory=lambda: _context()
-    )
+    router: Annotated[RouterConfig, _ROUTER] = dataclasses.field(default_factory=_ROUTER.config)
     """Who decides alpha; the width of a context router is that of what it reads, whatever stands here."""
     reads: Reads = "pooled"
     """What it sees: "token", "pooled" (the text so far) or "layer" (a router for each adapted layer)."""
@@ -79,8 +82,15 @@ class ComposeConfig:
     def __post_init__(self) -> None:
         if self.reads == "context":
             raise RecipeError("a language model's router reads tokens: reads is token, pooled or layer")
-        if self.router.name == "hash":
-            raise RecipeError("a hash router learns nothing: choose context, top_k or top_p")
+        router: Any = self.router
+        if not router.num_params(1, 1):
+            raise RecipeError(
+                f"a {router.name} router learns nothing here: choose another one",
+                "constant weights are given by --weights, without a router",
+            )
+        if getattr(router, "context_dim", 0):
+            # Version 0.1.0 wrote a number here that meant nothing: its recipes are these.
+            object.__setattr__(self, "router", dataclasses.replace(router, context_dim=0))
 
 
 def config_of(cls: type[T], settings: list[str]) -> T:
@@ -95,25 +105,3 @@ def config_of(cls: type[T], settings: list[str]) -> T:
     """
     defaults = recipes.parse(recipes.to_toml(cls(data=DataConfig())), "the defaults")
     return recipes.build(recipes.override(defaults, settings), cls)
-
-
-def router_table(name: str, num_skills: int) -> str:
-    """A router by its name, as a table for `config_of`.
-
-    Args:
-        name: context, top_k or top_p.
-        num_skills: how many it decides over.
-
-    Raises:
-        RecipeError: there is none of this name.
-    """
-    known: dict[str, Any] = {
-        "context": _context(),
-        "top_k": TopK.Config(k=min(2, num_skills)),
-        "top_p": TopP.Config(p=0.7),
-    }
-    if name not in known:
-        raise RecipeError(f"unknown router {name!r}", nearest(name, known))
-    # JSON's values are TOML's here: texts, numbers, lists of numbers, true and false.
-    table = {k: v for k, v in dataclasses.asdict(known[name]).items() if v is not None}
-    return "{" + ", ".join(f"{key} = {json.dumps(value)}" for key, value in table.items()) + "}"

@@ -16,6 +16,8 @@ class Router(nn.Module, abc.ABC):
     """Chooses parts for tokens. `num_parts` is all that a mixture asks beside the call itself."""
 
     num_parts: int
+    in_features: int | None = None
+    """Width of the vectors that it reads; None: any, or it reads none."""
     context_kind: ClassVar[ContextKind] = "nothing"
 
     @abc.abstractmethod

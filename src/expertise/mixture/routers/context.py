@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from expertise.errors import RecipeError
 from expertise.mixture.routers.base import Router
-from expertise.mixture.routers.configs import ContextConfig, Squash
+from expertise.mixture.routers.configs import ContextConfig, Squash, Start, outputs_at_start
 from expertise.mixture.routes import Routes
 from expertise.shapes import Float
 
@@ -28,9 +28,11 @@ class Context(Router):
         hidden: widths of the hidden layers.
         squash: "softmax", "sigmoid" or "none".
         normalize: divide each context by its root mean square.
+        start: the weights at first: one for each part (an empty list: 1 / K each) for every context, from
+            which training goes on, or "random".
 
     Raises:
-        RecipeError: a width is not positive, or squash is none of these.
+        RecipeError: a width is not positive, squash is none of these, or start cannot be.
     """
 
     Config = ContextConfig
@@ -44,6 +46,7 @@ class Context(Router):
         hidden: Sequence[int] = (256, 256),
         squash: Squash = "none",
         normalize: bool = False,
+        start: Start = "random",
     ) -> None:
         super().__init__()
         widths = [context_dim, *hidden, num_parts]
@@ -51,7 +54,7 @@ class Context(Router):
             raise RecipeError(f"a context router's widths must be positive, not {widths}")
         if squash not in get_args(Squash):
             raise RecipeError(f"squash is one of {', '.join(get_args(Squash))}, not {squash!r}")
-        self.context_dim = context_dim
+        self.context_dim = self.in_features = context_dim
         self.num_parts = num_parts
         self.squash = squash
         self.normalize = normalize
@@ -59,6 +62,14 @@ class Context(Router):
         for width_in, width_out in itertools.pairwise(widths):
             layers += [nn.Linear(width_in, width_out), nn.ReLU()]
         self.network = nn.Sequential(*layers[:-1])
+        outputs = outputs_at_start(start, num_parts, squash)
+        if outputs is not None:
+            # Constant at first: the last layer gives its bias, and the others learn once its weight is not 0.
+            last = self.network[-1]
+            assert isinstance(last, nn.Linear)
+            nn.init.zeros_(last.weight)
+            with torch.no_grad():
+                last.bias.copy_(torch.tensor(outputs))
 
     def forward(self, x: Float[Tensor, "*leading dim"], context: Any = None) -> Routes:
         """Dense routes for the tokens of x.
@@ -80,9 +91,11 @@ class Context(Router):
             )
         if self.normalize:
             context = F.rms_norm(context, context.shape[-1:])
-        logits = self.network(context.to(next(self.parameters()).dtype))
-        logits = logits.view(*context.shape[:-1], *[1] * (len(leading) - context.ndim + 1), self.num_parts)
-        logits = logits.expand(*leading, self.num_parts).reshape(-1, self.num_parts)
+        logits = self.network(context.to(self.network[-1].weight.dtype))
+        if context.ndim <= len(leading):
+            logits = logits.view(*context.shape[:-1], *[1] * (len(leading) - context.ndim + 1), -1)
+            logits = logits.expand(*leading, self.num_parts)
+        logits = logits.reshape(-1, self.num_parts)
         if self.squash == "softmax":
             gates = torch.softmax(logits, dim=-1)
             return Routes(gates=gates, affinities=gates, logits=logits)

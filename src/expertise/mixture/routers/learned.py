@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,8 @@ class Scores(NamedTuple):
 class LearnedRouter(Router, abc.ABC):
     """Base of routers that score tokens against one centroid per part, `weight [E, dim]`, without a bias.
 
+    With `hidden` widths an MLP, `trunk`, stands before the centroids, which are as wide as its last layer.
+
     With `bias_step` > 0 there is also a buffer `bias [E]`, added to the scores in the choice and never in a
     gate (loss-free balancing, arXiv 2408.15664); `rebalance` moves it, and it is saved with the weights.
 
@@ -51,7 +54,13 @@ class LearnedRouter(Router, abc.ABC):
         self.scores = options.scores
         self.bias_step = options.bias_step
         self.routing_dtype = options.routing_dtype
-        self.weight = nn.Parameter(torch.empty(num_parts, dim))
+        self.in_features = dim
+        self.hidden = list(options.hidden)
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise([dim, *self.hidden]):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+        self.trunk = nn.Sequential(*layers)
+        self.weight = nn.Parameter(torch.empty(options.num_centroids(num_parts), [dim, *self.hidden][-1]))
         self.register_buffer("bias", torch.zeros(num_parts) if options.bias_step else None)
         self.reset_parameters()
 
@@ -68,7 +77,11 @@ class LearnedRouter(Router, abc.ABC):
         exact = torch.promote_types(x.dtype, torch.float32)
         dtype = exact if self.routing_dtype == "float32" else x.dtype
         with torch.autocast(x.device.type, enabled=False):
-            return self.scores_of(F.linear(x.to(dtype), self.weight.to(dtype)))
+            x = x.to(dtype)
+            for layer in self.trunk:
+                if isinstance(layer, nn.Linear):  # a ReLU stands after each
+                    x = F.relu(F.linear(x, layer.weight.to(dtype), layer.bias.to(dtype)))
+            return self.scores_of(F.linear(x, self.weight.to(dtype)))
 
     def scores_of(self, logits: Float[Tensor, "tokens parts"]) -> Scores:
         """Scores from logits; a part whose logit is -inf gets 0, and the others share all probability."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -26,6 +27,7 @@ class TopK(LearnedRouter):
         scores: "softmax", or "sigmoid" of each logit.
         bias_step: step of the loss-free bias, which is added to the scores in the choice; 0: no bias.
         routing_dtype: "float32", or "activation" to compute scores in x's dtype.
+        hidden: widths of an MLP before the centroids.
 
     Raises:
         RecipeError: a value is out of range.
@@ -44,6 +46,7 @@ class TopK(LearnedRouter):
         scores: ScoreFunction = "softmax",
         bias_step: float = 0.0,
         routing_dtype: RoutingDtype = "float32",
+        hidden: Sequence[int] = (),
     ) -> None:
         config = TopK.Config(
             k=k,
@@ -52,6 +55,7 @@ class TopK(LearnedRouter):
             scores=scores,
             bias_step=bias_step,
             routing_dtype=routing_dtype,
+            hidden=list(hidden),
         )
         config.check(num_parts)
         super().__init__(dim, num_parts, config)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from expertise.mixture.routers.configs import RoutingDtype, Scale, ScoreFunction, TopPConfig
-from expertise.mixture.routers.learned import LearnedRouter
+from expertise.mixture.routers.learned import LearnedRouter, Scores
 from expertise.mixture.routes import Routes
 from expertise.shapes import Float, Int
 
@@ -33,6 +35,8 @@ class TopP(LearnedRouter):
         scores: "softmax", or "sigmoid" of each logit; the mass is then their share of the sum.
         bias_step: step of the loss-free bias, which is added to the scores in the order; 0: no bias.
         routing_dtype: "float32", or "activation" to compute scores in x's dtype.
+        hidden: widths of an MLP before the centroids.
+        nothing: have one more centroid, whose choice adds nothing; a token may then take no part at all.
 
     Raises:
         RecipeError: a value is out of range.
@@ -52,6 +56,8 @@ class TopP(LearnedRouter):
         scores: ScoreFunction = "softmax",
         bias_step: float = 0.0,
         routing_dtype: RoutingDtype = "float32",
+        hidden: Sequence[int] = (),
+        nothing: bool = False,
     ) -> None:
         config = TopP.Config(
             p=p,
@@ -61,11 +67,14 @@ class TopP(LearnedRouter):
             scores=scores,
             bias_step=bias_step,
             routing_dtype=routing_dtype,
+            hidden=list(hidden),
+            nothing=nothing,
         )
         config.check(num_parts)
         super().__init__(dim, num_parts, config)
         self.p = p
         self.max_parts = max_parts
+        self.nothing = nothing
 
     def forward(self, x: Float[Tensor, "*leading dim"], context: Any = None) -> Routes:
         """Parts for each token of x until their mass passes p; `context` is not used."""
@@ -74,15 +83,25 @@ class TopP(LearnedRouter):
         part_ids = self.ranked(scores.raw, self.num_slots)
         return self.routes(scores, part_ids, self.num_used(scores.affinities.gather(-1, part_ids)))
 
+    def routes(
+        self,
+        scores: Scores,
+        part_ids: Int[Tensor, "tokens slots"],
+        counts: Int[Tensor, " tokens"] | None,
+    ) -> Routes:
+        """The record of a choice, from which nothing is left out once the gates are made."""
+        routes = super().routes(scores, part_ids, counts)
+        return _without_last(routes) if self.nothing else routes
+
     @property
     def num_slots(self) -> int:
-        """The cap, or E without one."""
-        return self.max_parts or self.num_parts
+        """The cap, or without one all centroids."""
+        return self.max_parts or len(self.weight)
 
     @property
     def num_least(self) -> int:
-        """1."""
-        return 1
+        """1; 0 where nothing may be chosen."""
+        return 1 - self.nothing
 
     def num_used(self, probabilities: Float[Tensor, "tokens slots"]) -> Int[Tensor, " tokens"]:
         """How many of its ranked parts each token takes to pass p; all where they do not pass it."""
@@ -92,4 +111,18 @@ class TopP(LearnedRouter):
         return 1 + (~passed[:, :-1]).sum(-1)
 
     def _shown(self) -> list[str]:
-        return [f"p={self.p}", f"max_parts={self.max_parts}"]
+        return [f"p={self.p}", f"max_parts={self.max_parts}", *["nothing=True"] * self.nothing]
+
+
+def _without_last(routes: Routes) -> Routes:
+    """Routes over all parts but the last: what tokens gave to that one is dropped, the rest moves up."""
+    assert routes.part_ids is not None
+    num_parts = routes.num_parts - 1
+    kept = (routes.part_ids >= 0) & (routes.part_ids < num_parts)
+    order = torch.sort(~kept, dim=-1, stable=True).indices[:, : min(routes.num_slots, num_parts)]
+    return Routes(
+        gates=torch.where(kept, routes.gates, 0.0).gather(-1, order),
+        affinities=routes.affinities[:, :num_parts],
+        part_ids=torch.where(kept, routes.part_ids, -1).gather(-1, order),
+        counts=kept.sum(-1),
+    )

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from expertise.mixture.routers.configs import RouterConfig
 from expertise.policy.acting import Policy, restored
-from expertise.policy.alpha import Alpha, AlphaConfig, Weighing
+from expertise.policy.alpha import ALPHA, weights_of
 from expertise.policy.baselines.noise import facts_of, require_alike
-from expertise.runs import recipe as recipes
 from expertise.shapes import Float
+from expertise.skills.routing import built
 
 
 class ActionComposition(Policy):
@@ -26,23 +27,23 @@ class ActionComposition(Policy):
     Args:
         members: policies; copied.
         names: of the members, in their order.
-        alpha: what decides their weights.
+        alpha: the router that decides their weights.
 
     Raises:
-        RecipeError: the members do not go together, or weights are given, and not one for each.
+        RecipeError: the members do not go together, or the router cannot be over so many.
     """
 
     kind = "asec"
 
-    def __init__(self, members: Sequence[Policy], names: Sequence[str], alpha: AlphaConfig) -> None:
+    def __init__(self, members: Sequence[Policy], names: Sequence[str], alpha: RouterConfig) -> None:
         require_alike(members, names)
         first = members[0]
         super().__init__(first.observation_dim, first.action_dim, first.num_candidates, first.pick)
         self.num_sheets = first.num_sheets
         self.scale = copy.deepcopy(first.scale)
-        self.names, self._weighing = tuple(names), Weighing(alpha=alpha)
+        self.names, self._alpha_config = tuple(names), alpha
         self.members = nn.ModuleList(copy.deepcopy(member) for member in members).requires_grad_(False)
-        self.alpha: Alpha = alpha.build(self.observation_dim, len(members)).to(self.scale.mean.device)
+        self.alpha = built(alpha, self.observation_dim, len(members)).to(self.scale.mean.device)
         if first.critics is not None:
             self.attach(first.critics)
 
@@ -59,17 +60,17 @@ class ActionComposition(Policy):
 
     def weigh(self, observations: Float[Tensor, "states observations"]) -> Float[Tensor, "states names"]:
         """alpha(s)."""
-        return self.alpha(self.scale(observations))  # type: ignore[no-any-return]
+        return weights_of(self.alpha, self.scale(observations))
 
     def parts(self) -> dict[str, Any]:
         """The members' facts and names, and alpha's configuration."""
-        return facts_of(self._members(), self.names, self._weighing)
+        return facts_of(self._members(), self.names, self._alpha_config)
 
     @classmethod
     def rebuilt(cls, facts: dict[str, Any]) -> ActionComposition:
         """A policy over members with the same facts."""
         members = [restored(member) for member in facts["members"]]
-        return cls(members, facts["names"], recipes.build(facts["weighing"], Weighing).alpha)
+        return cls(members, facts["names"], ALPHA.read(facts["weighing"]["alpha"]))
 
     def _members(self) -> list[Policy]:
         return list(self.members)  # type: ignore[arg-type]

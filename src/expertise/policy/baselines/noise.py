@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from expertise.errors import RecipeError
+from expertise.mixture.routers.configs import RouterConfig
 from expertise.policy.acting import DenoisingPolicy, Policy, restored
-from expertise.policy.alpha import Alpha, AlphaConfig, Weighing
-from expertise.runs import recipe as recipes
+from expertise.policy.alpha import ALPHA, weights_of
 from expertise.shapes import Float
+from expertise.skills.routing import built
 
 
 class NoiseComposition(DenoisingPolicy):
@@ -25,15 +26,15 @@ class NoiseComposition(DenoisingPolicy):
     Args:
         members: policies with one diffusion process; copied.
         names: of the members, in their order.
-        alpha: what decides their weights.
+        alpha: the router that decides their weights.
 
     Raises:
-        RecipeError: the members do not go together, or weights are given, and not one for each.
+        RecipeError: the members do not go together, or the router cannot be over so many.
     """
 
     kind = "nsec"
 
-    def __init__(self, members: Sequence[DenoisingPolicy], names: Sequence[str], alpha: AlphaConfig) -> None:
+    def __init__(self, members: Sequence[DenoisingPolicy], names: Sequence[str], alpha: RouterConfig) -> None:
         require_alike(members, names)
         first = members[0]
         for member in members:
@@ -42,9 +43,9 @@ class NoiseComposition(DenoisingPolicy):
         dims = first.observation_dim, first.action_dim
         super().__init__(first.diffusion.config, *dims, first.num_candidates, first.pick)
         self.scale = copy.deepcopy(first.scale)
-        self.names, self._weighing = tuple(names), Weighing(alpha=alpha)
+        self.names, self._alpha_config = tuple(names), alpha
         self.members = nn.ModuleList(copy.deepcopy(member) for member in members).requires_grad_(False)
-        self.alpha: Alpha = alpha.build(self.observation_dim, len(members)).to(self.scale.mean.device)
+        self.alpha = built(alpha, self.observation_dim, len(members)).to(self.scale.mean.device)
         if first.critics is not None:
             self.attach(first.critics)
 
@@ -67,18 +68,18 @@ class NoiseComposition(DenoisingPolicy):
 
     def weigh(self, observations: Float[Tensor, "states observations"]) -> Float[Tensor, "states names"]:
         """alpha(s)."""
-        return self.alpha(self.scale(observations))  # type: ignore[no-any-return]
+        return weights_of(self.alpha, self.scale(observations))
 
     def parts(self) -> dict[str, Any]:
         """The members' facts and names, and alpha's configuration."""
-        return facts_of(self._members(), self.names, self._weighing)
+        return facts_of(self._members(), self.names, self._alpha_config)
 
     @classmethod
     def rebuilt(cls, facts: dict[str, Any]) -> NoiseComposition:
         """A policy over members with the same facts."""
         members = [restored(member) for member in facts["members"]]
         assert all(isinstance(member, DenoisingPolicy) for member in members)
-        alpha = recipes.build(facts["weighing"], Weighing).alpha
+        alpha = ALPHA.read(facts["weighing"]["alpha"])
         return cls(members, facts["names"], alpha)  # type: ignore[arg-type]
 
     def _members(self) -> list[DenoisingPolicy]:
@@ -105,10 +106,10 @@ def require_alike(members: Sequence[Policy], names: Sequence[str]) -> None:
                 )
 
 
-def facts_of(members: Sequence[Policy], names: Sequence[str], weighing: Weighing) -> dict[str, Any]:
+def facts_of(members: Sequence[Policy], names: Sequence[str], alpha: RouterConfig) -> dict[str, Any]:
     """What a composition of policies is made of, as plain values."""
     return {
         "members": [member.facts() for member in members],
         "names": list(names),
-        "weighing": dataclasses.asdict(weighing),
+        "weighing": {"alpha": dataclasses.asdict(alpha)},  # type: ignore[call-overload]
     }

@@ -27,7 +27,7 @@ class Bounds:
 
     @classmethod
     def of(cls, low: Any, high: Any) -> Bounds | None:
-        """The bounds that a file declares; None where a component has none, or they are no numbers.
+        """The bounds that a file declares; None where no component has any, or they are no numbers.
 
         A single component stands for all of them.
         """
@@ -35,8 +35,26 @@ class Bounds:
             ends = np.broadcast_arrays(*(np.ravel(np.asarray(end, np.float64)) for end in (low, high)))
         except (TypeError, ValueError):
             return None
-        known = all((np.abs(end) < _UNBOUNDED).all() for end in ends)
-        return cls(*ends) if known and (ends[0] <= ends[1]).all() else None
+        return None if all((np.abs(end) >= _UNBOUNDED).all() for end in ends) else cls(*ends)
+
+    def require_usable(self, where: str) -> None:
+        """Refuse bounds that actions cannot be scaled by.
+
+        Args:
+            where: the file that declares them, for messages.
+
+        Raises:
+            DataError: a component has none, or its lower one is not below the upper one.
+        """
+        # A component with nothing between its bounds is allowed: it says nothing.
+        usable = (self.low <= self.high) & (np.abs(self.low) < _UNBOUNDED) & (np.abs(self.high) < _UNBOUNDED)
+        if not usable.all():
+            component = int(np.flatnonzero(~usable)[0])
+            raise DataError(
+                f"{where} declares bounds of its actions that cannot be used: component {component} "
+                f"from {self.low[component]:g} to {self.high[component]:g}",
+                f"set {KEYS}",
+            )
 
     def spread(self, width: int, what: str, where: str) -> Bounds:
         """The same, for each component of actions of a width.

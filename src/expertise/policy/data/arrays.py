@@ -12,10 +12,10 @@ import numpy as np
 from expertise.errors import DataError, ExpertiseError, first_line
 from expertise.policy.data.checks import refuse_misspelt
 from expertise.policy.data.flat import flat, in_parts
-from expertise.policy.data.pointers import refuse_pointer
 from expertise.policy.data.read import DataConfig
 from expertise.policy.data.recorded import Recorded
 from expertise.policy.data.transitions import Transitions
+from expertise.runs.pointers import refuse_pointer
 
 _ENDING = ".npy"
 

@@ -30,6 +30,11 @@ _OF_EPISODES = re.compile(
     r"(episode|ep|eps|trajectory|trajectories|traj|path|rollout|sequence)s?"
     r"(id|idx|ind|index|indice|indexe|num|number|no|end|start|len|length|first|last|boundary|boundarie|size)s?"
 )
+_COUNTERS = re.compile(
+    r"(episode|ep|eps|trajectory|traj|path|rollout|sequence)s?(step|timestep|time|count|counter)?s?|"
+    r"steptype|(time|env)?steps?(id|idx|index|count|counter)?|t"
+)
+"""Names of numbers that tell ends by how they go on: of the episode, of the step in it, of its kind."""
 _NEAR = 0.75
 """From here on a key looks like a known one misspelt."""
 
@@ -44,10 +49,11 @@ class Ends(NamedTuple):
 
 def may_be_end(key: str) -> bool:
     """Whether a key is one of the known names, or reads like another name for the same."""
-    compact = _compact(key)
+    compact = _compact(key.rpartition("/")[2])
     return (
         key in _KNOWN
-        or bool(_STEMS.search(compact) or _WORDS.fullmatch(compact) or _OF_EPISODES.fullmatch(compact))
+        or bool(_STEMS.search(compact) or _WORDS.fullmatch(compact))
+        or bool(_OF_EPISODES.fullmatch(compact) or _COUNTERS.fullmatch(compact))
         or bool(difflib.get_close_matches(compact, _KNOWN, n=1, cutoff=_NEAR))
     )
 
@@ -71,10 +77,11 @@ def ends_of(arrays: Mapping[str, Any], rows: int, where: str) -> Ends:
     timeouts = _one_of(TIMEOUTS, arrays, rows, where)
     dones = _one_of(DONES, arrays, rows, where)
     found = [flags for flags in (terminals, timeouts, dones) if flags is not None]
-    ended = any(flags.any() for flags in found)
-    if not ended or timeouts is None or len(found) < 2:
-        _refuse_others(arrays, rows, where)
     none = np.zeros(rows, bool)
+    over = np.any([none, *found], axis=0)
+    ended = bool(over.any())
+    if not ended or timeouts is None or len(found) < 2:
+        _refuse_others(arrays, over, where)
     notes: list[str] = []
     if not ended:
         names = [key for key in _KNOWN if key in arrays]
@@ -125,12 +132,23 @@ def _one_of(names: Iterable[str], arrays: Mapping[str, Any], rows: int, where: s
     return result
 
 
-def _refuse_others(arrays: Mapping[str, Any], rows: int, where: str) -> None:
-    """Refuse what looks like ends under another name: passed over, episodes would run into each other."""
+def _refuse_others(arrays: Mapping[str, Any], over: Bool[np.ndarray, " rows"], where: str) -> None:
+    """Refuse what looks like ends under another name: passed over, episodes would run into each other.
+
+    Args:
+        arrays: everything that may be one.
+        over: where known names say that an episode is over.
+        where: the file, for messages.
+    """
     for key, value in arrays.items():
         if key in _KNOWN or not may_be_end(key) or isinstance(value, Mapping):
             continue
-        if _OF_EPISODES.fullmatch(_compact(key)) or _is_flags(value, key, rows, where):
+        compact = _compact(key.rpartition("/")[2])
+        if (
+            _OF_EPISODES.fullmatch(compact)
+            or _is_flags(value, key, len(over), where)
+            or (_COUNTERS.fullmatch(compact) and _tells_more(value, key, over, where))
+        ):
             raise DataError(
                 f"{where}: {key!r} looks like ends of episodes, and is not one of the names for them",
                 f"rename it: {TERMINALS[0]!r} where nothing could follow, {TIMEOUTS[0]!r} where it was cut",
@@ -144,6 +162,19 @@ def _is_flags(value: Any, key: str, rows: int, where: str) -> bool:
     except DataError:
         return False
     return len(column) == rows and bool(np.isin(column, (0, 1)).all())
+
+
+def _tells_more(value: Any, key: str, over: Bool[np.ndarray, " rows"], where: str) -> bool:
+    """Whether whole numbers, one a row, break off elsewhere than where episodes are known to be over."""
+    try:
+        column = column_of(value, key, where)
+    except DataError:
+        return False
+    if len(column) != len(over) or not (np.isfinite(column) & (column == np.round(column))).all():
+        return False
+    steps, counts = np.unique(np.diff(column), return_counts=True)
+    breaks = np.diff(column) != steps[counts.argmax()] if len(steps) else np.zeros(0, bool)
+    return bool((breaks & ~over[:-1]).any())
 
 
 def _compact(key: str) -> str:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
 from expertise.errors import DataError, ExpertiseError, first_line, nearest
 from expertise.policy.data.actions import Bounds
 from expertise.policy.data.checks import require
+from expertise.policy.data.ends import may_be_end
 from expertise.policy.data.flat import NEXT, flat, wanted
-from expertise.policy.data.pointers import refuse_pointer
 from expertise.policy.data.recorded import Recorded
 from expertise.policy.extras import needed
+from expertise.runs.pointers import refuse_pointer
 
 FACTS = "expertise"
 """The attribute with what is known of data that `policy collect` made, as JSON."""
@@ -62,6 +63,7 @@ def _read(path: str, needed_keys: tuple[str, ...] = ()) -> Recorded:
             without = f'layout = "d4rl" in its [[data]] table (or --layout d4rl) {_WITHOUT[key]}'
             require(file, key, path, nearest(key, file), without)
         arrays = {key: loaded(file, key, path) for key in file if wanted(key)}
+        arrays |= _ends_within(file, arrays, path)
         keys, bounds = list(file), _declared(file)
     return flat(arrays, path, keys, bounds)
 
@@ -69,9 +71,24 @@ def _read(path: str, needed_keys: tuple[str, ...] = ()) -> Recorded:
 _WITHOUT = {"costs": "reads data without costs", NEXT: "takes the row after"}
 
 
+def _ends_within(file: Any, known: Container[str], path: str) -> dict[str, Any]:
+    """What looks like ends of episodes in groups such as `infos`, as `infos/…`; `known` are passed over."""
+    found = {}
+    for name in file:
+        if name in known or hasattr(file.get(name, getlink=True), "filename"):
+            continue
+        group = file.get(name)
+        for key in () if group is None or hasattr(group, "shape") else group:
+            if may_be_end(key) and hasattr(group.get(key), "shape"):
+                found[f"{name}/{key}"] = loaded(group, key, path)
+    return found
+
+
 def _declared(file: Any) -> Bounds | None:
     """Bounds of actions in a file's attributes; what `policy collect` wrote is in [-1, 1]."""
-    if LOW in file.attrs and HIGH in file.attrs:
+    if (LOW in file.attrs) != (HIGH in file.attrs):
+        raise DataError(f"{file.filename} has one of the attributes {LOW!r} and {HIGH!r}, not both")
+    if LOW in file.attrs:
         return Bounds.of(file.attrs[LOW], file.attrs[HIGH])
     return Bounds.of(-1.0, 1.0) if FACTS in file.attrs else None
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from expertise.errors import DataError, ExpertiseError, first_line
 from expertise.policy.data.actions import Bounds
-from expertise.policy.data.pointers import refuse_pointer
 from expertise.policy.data.recorded import Recorded
 from expertise.policy.extras import needed, quiet
+from expertise.runs.pointers import refuse_pointer
 
 _COST = "cost"
 _METADATA = "metadata.json"

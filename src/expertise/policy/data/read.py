@@ -116,11 +116,26 @@ class DataConfig:
         path = located(self.path)
         reader = READERS[_layout(path) if self.layout == AUTO else self.layout]
         found: Recorded = reader(path)
-        data = self._of_environment(found) if self.environment else found.transitions(self)
+        return self._of_environment(found) if self.environment else found.transitions(self)
+
+    def within(self, data: Transitions) -> Transitions:
+        """The trajectories within `max_cost` and `min_return`; they must still be whole.
+
+        Raises:
+            DataError: there is none, or the data have no costs.
+        """
         if self.max_cost is not None:
             data = self._kept(data, data.episode_costs() <= self.max_cost)
         if self.min_return is not None:
             data = self._kept(data, data.returns() >= self.min_return)
+        return data
+
+    def drawn(self, data: Transitions) -> Transitions:
+        """As many trajectories as are asked for.
+
+        Raises:
+            DataError: there are fewer.
+        """
         return data.shuffled(self.seed).first(self.trajectories) if self.trajectories else data
 
     def _of_environment(self, found: Recorded) -> Transitions:
@@ -137,8 +152,9 @@ class DataConfig:
 
     def _kept(self, data: Transitions, wanted: Bool[np.ndarray, " trajectories"]) -> Transitions:
         if not wanted.any():
-            bounds = f"max_cost {self.max_cost} and min_return {self.min_return}"
-            raise DataError(f"{self.path} has no trajectory within {bounds}")
+            keys = ("max_cost", "min_return")
+            bounds = [f"{key} {getattr(self, key):g}" for key in keys if getattr(self, key) is not None]
+            raise DataError(f"{self.path} has no trajectory within {' and '.join(bounds)}")
         return data.take(np.flatnonzero(wanted).tolist())
 
 

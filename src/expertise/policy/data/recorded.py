@@ -45,14 +45,15 @@ class Recorded:
     """What should be said about the file."""
 
     def transitions(self, config: DataConfig) -> Transitions:
-        """The transitions, in the units of policies.
+        """The transitions that are asked for, in the units of policies.
 
         Args:
-            config: what to do with actions, with broken episodes and with observations in parts.
+            config: what to do with actions, with broken episodes and with observations in parts, and which
+                trajectories are wanted.
 
         Raises:
-            DataError: an array is missing or not as it should be, actions lie outside their bounds, or more
-                episodes are broken than may be skipped.
+            DataError: an array is missing or not as it should be, actions lie outside their bounds, more
+                episodes are broken than may be skipped, or there are fewer trajectories than are wanted.
         """
         notes = list(self.notes)
         found, broken, layout = self._structured(config)
@@ -90,17 +91,19 @@ class Recorded:
         if layout:
             parts = ", ".join(f"{name} ({width})" for name, width in layout)
             notes.append(f"note: observations of {self.where} are put end to end, in this order: {parts}")
-        joined = {key: np.concatenate([arrays[key] for arrays in kept]) for key in kept[0]}
-        if "next_observations" in joined:
-            return Transitions(**joined, notes=tuple(notes))
-        joined["next_observations"] = joined["observations"]
-        data = _with_next(Transitions(**joined, notes=()), self.where)
-        note = f"note: no next observations in {self.where}: each is that of the row after"
-        left_out = len(joined["rewards"]) - len(data)
-        if left_out:
-            note += f"; {left_out:,} last rows of trajectories, which have none, are left out"
-        notes.append(note)
-        return dataclasses.replace(data, notes=tuple(notes))
+        joined: dict[str, Any] = {key: np.concatenate([arrays[key] for arrays in kept]) for key in kept[0]}
+        has_next = "next_observations" in joined
+        joined.setdefault("next_observations", joined["observations"])
+        # Returns and costs are those of whole trajectories, with the rows that are left out after this.
+        data = config.within(Transitions(**joined, notes=()))
+        if not has_next:
+            rows = len(data)
+            data = _with_next(data, self.where)
+            note = f"note: no next observations in {self.where}: each is that of the row after"
+            if len(data) < rows:
+                note += f"; {rows - len(data):,} last rows of trajectories, which have none, are left out"
+            notes.append(note)
+        return config.drawn(dataclasses.replace(data, notes=tuple(notes)))
 
     def _structured(
         self, config: DataConfig
@@ -143,6 +146,7 @@ class Recorded:
             whose = "action_low and action_high"
             return own.spread(width, whose, self.where), whose
         if self.bounds is not None:
+            self.bounds.require_usable(self.where)
             return self.bounds.spread(width, "the bounds that it declares", self.where), "declared there"
         return Bounds(np.full(width, -1.0), np.full(width, 1.0)), ""
 
@@ -161,7 +165,8 @@ class Recorded:
 def _pass_over(error: DataError, config: DataConfig, broken: list[DataError]) -> None:
     """Note a broken episode, or stop at it."""
     if config.on_bad != "skip":
-        raise error
+        skip = 'on_bad = "skip" in its [[data]] table leaves broken episodes out, and counts them'
+        raise DataError(error.message, *(error.hints or (skip,)))
     broken.append(error)
 
 
@@ -218,7 +223,10 @@ def _with_next(whole: Transitions, where: str) -> Transitions:
     without = np.append(whole.timeouts[:-1], True) & ~whole.terminals
     kept = np.flatnonzero(~without)
     if not len(kept):
-        raise DataError(f"{where}: no row has a next one: each trajectory is a single row")
+        raise DataError(
+            f"{where}: no row has a next one: each trajectory is a single row",
+            "add 'next_observations', or call the ends 'terminals' where nothing could follow",
+        )
     # The row before one that is left out now ends its trajectory.
     timeouts = (whole.timeouts | np.append(without[1:], False)) & ~whole.terminals
     arrays = {**whole.arrays(), "next_observations": following, "timeouts": timeouts}

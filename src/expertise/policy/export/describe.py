@@ -11,7 +11,6 @@ from torch import nn
 
 from expertise.errors import RecipeError
 from expertise.policy.acting import CRITIC_OF, DenoisingPolicy, Policy, require_acting
-from expertise.policy.alpha import Alpha
 from expertise.policy.baselines.actions import ActionComposition
 from expertise.policy.baselines.direct import DirectPolicy
 from expertise.policy.baselines.noise import NoiseComposition
@@ -144,10 +143,9 @@ def _network(policy: DenoisingPolicy, network: Denoiser, name: str, arrays: Arra
 def _weighed(
     policy: ActionComposition | NoiseComposition, members: nn.ModuleList, of: Any, name: str, arrays: Arrays
 ) -> dict[str, Any]:
-    alpha: Alpha = policy.alpha
     return {
         "scale": _scale(policy.scale, name, arrays),
-        "alpha": alpha_of(alpha, policy.observation_dim, f"{name}.alpha", arrays),
+        "alpha": alpha_of(policy.alpha, policy.observation_dim, f"{name}.alpha", arrays),
         "members": [of(member, f"{name}.members.{index}", arrays) for index, member in enumerate(members)],
     }
 

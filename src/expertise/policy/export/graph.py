@@ -138,7 +138,7 @@ class Graph:
 
     def _top_p(self, step: Step, x: str, alpha: str) -> str:
         chances = self.node("Softmax", x, axis=1)
-        count = self.constant([step["parts"] + 1])
+        count = self.constant([step["columns"]])
         # Equal ones come by the lower index, as everywhere here.
         greatest, ids = self.nodes("TopK", chances, count, outputs=2, axis=1)
         before = self.node("CumSum", greatest, self.constant(np.array(1)), exclusive=1)

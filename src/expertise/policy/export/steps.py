@@ -8,8 +8,8 @@ A step takes rows `x [rows, width]` and gives rows. `op` says what it does:
 - `norm`: LayerNorm with `epsilon`, `<name>.weight` and `<name>.bias`.
 - `mish`, `relu`, `tanh`.
 - `residual`: x, and what `steps` make of it.
-- `top_p`: softmax of each row; the greatest probabilities, as long as the sum of those before does not exceed
-  `p`, times `strength`, else 0; of these the first `parts` columns.
+- `top_p`: softmax of each row of `columns` numbers; the greatest probabilities, as long as the sum of those
+  before does not exceed `p`, times `strength`, else 0; of these the first `parts` columns.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from expertise.errors import RecipeError
-from expertise.policy.alpha import Alpha, ContextAlpha, FixedAlpha, TopPAlpha
+from expertise.mixture.routers.base import Router
+from expertise.mixture.routers.context import Context
+from expertise.mixture.routers.fixed import Fixed
+from expertise.mixture.routers.top_p import TopP
 from expertise.policy.network import Denoiser, FourierFeatures, PlainNetwork, ResidualNetwork
 from expertise.skills.adapted import Adapted
 
@@ -82,7 +85,7 @@ def _(module: Adapted, name: str, arrays: Arrays) -> list[Step]:
     # A layer numbers only the skills that adapt it; alpha has a column for each of them all.
     columns = torch.tensor(module.columns, device=skills.owner.device)
     arrays.put(f"{name}.owner", columns[skills.owner])
-    arrays.put(f"{name}.scaling", skills.scaling)
+    arrays.put(f"{name}.scaling", skills.scaling[skills.owner])
     return [{**step, "skills": True}]
 
 
@@ -145,22 +148,28 @@ def _table(features: FourierFeatures, num_times: int, name: str, arrays: Arrays)
 
 
 @functools.singledispatch
-def alpha_of(alpha: Alpha, width: int, name: str, arrays: Arrays) -> list[Step]:
-    """What weighs parts up, from an observation on its scale, `width` wide.
+def alpha_of(alpha: Router, width: int, name: str, arrays: Arrays) -> list[Step]:
+    """What a router gives as weights of parts, from an observation on its scale, `width` wide.
 
     Raises:
         RecipeError: there are no words for it.
     """
-    raise RecipeError(f"a policy with alpha of class {type(alpha).__name__} cannot be exported")
+    raise _no_words(alpha)
 
 
-@alpha_of.register(ContextAlpha)
-def _(alpha: ContextAlpha, width: int, name: str, arrays: Arrays) -> list[Step]:
-    return steps_of(alpha.router.network, name, arrays)
+@alpha_of.register(Context)
+def _(alpha: Context, width: int, name: str, arrays: Arrays) -> list[Step]:
+    if alpha.normalize:
+        raise _no_words(alpha, "normalize = true")
+    if alpha.squash == "sigmoid":
+        raise _no_words(alpha, 'squash = "sigmoid"')
+    steps = steps_of(alpha.network, name, arrays)
+    number = alpha.num_parts
+    return steps if alpha.squash == "none" else [*steps, _top_p(_EVERYTHING, 1.0, number, number)]
 
 
-@alpha_of.register(FixedAlpha)
-def _(alpha: FixedAlpha, width: int, name: str, arrays: Arrays) -> list[Step]:
+@alpha_of.register(Fixed)
+def _(alpha: Fixed, width: int, name: str, arrays: Arrays) -> list[Step]:
     # The same for every state: a linear map of which only the bias is left.
     values = alpha.values
     arrays.put(f"{name}.weight", torch.zeros(len(values), width))
@@ -168,18 +177,27 @@ def _(alpha: FixedAlpha, width: int, name: str, arrays: Arrays) -> list[Step]:
     return [{"op": "linear", "name": name}]
 
 
-@alpha_of.register(TopPAlpha)
-def _(alpha: TopPAlpha, width: int, name: str, arrays: Arrays) -> list[Step]:
-    router, last = alpha.router, f"{name}.router"
-    assert isinstance(router.scale, float)
-    arrays.put(f"{last}.weight", router.weight)
+@alpha_of.register(TopP)
+def _(alpha: TopP, width: int, name: str, arrays: Arrays) -> list[Step]:
+    needed = {"normalize": False, "scores": "softmax", "max_parts": None, "bias_step": 0.0}
+    for option, value in needed.items():
+        if getattr(alpha, option) != value:
+            raise _no_words(alpha, option)
+    if isinstance(alpha.scale, str):
+        raise _no_words(alpha, f"scale = {alpha.scale!r}")
+    last = f"{name}.router"
+    arrays.put(f"{last}.weight", alpha.weight)
     return [
         *steps_of(alpha.trunk, f"{name}.trunk", arrays),
         {"op": "linear", "name": last},
-        {
-            "op": "top_p",
-            "p": router.p if router.p < 1 else _EVERYTHING,
-            "strength": router.scale,
-            "parts": alpha.num_parts,
-        },
+        _top_p(alpha.p if alpha.p < 1 else _EVERYTHING, alpha.scale, alpha.num_parts, len(alpha.weight)),
     ]
+
+
+def _top_p(p: float, strength: float, parts: int, columns: int) -> Step:
+    return {"op": "top_p", "p": p, "strength": strength, "parts": parts, "columns": columns}
+
+
+def _no_words(alpha: Router, option: str = "") -> RecipeError:
+    what = f"{type(alpha).__name__} and its {option}" if option else f"class {type(alpha).__name__}"
+    return RecipeError(f"a policy whose alpha is a router of {what} cannot be exported")

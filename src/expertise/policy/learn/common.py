@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from expertise.errors import RecipeError
+from expertise.policy.alpha import name_before
 from expertise.policy.batch import Batch
 from expertise.policy.critics import Critics
 from expertise.policy.data import DataConfig, Transitions, concatenate
@@ -121,7 +122,7 @@ def read_all(sources: Sequence[DataConfig]) -> Transitions:
 
 def facts_of(data: Transitions | None, **models: nn.Module | None) -> dict[str, str]:
     """SHA-256 of the data, and of the weights of what is built on, under its name; None is left out."""
-    facts = {name: fingerprint(model).weights for name, model in models.items() if model is not None}
+    facts = {n: fingerprint(model, name_before).weights for n, model in models.items() if model is not None}
     if data is None:
         return facts
     digest = hashlib.sha256()

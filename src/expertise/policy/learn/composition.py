@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,8 +12,9 @@ from annotated_types import Ge
 from torch import Tensor
 
 from expertise.errors import RecipeError
+from expertise.mixture.routers.configs import FixedConfig, RouterConfig
 from expertise.policy.acting import DenoisingPolicy, Policy, require_acting
-from expertise.policy.alpha import ALPHAS, AlphaConfig, ContextAlpha, FixedAlpha
+from expertise.policy.alpha import ALPHA
 from expertise.policy.baselines.actions import ActionComposition
 from expertise.policy.baselines.noise import NoiseComposition
 from expertise.policy.compose import ComposedPolicy
@@ -79,10 +80,8 @@ class CompositionRecipe:
     """In noise and in actions: further policies, by path."""
     with_base: bool = True
     """In noise and in actions: whether the base itself is the first part."""
-    alpha: Annotated[AlphaConfig, Choice(ALPHAS, default="context")] = dataclasses.field(
-        default_factory=ContextAlpha.Config
-    )
-    """What decides the weights: "context", "fixed" or "top_p"."""
+    alpha: Annotated[RouterConfig, ALPHA] = dataclasses.field(default_factory=ALPHA.config)
+    """The router that decides the weights; it reads the observation, on the policy's scale."""
     loss: Literal["noise", "action"] | None = None
     """What it learns by: the error of the noise (paper), or of the action through the whole sampler (release,
     NSEC and ASEC); left out: the noise, and in actions, where there is none, the action."""
@@ -142,8 +141,6 @@ class CompositionRecipe:
         if self.pick is not None:
             policy.pick = self.pick
         policy.require_critic()
-        if self.level != "parameters":
-            _require_exportable(policy, "this composition", "choose other parts or another alpha")
         by_action = self.loss == "action" or self.level == "actions"
         task = PolicyTask(
             policy,
@@ -162,33 +159,47 @@ class CompositionRecipe:
             task=task,
             facts=facts,
             note=note,
-            warnings=of_base(observations, base),
+            warnings=[*of_base(observations, base), *_not_exportable(policy)],
             doubts=lambda: no_better_than_nothing(task, LONGER) if learns else [],
         )
 
     def _learns(self) -> bool:
         """Whether alpha is searched for, and not given."""
-        return not isinstance(self.alpha, FixedAlpha.Config) or self.alpha.learn
+        return self.alpha.num_params(1, 1) > 0
 
     def _policy(self, base: DiffusionPolicy, skills: list[Skill]) -> Policy:
         if self.level == "parameters":
+            self._require_weights([skill.name for skill in skills])
             return ComposedPolicy(base, skills, self.alpha)
-        alone = FixedAlpha.Config(values=[1.0])
+        alone = ALPHA.config("fixed", values=[1.0])
         members: dict[str, Policy] = {"base": base} if self.with_base else {}
         for path in self.policies:
             member = load(path, self.train.device)
-            _require_exportable(
-                member, f"a composition of {path}", "where a skill was learnt there, name the skill: --skill"
-            )
+            if why := _not_exportable(member):
+                raise RecipeError(
+                    f"a composition of {path} could not be exported: {why[0]}",
+                    "where a skill was learnt there, name the skill: --skill",
+                )
             _put(members, Path(path).name, member)
         for skill in skills:
             _put(members, skill.name, ComposedPolicy(base, [skill], alone))
+        self._require_weights(list(members))
         if self.level == "actions":
             return ActionComposition(list(members.values()), list(members), self.alpha)
         denoising = [member for member in members.values() if isinstance(member, DenoisingPolicy)]
         if len(denoising) < len(members):
             raise RecipeError('level "noise" composes diffusion policies only')
         return NoiseComposition(denoising, list(members), self.alpha)
+
+    def _require_weights(self, parts: Sequence[str]) -> None:
+        """Refuse constant weights that are not one for each part; the parts are named, in their order."""
+        given = self.alpha.values if isinstance(self.alpha, FixedConfig) else []
+        if given and len(given) != len(parts):
+            hint = ("with_base = false leaves the base out",) if parts[0] == "base" else ()
+            raise RecipeError(
+                f"alpha.values (--weights) has {len(given)} numbers, and the parts are {', '.join(parts)}",
+                *hint,
+            )
 
     def _penalty(self, policy: Policy, skills: list[Skill]) -> Callable[[Tensor], Tensor] | None:
         """The release's: (mean of all alpha - s / 2)² + (mean of the one's alpha - s)², each alpha raw."""
@@ -206,16 +217,13 @@ class CompositionRecipe:
         return penalty
 
 
-def _require_exportable(policy: Policy, what: str, hint: str) -> None:
-    """Refuse before any training what `policy export` would refuse after it.
-
-    Raises:
-        RecipeError: there are no words for a part of the policy.
-    """
+def _not_exportable(policy: Policy) -> list[str]:
+    """The reason why `policy export` would refuse a policy, if it would."""
     try:
         describe(policy, pick="first")  # whether the critic is there that it picks by is looked at apart
     except RecipeError as error:
-        raise RecipeError(f"{what} could not be exported: {error.message}", hint) from None
+        return [error.message]
+    return []
 
 
 def _put(members: dict[str, Policy], name: str, policy: Policy) -> None:

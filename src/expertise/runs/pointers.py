@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from expertise.errors import DataError
+from expertise.runs.files import escaped
 
 _MARK = b"version https://git-lfs.github.com/spec/"
 
@@ -18,6 +19,6 @@ def refuse_pointer(path: str | Path) -> None:
     with Path(path).open("rb") as file:
         if file.read(len(_MARK)) == _MARK:
             raise DataError(
-                f"{path} is a Git LFS pointer: the file itself was not fetched",
+                f"{escaped(str(path))} is a Git LFS pointer: the file itself was not fetched",
                 "run `git lfs pull` in its repository, or download the file",
             )
