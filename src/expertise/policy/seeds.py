@@ -84,10 +84,12 @@ def alike(found: Mapping[str, Evaluations]) -> dict[str, Evaluations]:
     none, every episode cost 0.
     """
     each = [evaluation for one in found.values() for evaluation in one.by_seed.values()]
-    facts: dict[str, Any] = {
-        key: any(getattr(one, key) for one in each) for key in ("has_cost", "has_success")
-    }
+    cost, success = any(one.has_cost for one in each), any(one.has_success for one in each)
+
+    def completed(one: Evaluation) -> Evaluation:
+        return dataclasses.replace(one, has_cost=cost, has_success=success)
+
     return {
-        name: Evaluations(by_seed={s: dataclasses.replace(e, **facts) for s, e in one.by_seed.items()})
+        name: Evaluations(by_seed={seed: completed(e) for seed, e in one.by_seed.items()})
         for name, one in found.items()
     }

@@ -83,6 +83,7 @@ def test_what_goes_with_what(expertise: Command) -> None:
     for arguments, message in (
         (("collect", "--out", "x"), "give a recipe or --environment"),
         (("collect", "policy-collect", "--environment", "Pendulum-v1", "--out", "x"), "one of the two"),
+        (("collect", "policy-collect", "--episodes", "3", "--out", "x"), "go with --environment"),
         (("collect", "--environment", "CartPole-v1", "--out", "x"), "actions of Discrete"),
         (
             ("learn", "policy-own-base", "--environment", "Pendulum-v1"),

@@ -30,9 +30,12 @@ def collect(
         ),
     ] = None,
     teacher: Annotated[
-        str, typer.Option("--teacher", help="With --environment: random, or script in metaworld/….")
-    ] = "random",
-    episodes: Annotated[int, typer.Option(min=1, help="With --environment: how many.")] = 20,
+        str | None,
+        typer.Option("--teacher", help="With --environment: random (default), or script in metaworld/…."),
+    ] = None,
+    episodes: Annotated[
+        int | None, typer.Option(min=1, help="With --environment: how many; default 20.")
+    ] = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -48,11 +51,13 @@ def collect(
 
     if (recipe is None) == (environment is None):
         raise RecipeError("give a recipe or --environment, one of the two")
+    if recipe is not None and (teacher is not None or episodes is not None):
+        raise RecipeError("--teacher and --episodes go with --environment", "a recipe has its own rollouts")
     if recipe is not None:
         name, text = recipes.find(recipe)
         values = recipes.parse(text, recipe)
     else:
-        name, values = "", _recorded(environment or "", teacher, episodes)
+        name, values = "", _recorded(environment or "", teacher or "random", episodes or 20)
     values = recipes.override(values, set_ or [])
     from expertise.policy.data.collect import CollectConfig
     from expertise.policy.data.collect import collect as collect_all

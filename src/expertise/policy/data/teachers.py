@@ -130,7 +130,7 @@ class Chance(Teacher):
         self._action_dim = action_dim
 
     def act(self, observation: Float[np.ndarray, " observation"], dice: np.random.Generator) -> Any:
-        """Anything."""
+        """An action drawn evenly from [-1, 1] in each component."""
         return dice.uniform(-1.0, 1.0, self._action_dim)
 
 

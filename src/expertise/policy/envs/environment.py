@@ -26,7 +26,7 @@ class Step(NamedTuple):
     terminated: bool
     """Nothing can follow: what comes next is worth nothing."""
     truncated: bool
-    """The limit of steps was reached: more could have come."""
+    """The episode was cut, by the limit of steps or by the environment: more could have come."""
     success: bool | None
     """Whether the task is done now; None where it has no such thing."""
     blown_up: bool
@@ -74,18 +74,14 @@ class Environment:
     @property
     def notes(self) -> tuple[str, ...]:
         """Remarks for the user, a line each; that costs are read from `info` once a step has reported one."""
-        costs = f'note: costs are info["cost"] of {self.name}'
-        return self._simulator.notes + ((costs,) if self.reads_costs else ())
+        reported = self.has_cost and self.declared_bounds is not None  # families know of costs beforehand
+        costs = (f'note: costs are info["cost"] of {self.name}',) if reported else ()
+        return self._simulator.notes + costs
 
     @property
     def simulated(self) -> int:
         """Identity of what is simulated: equal for two environments that step the same object."""
         return self._simulator.identity()
-
-    @property
-    def reads_costs(self) -> bool:
-        """Whether costs were found in `info["cost"]`, which was not known beforehand."""
-        return self.declared_bounds is not None and self.has_cost
 
     @property
     def declared_bounds(self) -> tuple[list[float], list[float]] | None:
