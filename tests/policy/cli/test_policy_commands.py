@@ -139,22 +139,25 @@ def test_from_data_to_a_composed_policy_that_acts(skilled: Path, expertise: Comm
 
 def test_several_policies_stand_side_by_side(skilled: Path, expertise: Command) -> None:
     fine(expertise(*COMPOSE, *BOTH, "--data", "right.npz", "--run", "runs/psec"))
-    together = ("policy", "evaluate", "BC=runs/base", "PSEC=runs/psec", "runs/left", *ACT)
-    done = fine(expertise(*together, "--seeds", "0,1", "--page", "shown", "--out", "found.json"))
+    together = ("policy", "evaluate", "BC=runs/base", "mine=runs/psec", "runs/left", *ACT)
+    page_of = ("--page", "shown", "--safety", "left")
+    done = fine(expertise(*together, "--seeds", "0,1", *page_of, "--out", "found.json"))
     _, *rows, page = done.stdout.splitlines()
-    assert [row.split("  ")[0] for row in rows] == ["BC", "PSEC", "runs/left"]
+    assert [row.split("  ")[0] for row in rows] == ["BC", "mine", "runs/left"]
     whole = json.loads((skilled / "found.json").read_text())
-    assert list(whole["policies"]) == ["BC", "PSEC", "runs/left"]
+    assert list(whole["policies"]) == ["BC", "mine", "runs/left"]
     assert whole["policies"]["BC"]["policy"] == "runs/base"
     alone = json.loads(
         fine(expertise("policy", "evaluate", "runs/base", *ACT, "--seeds", "0,1", "--json")).stdout
     )
     assert whole["policies"]["BC"]["summary"] == alone["summary"]
     record = json.loads((skilled / "shown/policy.json").read_text())
-    assert record["trace"]["method"] == "PSEC"
+    assert (record["ours"], record["trace"]["method"], record["trace"]["safety"]) == ("mine", "mine", "left")
     assert [skill["name"] for skill in record["skills"]] == ["left", "right"]
     assert page == "shown/policy.html"
     assert "How alike the skills are" in (skilled / page).read_text()
+    assert "the mean weight of left is" in (skilled / page).read_text().lower()
+    refused(expertise(*together, "--safety", "lift"), "--safety lift: no policy", "left, right")
 
 
 def test_which_policies_act_is_said_clearly(skilled: Path, expertise: Command) -> None:
