@@ -26,7 +26,7 @@ def relative_load(
 
     Args:
         routes: of T tokens.
-        num_sequences: count in so many equal runs of consecutive tokens, each by itself.
+        num_sequences: number of equal runs of consecutive tokens to count separately.
         counted: tokens that are no padding; None: all. A sequence without any has load 0.
 
     Raises:

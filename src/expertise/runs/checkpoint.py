@@ -81,7 +81,7 @@ def save(
         tensors: file name (without ending) → named tensors.
         texts: file name → content.
         keep: how many of the latest checkpoints stay.
-        keep_every: those of every so many steps stay too; 0: none.
+        keep_every: also keep checkpoints whose step is a multiple of this; 0: none.
 
     Raises:
         DiskError: no room, or no right to write; earlier checkpoints stay as they are.
@@ -142,7 +142,7 @@ def latest(run: Path, *, set_aside: bool = False) -> Checkpoint | None:
 
     Args:
         run: the run's folder.
-        set_aside: also rename damaged ones to `step-N.damaged`, for whoever goes on writing here.
+        set_aside: also rename damaged ones to `step-N.damaged`; for callers that write to this run.
 
     Raises:
         RunError: there are checkpoints and none is whole, or the newest whole one has another schema.

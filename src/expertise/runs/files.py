@@ -47,7 +47,7 @@ def marked_encoding(raw: bytes) -> str | None:
     """The encoding of a file's byte-order mark by its name in iconv; None if there is no mark.
 
     Args:
-        raw: the file's first bytes, four at least where it has so many.
+        raw: the file's first bytes; at least four, or all of a shorter file.
     """
     return next((name for mark, name in _MARKS if raw.startswith(mark)), None)
 

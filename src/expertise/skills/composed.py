@@ -58,7 +58,7 @@ def save_composed(
     Args:
         model: from `compose`, with constant weights or a router that was given by its config.
         path: a folder that is not there yet, or is empty.
-        base: where its base is, so that it is found again; None: whoever loads the model gives it.
+        base: path of its base, stored for loading; None: the base must be given when the model is loaded.
         library: where its skills are from: their folders are copied as they are. None: they are written anew,
             without what their cards said.
         data, data_digest: what the router was learnt from.

@@ -53,7 +53,7 @@ class AdaptedExperts(Parts):
         stacks: the names of its two stacks, in the order in which they are applied.
         gate: from the first product to the input of the second.
         skills: for each of the two, the groups of skills on it.
-        composition: who knows alpha.
+        composition: holds alpha.
         router: this layer's own, fed with the tokens; None: the composition's weights.
     """
 

@@ -30,7 +30,7 @@ class TopP(LearnedRouter):
         dim: width of a token.
         num_parts: E.
         p: mass to pass, in (0, 1].
-        max_parts: take at most so many parts, whatever their mass; None: no cap.
+        max_parts: most parts per token, whatever their mass; None: no cap.
         normalize: divide the gates by their sum over the chosen parts.
         scale: constant on the gates, or "mean-one" (then each token's own number of parts counts).
         scores: "softmax", or "sigmoid" of each logit; the mass is then their share of the sum.
