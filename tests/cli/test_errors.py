@@ -134,7 +134,7 @@ def test_a_published_recipe_wants_its_data_named(home: Path, expertise, name: st
         done = expertise("train", name, *more)
         refused(done, "the recipe names no data: set data.source")
         assert done.stdout == ""
-    assert not (home / "runs").exists()
+    assert not (home / "runs" / name).exists()
 
 
 def test_what_cannot_be_planned(expertise) -> None:

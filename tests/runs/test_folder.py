@@ -75,6 +75,7 @@ def other(key: str, value: Any) -> Any:
         "model.override": [{"layers": [0], "num_parts": 3}],
         "model.parts.name": None,
         "model.router.name": None,
+        "model.router.nothing": None,  # not beside a balance loss
         "model.first_dense": 1,
         "model.every": 2,
         "balance.per": "sequence",
