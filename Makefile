@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-policy setup-safety demo demo-policy test test-faults test-policy test-mutation lint types \
+.PHONY: help setup setup-policy setup-safety demo demo-policy test test-slow test-faults test-policy test-mutation lint types \
   format bench docs reproduce-skills-lm reproduce-psec clean
 
 help:  ## list the targets
@@ -52,11 +52,14 @@ demo: $(STAMP)  ## train a mixture of experts on text from this machine and draw
 demo-policy: $(SAFETY)  ## safe control: skills for reward and safety, composed state by state; two to five minutes
 	$(BIN)/expertise policy demo
 
-test: $(STAMP)  ## all tests but those that need simulators (make test-policy) and the full lists of faults (make test-faults)
+test: $(STAMP)  ## all tests but slow ones (test-slow), those that need simulators (test-policy), full lists of faults (test-faults)
 	$(PYTEST)
 
+test-slow: $(STAMP)  ## tests that take long: pages of the guide, whole reproductions, compiled models, long random sweeps
+	$(PYTEST) -m 'slow and not faults'
+
 test-policy: $(SAFETY)  ## the tests of policies, with simulators, which make test skips
-	$(PYTEST) tests/policy 'tests/guide/test_guide.py::test_a_page_runs[09-policies]' tests/guide/test_readme.py
+	$(PYTEST) -m 'not faults' tests/policy 'tests/guide/test_guide.py::test_a_page_runs[09-policies]' tests/guide/test_readme.py
 
 test-faults: $(STAMP)  ## the full lists of kills and damage, which make test leaves out, about three minutes
 	$(BIN)/python -m pytest -m faults -v
