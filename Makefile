@@ -59,7 +59,8 @@ test-slow: $(STAMP)  ## tests that take long: pages of the guide, whole reproduc
 	$(PYTEST) -m 'slow and not faults'
 
 test-policy: $(SAFETY)  ## the tests of policies, with simulators, which make test skips
-	$(PYTEST) -m 'not faults' tests/policy 'tests/guide/test_guide.py::test_a_page_runs[09-policies]' tests/guide/test_readme.py
+	$(PYTEST) -m 'not faults' tests/policy 'tests/guide/test_guide.py::test_a_page_runs[09-policies]' \
+	  tests/guide/test_readme.py tests/written_before tests/contract/test_new_router.py
 
 test-faults: $(STAMP)  ## the full lists of kills and damage, which make test leaves out, about three minutes
 	$(BIN)/python -m pytest -m faults -v

@@ -152,6 +152,7 @@ def test_it_weighs_skills_of_a_language_model(command: Callable[..., Any], reads
 
 @pytest.mark.parametrize("level", ["parameters", "noise", "actions"])
 def test_it_weighs_skills_of_a_policy(command: Callable[..., Any], level: str) -> None:
+    pytest.importorskip("h5py", reason="`make setup-policy` installs it")
     from expertise.policy import load
 
     made = ("--data", "few.hdf5", "--run", "both")

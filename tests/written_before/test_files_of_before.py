@@ -72,6 +72,7 @@ def test_libraries_are_whole(library: str) -> None:
 @pytest.mark.parametrize("name", sorted(path.name for path in FILES.glob("composed-*")))
 def test_runs_of_policies_go_on(name: str, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The recipe, what it was learnt from and how far it came are found to be the same as before."""
+    pytest.importorskip("h5py", reason="`make setup-policy` installs it")
     from expertise.policy import load
     from expertise.policy.learn import learn, recipe_of
     from expertise.runs import recipe as recipes
